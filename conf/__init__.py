@@ -1,0 +1,1 @@
+"""Shipped configuration, a Hydra config package."""

@@ -1,0 +1,46 @@
+"""Errors a person reads: what is wrong, where, which value, what is allowed."""
+
+from __future__ import annotations
+
+EXIT_BAD_INPUT = 2
+"""Exit code of every command that stops on an InputError."""
+
+_ABSENT = object()
+
+
+class RooflineError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class InputError(RooflineError):
+    """Something the user wrote cannot be used.
+
+    The message is one line: ``where: key = value: problem; allowed: ...``. Commands print it to stderr and exit with
+    EXIT_BAD_INPUT before anything is half done.
+    """
+
+    def __init__(
+        self, problem: str, *, where: str, key: str = "", value: object = _ABSENT, allowed: object = None
+    ) -> None:
+        self.problem = problem
+        self.where = where
+        self.key = key
+        self.value = None if value is _ABSENT else value
+        self.allowed = allowed
+        parts = [where]
+        if key:
+            parts.append(key if value is _ABSENT else f"{key} = {value!r}")
+        elif value is not _ABSENT:
+            parts.append(repr(value))
+        message = ": ".join([*parts, problem])
+        if allowed is not None:
+            message += "; allowed: " + (allowed if isinstance(allowed, str) else ", ".join(map(str, allowed)))
+        super().__init__(message)
+
+
+class PolicyError(RooflineError):
+    """A policy broke its contract while the server was running; the controller falls back to the static settings."""
+
+
+class IncompatibleServer(RooflineError):
+    """The installed SGLang does not have a hook or an attribute in the shape this project was written against."""

@@ -1,0 +1,1 @@
+"""Policies: view in, proposal out."""

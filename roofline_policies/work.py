@@ -1,0 +1,117 @@
+"""Work: how many FLOPs and bytes an iteration executes, kept by kind and with its provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class Precision(StrEnum):
+    """Arithmetic precision of a matrix product; each has a compute ceiling of its own."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP8 = "fp8"
+    INT8 = "int8"
+
+
+class Provenance(StrEnum):
+    """Where a figure comes from."""
+
+    INLINE = "inline"  # counted on the device by the kernels themselves
+    CLOSED_FORM = "closed_form"  # computed from shapes
+    NVML = "nvml"  # sampled
+    ESTIMATED = "estimated"  # anything else
+
+
+BYTES_PER_ELEMENT: Mapping[Precision, int] = MappingProxyType(
+    {Precision.FP32: 4, Precision.BF16: 2, Precision.FP16: 2, Precision.FP8: 1, Precision.INT8: 1}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """Bytes moved between memory and the device, by direction."""
+
+    read: int = 0
+    written: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.read + self.written
+
+    def __add__(self, other: Bytes) -> Bytes:
+        return Bytes(self.read + other.read, self.written + other.written)
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """Floating-point operations by precision, a multiply-add counted as two. A count, never a rate."""
+
+    fp32: int = 0
+    bf16: int = 0
+    fp16: int = 0
+    fp8: int = 0
+    int8: int = 0
+
+    @classmethod
+    def at(cls, precision: Precision, count: int) -> Flops:
+        """``count`` FLOPs, all of one precision."""
+        return cls(**{precision.value: count})
+
+    @property
+    def total(self) -> int:
+        return self.fp32 + self.bf16 + self.fp16 + self.fp8 + self.int8
+
+    def items(self) -> Iterator[tuple[Precision, int]]:
+        """The precisions that occur, with their counts."""
+        return ((p, getattr(self, p.value)) for p in Precision if getattr(self, p.value))
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(
+            self.fp32 + other.fp32,
+            self.bf16 + other.bf16,
+            self.fp16 + other.fp16,
+            self.fp8 + other.fp8,
+            self.int8 + other.int8,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """FLOPs and bytes of one launch, iteration or window.
+
+    issued: FLOPs executed, full tiles and padded rows included; predicts time.
+    useful: FLOPs of valid rows only; the numerator of MFU. ``useful <= issued``.
+    requested: bytes the kernels ask for (active lanes x element size).
+    compulsory: unique bytes that must move (each weight once, each KV page once per KV head).
+        Traffic to memory lies between compulsory and requested.
+    provenance: where the figures come from. A sum keeps every provenance that went into it.
+    """
+
+    issued: Flops = Flops()
+    useful: Flops = Flops()
+    requested: Bytes = Bytes()
+    compulsory: Bytes = Bytes()
+    provenance: frozenset[Provenance] = field(default=frozenset())
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.issued + other.issued,
+            self.useful + other.useful,
+            self.requested + other.requested,
+            self.compulsory + other.compulsory,
+            self.provenance | other.provenance,
+        )
+
+    @property
+    def intensity_flops_per_byte(self) -> float:
+        """Issued FLOPs per compulsory byte; the x axis of the roofline.
+
+        Raises:
+            ZeroDivisionError: no bytes were counted.
+        """
+        return self.issued.total / self.compulsory.total

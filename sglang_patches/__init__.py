@@ -1,0 +1,1 @@
+"""The only room that names SGLang attributes: plugin, hooks, actuators and the CPU platform."""
