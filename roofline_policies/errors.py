@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 EXIT_BAD_INPUT = 2
 """Exit code of every command that stops on an InputError."""
 
@@ -20,7 +22,7 @@ class InputError(RooflineError):
     """
 
     def __init__(
-        self, problem: str, *, where: str, key: str = "", value: object = _ABSENT, allowed: object = None
+        self, problem: str, *, where: str, key: str = "", value: object = _ABSENT, allowed: str | Iterable[object] | None = None
     ) -> None:
         self.problem = problem
         self.where = where
@@ -44,3 +46,13 @@ class PolicyError(RooflineError):
 
 class IncompatibleServer(RooflineError):
     """The installed SGLang does not have a hook or an attribute in the shape this project was written against."""
+
+
+class FieldError(RooflineError, ValueError):
+    """A field of a public dataclass has a value outside its range; configuration turns it into an InputError."""
+
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        self.key = key
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{key} = {value!r}; allowed: {allowed}")

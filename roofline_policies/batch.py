@@ -1,0 +1,100 @@
+"""What one forward pass runs, as the handful of sums that its Work depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from roofline_policies.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """What one forward pass runs, as the sums that its Work depends on. Shapes of parts of a batch add.
+
+    requests: sequences in the batch.
+    new_tokens: valid rows of every linear layer.
+    context_tokens: KV tokens visible to the batch, sum over requests of ``prefix + new``.
+    pairs: sum over requests of ``new * (prefix + new)``, the full rectangle of attention scores.
+    causal_pairs: sum over requests of ``new * prefix + new * (new + 1) / 2``, the scores that are not masked.
+    logit_rows: valid rows that go through the output head.
+    padded_rows: rows added to reach a captured size; they cost linear FLOPs and carry no request.
+    padded_logit_rows: how many of them go through the output head as well.
+
+    A prefix shared by several requests is counted once per request: a shape does not know which pages coincide.
+    """
+
+    requests: int = 0
+    new_tokens: int = 0
+    context_tokens: int = 0
+    pairs: int = 0
+    causal_pairs: int = 0
+    logit_rows: int = 0
+    padded_rows: int = 0
+    padded_logit_rows: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        prefill: Sequence[tuple[int, int]] = (),
+        decode_contexts: Sequence[int] = (),
+        padded_rows: int = 0,
+        *,
+        all_logits: bool = False,
+    ) -> BatchShape:
+        """Sum up a batch; O(requests).
+
+        Args:
+            prefill: (new tokens, prefix tokens already in the cache) per request or chunk.
+            decode_contexts: tokens visible to the row, the new one included, per decoding request.
+            padded_rows: rows added to reach a captured size. They reach the head where every row does: in a decode
+                graph, not in a prefill graph.
+            all_logits: every new token needs logits, as in a verify step of speculative decoding, or where the
+                logprobs of a whole prompt are asked for. Otherwise one row per request: SGLang computes logits for
+                the last new token of each request, unfinished chunks included.
+
+        Raises:
+            InputError: a length that no batch can have.
+
+        Source: SGLang 0.5.23, ``LogitsProcessor._get_pruned_states`` and ``DecodeCudaGraphRunner.execute``.
+        """
+        new = context = pairs = causal_pairs = 0
+        for tokens, prefix in prefill:
+            if tokens < 1 or prefix < 0:
+                raise _refuse("prefill", (tokens, prefix), "(new tokens >= 1, prefix tokens >= 0)")
+            visible = prefix + tokens
+            new += tokens
+            context += visible
+            pairs += tokens * visible
+            causal_pairs += tokens * prefix + tokens * (tokens + 1) // 2
+        decodes = len(decode_contexts)
+        if decodes:
+            if min(decode_contexts) < 1:
+                raise _refuse("decode_contexts", min(decode_contexts), ">= 1, the row itself")
+            decode_tokens = sum(decode_contexts)
+            new += decodes
+            context += decode_tokens
+            pairs += decode_tokens
+            causal_pairs += decode_tokens
+        if padded_rows < 0:
+            raise _refuse("padded_rows", padded_rows, ">= 0")
+        requests = len(prefill) + decodes
+        logit_rows = new if all_logits else requests
+        padded_logit_rows = 0 if prefill and not all_logits else padded_rows
+        return cls(requests, new, context, pairs, causal_pairs, logit_rows, padded_rows, padded_logit_rows)
+
+    def __add__(self, other: BatchShape) -> BatchShape:
+        return BatchShape(
+            self.requests + other.requests,
+            self.new_tokens + other.new_tokens,
+            self.context_tokens + other.context_tokens,
+            self.pairs + other.pairs,
+            self.causal_pairs + other.causal_pairs,
+            self.logit_rows + other.logit_rows,
+            self.padded_rows + other.padded_rows,
+            self.padded_logit_rows + other.padded_logit_rows,
+        )
+
+
+def _refuse(key: str, value: object, allowed: str) -> InputError:
+    return InputError("no batch has that", where="BatchShape.of", key=key, value=value, allowed=allowed)

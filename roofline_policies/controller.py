@@ -1,0 +1,244 @@
+"""The loop: observe iterations, show policies a view, turn their proposals into decisions, survive their failures."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+from roofline_policies.decision import Bounds, Decision, Knob, KnobChange, Knobs
+from roofline_policies.errors import FieldError, PolicyError
+from roofline_policies.hardware import Ceilings
+from roofline_policies.policies.base import Policy, Proposal
+from roofline_policies.policies.compose import merge
+from roofline_policies.roofline import OVERHEAD_BELOW
+from roofline_policies.transitions import Transitions, TransitionSettings
+from roofline_policies.view import ForwardMode, ItlKind, IterationRecord, QueueState, SchedulerView, Slo
+from roofline_policies.window import GapWindow, PhaseWindow
+
+
+class State(StrEnum):
+    """ACTIVE: the policy decides. FALLBACK: it failed, the launch settings hold until the server restarts."""
+
+    ACTIVE = "active"
+    FALLBACK = "fallback"
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerSettings:
+    """How the controller watches and when it gives up on a policy.
+
+    half_life_s: time in which the weight of an iteration in the operating points halves.
+    gaps: number of recent token gaps that make up the ITL estimate.
+    overhead_below: a point under this share of both roofs is called overhead.
+    budget_s, overruns: a policy that takes longer than budget_s this many times in a row is given up.
+    dwell_s, hysteresis: see TransitionSettings.
+
+    Raises:
+        FieldError: a value outside its range.
+    """
+
+    half_life_s: float = 2.0
+    gaps: float = 64.0
+    overhead_below: float = OVERHEAD_BELOW
+    budget_s: float = 0.005
+    overruns: int = 20
+    dwell_s: float = 1.0
+    hysteresis: float = 0.05
+
+    def __post_init__(self) -> None:
+        for key in ("half_life_s", "budget_s"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise FieldError(key, getattr(self, key), "a number of seconds greater than 0")
+        if not 1 <= self.gaps < float("inf"):
+            raise FieldError("gaps", self.gaps, "1 or more")
+        if not 0 <= self.overhead_below <= 1:
+            raise FieldError("overhead_below", self.overhead_below, "a share from 0 to 1")
+        if self.overruns < 1:
+            raise FieldError("overruns", self.overruns, "1 or more")
+        self.transitions()
+
+    def transitions(self) -> TransitionSettings:
+        return TransitionSettings(self.dwell_s, self.hysteresis)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedChange:
+    """A knob change with when it happened: seconds since the controller started, and the iteration it preceded."""
+
+    t_s: float
+    iteration: int
+    change: KnobChange
+
+
+class ChangeLog:
+    """The last changes of each knob, and how many there were. A knob that moves often does not push out the others."""
+
+    KEPT = 32
+
+    def __init__(self) -> None:
+        self.totals = dict.fromkeys(Knob, 0)
+        self._recent: dict[Knob, deque[LoggedChange]] = {knob: deque(maxlen=self.KEPT) for knob in Knob}
+
+    def add(self, t_s: float, iteration: int, changes: Iterable[KnobChange]) -> None:
+        for change in changes:
+            self.totals[change.knob] += 1
+            self._recent[change.knob].append(LoggedChange(t_s, iteration, change))
+
+    def recent(self) -> list[LoggedChange]:
+        """Oldest first."""
+        return sorted((entry for log in self._recent.values() for entry in log), key=lambda entry: entry.iteration)
+
+
+class Controller:
+    """Closes the loop for one scheduler. Every method is O(1) in the history; none raises because of a policy.
+
+    Call ``observe`` with every finished iteration, ``launched`` with every iteration that starts, ``decide`` once per
+    scheduling pass; times are monotonic seconds of the caller's clock.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        ceilings: Ceilings,
+        bounds: Bounds,
+        launch: Knobs,
+        slo: Slo,
+        settings: ControllerSettings,
+        started_s: float,
+    ) -> None:
+        self.policy = policy
+        self.ceilings = ceilings
+        self.bounds = bounds
+        self.slo = slo
+        self.settings = settings
+        self.state = State.ACTIVE
+        self.fallback_reason: str | None = None
+        self.launch = launch
+        self.knobs = launch
+        self.changes = ChangeLog()
+        self.started_s = started_s
+        self.iterations = 0
+        self.queue = QueueState()
+        self.prefill = PhaseWindow(ceilings, settings.half_life_s, settings.overhead_below)
+        self.decode = PhaseWindow(ceilings, settings.half_life_s, settings.overhead_below)
+        self.mixed = PhaseWindow(ceilings, settings.half_life_s, settings.overhead_below)
+        self._windows = {
+            ForwardMode.PREFILL: self.prefill,
+            ForwardMode.DECODE: self.decode,
+            ForwardMode.MIXED: self.mixed,
+        }
+        self._gaps = GapWindow(settings.gaps)
+        self._transitions = Transitions(settings.transitions(), bounds, launch)
+        self._last_token_s: float | None = None
+        self._decode_launched_s: float | None = None
+        self._prefills_since_decode = 0
+        self._overruns = 0
+
+    def observe(self, record: IterationRecord) -> None:
+        """Count a finished iteration. A record that cannot be true turns the controller to the launch settings."""
+        if not (math.isfinite(record.step_s) and record.step_s > 0 and math.isfinite(record.done_s)):
+            self.give_up(f"iteration {record.iteration} reports {record.step_s} seconds")
+            return
+        self.iterations += 1
+        self._windows[record.mode].add(record)
+        if record.mode is ForwardMode.PREFILL:
+            return
+        if self._last_token_s is not None:
+            self._gaps.add(record.done_s - self._last_token_s)
+        self._last_token_s = record.done_s
+
+    def launched(self, mode: ForwardMode, now_s: float) -> None:
+        """Note that an iteration starts; what decode has waited for is known before its result is."""
+        if mode is ForwardMode.PREFILL:
+            self._prefills_since_decode += 1
+        else:
+            self._prefills_since_decode = 0
+            self._decode_launched_s = now_s
+
+    def decide(self, now_s: float, queue: QueueState) -> Decision:
+        """The setting for the next iteration.
+
+        Static settings when the policy has failed. The first decision after a failure moves every knob back at once.
+        """
+        self.queue = queue
+        if queue.running == 0:
+            # Nobody waits for a next token: the next gap would measure the pause, not the server.
+            self._last_token_s = self._decode_launched_s = None
+            self._prefills_since_decode = 0
+        if self.state is State.ACTIVE:
+            proposals = self._consult(now_s, queue)
+            if proposals is not None:
+                decision = self._transitions.decide(now_s, self.knobs, proposals)
+                return self._adopt(now_s, decision)
+        return self._adopt(now_s, self._back_to_launch())
+
+    def view(self, now_s: float, queue: QueueState) -> SchedulerView:
+        """What the policies see at this moment."""
+        mean_judged = self.slo.itl_kind is ItlKind.MEAN_TPOT
+        rate = self.prefill.tokens_per_s
+        return SchedulerView(
+            now_s=now_s,
+            queue=queue,
+            knobs=self.knobs,
+            bounds=self.bounds,
+            slo=self.slo,
+            prefill=self.prefill.point(),
+            decode=self.decode.point(),
+            decode_step_s=self.decode.step_s,
+            prefill_tokens_per_s=rate if rate is not None else self.mixed.tokens_per_s,
+            itl_s=self._gaps.mean_s if mean_judged else self._gaps.tail_s,
+            since_decode_s=0.0 if self._decode_launched_s is None else now_s - self._decode_launched_s,
+            prefills_since_decode=self._prefills_since_decode,
+        )
+
+    def _consult(self, now_s: float, queue: QueueState) -> tuple[Proposal, ...] | None:
+        view = self.view(now_s, queue)
+        before = time.perf_counter()
+        try:
+            proposals = merge(view, self._checked(self.policy.propose(view)))
+        except Exception as error:  # the contract of this class: a policy's failure is never the server's
+            self.give_up(f"{type(self.policy).__name__} raised {type(error).__name__}: {error}")
+            return None
+        spent_s = time.perf_counter() - before
+        self._overruns = self._overruns + 1 if spent_s > self.settings.budget_s else 0
+        if self._overruns >= self.settings.overruns:
+            self.give_up(
+                f"the policy took {spent_s * 1e3:.1f} ms, over its budget of {self.settings.budget_s * 1e3:.1f} ms, "
+                f"{self._overruns} times in a row"
+            )
+            return None
+        return proposals
+
+    @staticmethod
+    def _checked(proposals: Iterable[Proposal]) -> list[Proposal]:
+        proposals = list(proposals)
+        for proposal in proposals:
+            if not isinstance(proposal, Proposal):
+                raise PolicyError(f"proposed {proposal!r}, which is no Proposal")
+            if not isinstance(proposal.value, (int, float)) or not math.isfinite(proposal.value):
+                raise PolicyError(f"{proposal.policy} proposed {proposal.knob} = {proposal.value!r}")
+        return proposals
+
+    def give_up(self, reason: str) -> None:
+        self.state, self.fallback_reason = State.FALLBACK, reason
+
+    def _back_to_launch(self) -> Decision:
+        reason = f"fallback: {self.fallback_reason}"
+        changes = tuple(
+            KnobChange(knob, old, new, reason, "controller")
+            for knob in (Knob(field.name) for field in fields(Knobs))
+            for old, new in ((self.knobs.get(knob), self.launch.get(knob)),)
+            if old is not None and new is not None and old != new
+        )
+        return Decision(self.launch, changes)
+
+    def _adopt(self, now_s: float, decision: Decision) -> Decision:
+        self.knobs = decision.knobs
+        if decision.changes:
+            self.changes.add(now_s - self.started_s, self.iterations, decision.changes)
+        return decision

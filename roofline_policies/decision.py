@@ -1,0 +1,113 @@
+"""Knobs, their bounds, and a Decision: new knob values, each change with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from roofline_policies.errors import FieldError
+
+
+class Knob(StrEnum):
+    """The knobs, by the name of their field in Knobs."""
+
+    MAX_RUNNING_REQUESTS = "max_running_requests"
+    PREFILL_CHUNK_TOKENS = "prefill_chunk_tokens"
+    DEFER_PREFILL = "defer_prefill"
+
+
+KnobValue = int | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """A setting of the scheduler.
+
+    max_running_requests: requests that may hold KV and decode together.
+    prefill_chunk_tokens: most prompt tokens computed in one iteration; None where chunked prefill is off.
+    defer_prefill: no prompt enters while requests are decoding.
+    """
+
+    max_running_requests: int
+    prefill_chunk_tokens: int | None
+    defer_prefill: bool = False
+
+    def get(self, knob: Knob) -> KnobValue | None:
+        value: KnobValue | None = getattr(self, knob.value)
+        return value
+
+    def with_value(self, knob: Knob, value: KnobValue) -> Knobs:
+        return replace(self, **{knob.value: value})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Inclusive bounds of a numeric knob, and the step its values keep to (a multiple of ``step``, ``high`` apart)."""
+
+    low: int
+    high: int
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.high:
+            raise FieldError("low", self.low, f"1 to {self.high}")
+        if self.step < 1:
+            raise FieldError("step", self.step, "1 or more")
+
+    def clamp(self, value: float) -> int:
+        """The nearest allowed value not above ``value``, or ``low``."""
+        if value >= self.high:
+            return self.high
+        return max(self.low, int(value) // self.step * self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the server can do, from how it was launched and what the configuration narrows.
+
+    A knob without an entry cannot be moved; ``immovable`` says why, by name.
+    """
+
+    ranges: Mapping[Knob, Range]
+    immovable: Mapping[Knob, str]
+
+    def movable(self, knob: Knob) -> bool:
+        return knob not in self.immovable
+
+    def clamp(self, knob: Knob, value: KnobValue) -> KnobValue:
+        """``value`` brought within the knob's range; booleans are their own range."""
+        if knob in self.ranges:
+            return self.ranges[knob].clamp(value)
+        return bool(value)
+
+    def contains(self, knobs: Knobs) -> bool:
+        """Whether every movable knob is within its range."""
+        return all(
+            value is None or self.clamp(knob, value) == value
+            for knob in Knob
+            if self.movable(knob)
+            for value in (knobs.get(knob),)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KnobChange:
+    """One knob that moved, and why."""
+
+    knob: Knob
+    old: KnobValue
+    new: KnobValue
+    reason: str
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The knobs from now on. ``changes`` explains each difference from the previous decision."""
+
+    knobs: Knobs
+    changes: tuple[KnobChange, ...] = ()
+
+    def __iter__(self) -> Iterator[KnobChange]:
+        return iter(self.changes)

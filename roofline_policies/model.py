@@ -1,0 +1,224 @@
+"""Exact Work of a forward pass, in closed form, for dense Llama, Qwen2 and Qwen3 models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from roofline_policies.batch import BatchShape
+from roofline_policies.errors import InputError
+from roofline_policies.model_config import FAMILIES, model_fields, read_config
+from roofline_policies.work import BYTES_PER_ELEMENT, Bytes, Flops, Precision, Provenance, Work
+
+__all__ = ["BatchShape", "ModelShape"]
+
+_PROVENANCE = frozenset({Provenance.CLOSED_FORM})
+_WEIGHT_PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
+_VOCAB_PADDING = 64
+_SIZES = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size", "vocab_size")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The sizes of a dense decoder that its Work depends on: a whole model, or what one rank holds of it.
+
+    Raises:
+        InputError: a size below one, heads that cannot be grouped, weights that are not 16 or 32 bit floats.
+    """
+
+    family: str
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tied_embeddings: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    weight_precision: Precision
+    kv_precision: Precision
+    parameters: int = field(init=False, repr=False, compare=False)
+    weight_bytes: int = field(init=False, repr=False, compare=False)
+    kv_bytes_per_token: int = field(init=False, repr=False, compare=False)
+    _coefficients: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._check()
+        hidden, layers, vocab = self.hidden_size, self.num_layers, self.vocab_size
+        query, keys, inner = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim, self.intermediate_size
+        matrices = hidden * (query + 2 * keys) + query * hidden + 3 * hidden * inner
+        biases = self.qkv_bias * (query + 2 * keys) + self.output_bias * hidden + self.mlp_bias * (2 * inner + hidden)
+        norms = 2 * hidden + self.qk_norm * 2 * self.head_dim
+        body = layers * (matrices + biases + norms) + hidden
+        table = vocab * hidden
+        element_bytes = BYTES_PER_ELEMENT[self.weight_precision]
+        activations_read = layers * (2 * hidden + 2 * query + 2 * keys + inner)
+        activations_written = layers * (2 * hidden + 2 * query + 2 * keys + 2 * inner)
+        parameters = body + (table if self.tied_embeddings else 2 * table)
+        for name, value in {
+            "parameters": parameters,
+            "weight_bytes": parameters * element_bytes,
+            "kv_bytes_per_token": 2 * keys * layers * BYTES_PER_ELEMENT[self.kv_precision],
+            "_coefficients": (
+                2 * layers * matrices,  # linear FLOPs per row
+                4 * layers * query,  # attention FLOPs per (query, key) pair
+                2 * table,  # head FLOPs per logit row
+                body * element_bytes,
+                table * element_bytes,
+                hidden * element_bytes,  # an embedding row, a row of hidden states
+                activations_read * element_bytes,  # per row
+                activations_written * element_bytes,
+                vocab * element_bytes,  # a row of logits
+            ),
+        }.items():
+            object.__setattr__(self, name, value)
+
+    def _check(self) -> None:
+        def refuse(problem: str, key: str, value: object, allowed: object = None) -> InputError:
+            return InputError(problem, where="ModelShape", key=key, value=value, allowed=allowed)
+
+        if self.family not in FAMILIES:
+            raise refuse("unknown family", "family", self.family, FAMILIES)
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise refuse("not a size", name, getattr(self, name), "a positive integer")
+        if self.num_heads % self.num_kv_heads:
+            raise refuse(f"does not divide num_heads = {self.num_heads}", "num_kv_heads", self.num_kv_heads)
+        if self.weight_precision not in _WEIGHT_PRECISIONS:
+            value = self.weight_precision.value
+            raise refuse("quantized weights are not covered", "weight_precision", value, _WEIGHT_PRECISIONS)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, object],
+        *,
+        weight_precision: Precision | None = None,
+        kv_precision: Precision | None = None,
+        where: str = "config.json",
+    ) -> ModelShape:
+        """Read a Hugging Face ``config.json``, given as a mapping.
+
+        Args:
+            weight_precision: what the weights are served in, if not the checkpoint's own dtype (SGLang serves fp32
+                checkpoints in fp16 unless it is told otherwise). Activations have the same precision.
+            kv_precision: what the KV cache is stored in, if not weight_precision.
+            where: the name that error messages give the mapping.
+
+        Raises:
+            InputError: a key that is missing or unusable, or a model whose work these formulas do not describe.
+        """
+        fields = model_fields(config, weight_precision, where)
+        return cls(**fields, kv_precision=kv_precision or fields["weight_precision"])
+
+    @classmethod
+    def from_directory(
+        cls, path: str | Path, *, weight_precision: Precision | None = None, kv_precision: Precision | None = None
+    ) -> ModelShape:
+        """Read ``config.json`` of a model directory; see from_config.
+
+        Raises:
+            InputError: also where the file cannot be read or is not JSON.
+        """
+        file = Path(path) / "config.json"
+        return cls.from_config(
+            read_config(file), weight_precision=weight_precision, kv_precision=kv_precision, where=str(file)
+        )
+
+    def shard(self, tp_size: int) -> ModelShape:
+        """What one of ``tp_size`` tensor-parallel ranks holds and runs, as SGLang lays it out.
+
+        Query heads, MLP and vocabulary are split; KV heads are split, or replicated where there are fewer than ranks;
+        norms, and the biases of the two projections that are summed over ranks, are on every rank. The vocabulary is
+        first padded to a multiple of 64, so ``shard(1)`` differs from the checkpoint where it is not one.
+        Communication is not Work. Embedding rows are counted on every rank, though a token's row is on one of them.
+
+        Raises:
+            InputError: the heads or the MLP do not divide.
+
+        Source: SGLang 0.5.23, ``models/llama.py``, ``models/qwen2.py``, ``layers/vocab_parallel_embedding.py``.
+        """
+
+        def refuse(problem: str) -> InputError:
+            return InputError(problem, where="tensor parallel", key="tp_size", value=tp_size)
+
+        if tp_size < 1:
+            raise refuse("must be positive")
+        for name in ("num_heads", "intermediate_size"):
+            if getattr(self, name) % tp_size:
+                raise refuse(f"does not divide {name} = {getattr(self, name)}")
+        if max(self.num_kv_heads, tp_size) % min(self.num_kv_heads, tp_size):
+            raise refuse(f"neither divides num_kv_heads = {self.num_kv_heads} nor is a multiple of it")
+        padded = _round_up(self.vocab_size, _VOCAB_PADDING)
+        if padded % tp_size:
+            padded = _round_up(self.vocab_size, _VOCAB_PADDING * tp_size)
+        return replace(
+            self,
+            num_heads=self.num_heads // tp_size,
+            num_kv_heads=max(1, self.num_kv_heads // tp_size),
+            intermediate_size=self.intermediate_size // tp_size,
+            vocab_size=padded // tp_size,
+        )
+
+    def work(self, batch: BatchShape) -> Work:
+        """FLOPs and bytes of one forward pass over ``batch``; O(1).
+
+        With L layers, hidden size h, query width q = heads x head_dim, KV width k = KV heads x head_dim, MLP width i,
+        vocabulary v, R rows, P pairs and H logit rows, a multiply-add counted as two::
+
+            FLOPs = R * 2L (h(q + 2k) + qh + 3hi)  +  P * 4Lq  +  H * 2hv
+
+        issued: R and H with padding, P the full rectangle; what an unmasked attention kernel executes.
+            Attention over padded rows is left out: one key each, in SGLang's graphs.
+        useful: no padding, P the causal pairs. A logit row counts as useful even where a chunk is unfinished.
+        compulsory: every weight once (without the head where there are no logit rows; of an untied embedding table,
+            one row per new token), the KV of every prefix token read once per layer, the KV of every new token
+            written. The new tokens' own KV is not read back, activations and logits never leave the chip: a bound
+            from below, which a pass of separate kernels does not attain. Requests that share a prefix are
+            counted apart, and so are equal tokens.
+        requested: what separate operations ask for: each reads its operands once and writes its result once. The
+            operations are embedding, merged QKV, KV store, attention over the whole context, output, merged gate-up,
+            down, head. What a kernel reads again tile by tile, or per query head, depends on the kernel.
+
+        All FLOPs have the precision of the weights, attention too, whatever the KV cache is stored in.
+        Ignored everywhere: norms (but for their weights), rotary embedding, softmax, activation, residuals, sampling,
+        token ids and page tables, input logprobs (unless the batch counts their rows), communication.
+
+        Source: PaLM (arXiv 2204.02311) appendix B and torch.utils.flop_counter for the conventions; the layers of
+        SGLang 0.5.23 ``models/llama.py``, ``qwen2.py``, ``qwen3.py``.
+        """
+        new = batch.new_tokens
+        rows = new + batch.padded_rows
+        if not rows:
+            return Work(provenance=_PROVENANCE)
+        linear, per_pair, head, body_bytes, table_bytes, row_bytes, read_bytes, written_bytes, logits_bytes = (
+            self._coefficients
+        )
+        logit_rows = batch.logit_rows + batch.padded_logit_rows
+        issued = linear * rows + per_pair * batch.pairs + head * logit_rows
+        useful = linear * new + per_pair * batch.causal_pairs + head * batch.logit_rows
+        weights = body_bytes + table_bytes if logit_rows else body_bytes
+        gathered = 0 if self.tied_embeddings and logit_rows else min(new * row_bytes, table_bytes)
+        kv_bytes = self.kv_bytes_per_token
+        kv_written = kv_bytes * new
+        requested_read = (
+            weights + (row_bytes + read_bytes) * rows + kv_bytes * batch.context_tokens + row_bytes * logit_rows
+        )
+        requested_written = kv_written + (row_bytes + written_bytes) * rows + logits_bytes * logit_rows
+        precision = self.weight_precision
+        return Work(
+            Flops.at(precision, issued),
+            Flops.at(precision, useful),
+            Bytes(requested_read, requested_written),
+            Bytes(weights + gathered + kv_bytes * (batch.context_tokens - new), kv_written),
+            _PROVENANCE,
+        )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,76 @@
+"""Composition: several policies made into one. The merge rules are defined here and nowhere else.
+
+1. Caps combine by minimum.
+2. Targets of guards outrank targets of optimisers.
+3. Of targets of equal strength that want the same direction, the one nearest to the current value stands.
+4. Targets of equal strength that want opposite directions cancel: the current value stays.
+
+None of the rules depends on the order in which the policies are listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from roofline_policies.decision import Knob
+from roofline_policies.errors import FieldError
+from roofline_policies.policies.base import Kind, Policy, Proposal
+from roofline_policies.view import SchedulerView
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """Policies merged by the rules of this module; itself a policy, so compositions nest.
+
+    Raises:
+        FieldError: something listed has no ``propose``.
+    """
+
+    policies: tuple[Policy, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policies", tuple(self.policies))
+        for policy in self.policies:
+            if not isinstance(policy, Policy):
+                raise FieldError("policies", policy, "objects with a method propose(view)")
+
+    def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
+        """The merged proposals: at most one target and one cap per knob."""
+        return merge(view, (proposal for policy in self.policies for proposal in policy.propose(view)))
+
+
+def compose(*policies: Policy) -> Composition:
+    """``Composition`` of the arguments, for reading well in Python."""
+    return Composition(policies)
+
+
+def merge(view: SchedulerView, proposals: Iterable[Proposal]) -> tuple[Proposal, ...]:
+    """Proposals of many policies made into at most one target and one cap per knob."""
+    targets: dict[Knob, list[Proposal]] = {}
+    caps: dict[Knob, Proposal] = {}
+    for proposal in proposals:
+        if proposal.kind is Kind.TARGET:
+            targets.setdefault(proposal.knob, []).append(proposal)
+        elif proposal.knob not in caps or _tightness(proposal) < _tightness(caps[proposal.knob]):
+            caps[proposal.knob] = proposal
+    merged = [_merge_targets(view, knob, rivals) for knob, rivals in targets.items()]
+    return (*merged, *caps.values())
+
+
+def _tightness(proposal: Proposal) -> tuple[float, str, str]:
+    return (proposal.value, proposal.policy, proposal.reason)
+
+
+def _merge_targets(view: SchedulerView, knob: Knob, rivals: list[Proposal]) -> Proposal:
+    strongest = max(rival.strength for rival in rivals)
+    rivals = [rival for rival in rivals if rival.strength == strongest]
+    current = view.knobs.get(knob)
+    if current is None or len(rivals) == 1:
+        return rivals[0]
+    raising = [rival for rival in rivals if rival.value > current]
+    lowering = [rival for rival in rivals if rival.value < current]
+    if raising and lowering:
+        names = " and ".join(sorted({rival.policy for rival in (*raising, *lowering)}))
+        return Proposal(names, knob, current, f"{names} want opposite directions", strength=strongest)
+    return min(rivals, key=lambda rival: (abs(rival.value - current), rival.policy, rival.reason))

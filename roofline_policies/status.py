@@ -1,0 +1,132 @@
+"""The controller's state as JSON-ready data, and as one line for the log."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import quantiles
+from typing import Any
+
+from roofline_policies.controller import Controller
+from roofline_policies.decision import Knob
+from roofline_policies.roofline import OperatingPoint
+from roofline_policies.window import PhaseWindow
+
+
+class LoopTimer:
+    """What the loop itself costs: the last seconds-per-iteration values, kept in a fixed ring."""
+
+    KEPT = 1024
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=self.KEPT)
+        self.iterations = 0
+
+    def add(self, seconds: float) -> None:
+        self._recent.append(seconds)
+        self.iterations += 1
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Median and 99th percentile in seconds over the last 1,024 iterations; None before the second one."""
+        if len(self._recent) < 2:
+            return {"p50": None, "p99": None, "iterations": self.iterations}
+        cuts = quantiles(self._recent, n=100, method="inclusive")
+        return {"p50": cuts[49], "p99": cuts[98], "iterations": self.iterations}
+
+
+def point_to_dict(window: PhaseWindow) -> dict[str, Any] | None:
+    """An operating point as the status page shows it, None before the first iteration."""
+    point = window.point()
+    if point is None:
+        return None
+    return {
+        "flops_per_s": point.flops_per_s,
+        "bytes_per_s": point.bytes_per_s,
+        "intensity_flops_per_byte": point.intensity_flops_per_byte,
+        "compute_fraction": point.compute_fraction,
+        "memory_fraction": point.memory_fraction,
+        "bound": point.bound.value,
+        "seconds": point.seconds,
+        "iterations": point.iterations,
+        "step_s": window.step_s,
+        "tokens_per_s": window.tokens_per_s,
+    }
+
+
+def status(controller: Controller, now_s: float) -> dict[str, Any]:
+    """Ceilings, operating points, knobs with their bounds, the last changes with reasons, queues and health."""
+    ceilings = controller.ceilings
+    queue = controller.queue
+    return {
+        "device": ceilings.device,
+        "policy": {
+            "type": type(controller.policy).__name__,
+            "state": controller.state.value,
+            "fallback_reason": controller.fallback_reason,
+        },
+        "ceilings": {
+            "flops_per_s": {precision.value: rate for precision, rate in ceilings.flops_per_s.items()},
+            "bytes_per_s": ceilings.bytes_per_s,
+            "memory_bytes": ceilings.memory_bytes,
+            "usd_per_h": ceilings.usd_per_h,
+            "source": ceilings.source,
+        },
+        "ridge_flops_per_byte": {
+            precision.value: ceilings.ridge_flops_per_byte(precision) for precision in ceilings.flops_per_s
+        },
+        "slo": {
+            "ttft_s": controller.slo.ttft_s,
+            "itl_s": controller.slo.itl_s,
+            "itl_kind": controller.slo.itl_kind.value,
+            "e2e_s": controller.slo.e2e_s,
+        },
+        "iterations": controller.iterations,
+        "prefill": point_to_dict(controller.prefill),
+        "decode": point_to_dict(controller.decode),
+        "mixed": point_to_dict(controller.mixed),
+        "itl_s": controller.view(now_s, queue).itl_s,
+        "knobs": {knob.value: controller.knobs.get(knob) for knob in Knob},
+        "bounds": {knob.value: [bounds.low, bounds.high] for knob, bounds in controller.bounds.ranges.items()},
+        "immovable": {knob.value: reason for knob, reason in controller.bounds.immovable.items()},
+        "changes": [
+            {
+                "t_s": entry.t_s,
+                "iteration": entry.iteration,
+                "knob": entry.change.knob.value,
+                "old": entry.change.old,
+                "new": entry.change.new,
+                "reason": entry.change.reason,
+                "policy": entry.change.policy,
+            }
+            for entry in controller.changes.recent()
+        ],
+        "changes_total": {knob.value: total for knob, total in controller.changes.totals.items()},
+        "running": queue.running,
+        "waiting": queue.waiting,
+        "kv_use": queue.kv_use,
+        "retractions": queue.retractions,
+        "cache_hit_rate": queue.cache_hit_rate,
+        "uptime_s": now_s - controller.started_s,
+    }
+
+
+def log_line(controller: Controller) -> str:
+    """One line for people: where prefill and decode lie, and where the knobs stand."""
+    parts = [
+        f"{name}: {_describe(point)}"
+        for name, point in (
+            ("prefill", controller.prefill.point()),
+            ("decode", controller.decode.point()),
+            ("mixed", controller.mixed.point()),
+        )
+        if point is not None
+    ]
+    knobs = ", ".join(f"{knob.value}={controller.knobs.get(knob)}" for knob in Knob)
+    state = "" if controller.fallback_reason is None else f", FALLBACK ({controller.fallback_reason})"
+    return f"Roofline. {', '.join([*parts, knobs])}, #changes: {sum(controller.changes.totals.values())}{state}"
+
+
+def _describe(point: OperatingPoint) -> str:
+    return (
+        f"{point.bound.value}-bound ({point.compute_fraction:.0%} of compute, {point.memory_fraction:.0%} of memory, "
+        f"{point.intensity_flops_per_byte:.1f} FLOPs/byte)"
+    )

@@ -1,0 +1,112 @@
+"""From ``_target_`` nodes and ``package.module:attribute`` references to policy objects."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+from roofline_policies.errors import FieldError, InputError
+from roofline_policies.fields import build
+from roofline_policies.policies.base import Policy
+
+OWN_PACKAGE = "roofline_policies.policies"
+
+
+def instantiate(node: object, *, where: str, key: str, packages: Sequence[str] = ()) -> Policy:
+    """The policy that a configuration node describes, nested ``_target_`` nodes included.
+
+    packages: packages besides this project's own that targets may come from. A configuration file must not be able to
+    import whatever it likes, so the operator names them when the server is launched, not the file.
+
+    Raises:
+        InputError: no ``_target_``, a target outside the allowed packages or one that does not exist, bad parameters,
+            or an object without ``propose``.
+    """
+    policy = _object(node, where, key, (OWN_PACKAGE, *packages))
+    return _as_policy(policy, where, key, node)
+
+
+def resolve(reference: str, *, where: str) -> Policy:
+    """The policy behind ``package.module:attribute``: an object with ``propose``, or a function that returns one.
+
+    Raises:
+        InputError: the reference cannot be imported, or leads to no policy.
+    """
+    module_name, _, attribute = reference.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"cannot be imported: {error}", where=where, value=reference) from error
+    if isinstance(found, type) or not isinstance(found, Policy):
+        if not callable(found):
+            raise InputError("is no policy", where=where, value=reference, allowed="an object with propose(view)")
+        try:
+            found = found()
+        except Exception as error:  # whatever user code raises is bad input here, before the server starts
+            raise InputError(f"failed when called: {error}", where=where, value=reference) from error
+    return _as_policy(found, where, "", reference)
+
+
+def _as_policy(found: object, where: str, key: str, value: object) -> Policy:
+    if isinstance(found, Policy):
+        return found
+    raise InputError(
+        f"gives a {type(found).__name__}, which is no policy",
+        where=where, key=key, value=value, allowed="an object with propose(view)",
+    )  # fmt: skip
+
+
+def _object(node: object, where: str, key: str, packages: Sequence[str]) -> object:
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise InputError("must be a mapping with a _target_", where=where, key=key, value=node)
+    target = node["_target_"]
+    cls = _import(target, where, f"{key}._target_", packages)
+    values = {name: value for name, value in node.items() if name != "_target_"}
+    nested = {
+        name: _nested(value, where, f"{key}.{name}", packages) for name, value in values.items() if _has_target(value)
+    }
+    plain = {name: value for name, value in values.items() if name not in nested}
+    if isinstance(cls, type) and is_dataclass(cls):
+        return build(cls, plain, where=where, key=key, made=nested)
+    try:
+        inspect.signature(cls).bind(**plain, **nested)
+    except TypeError as error:
+        raise InputError(f"{target}{inspect.signature(cls)}: {error}", where=where, key=key) from error
+    try:
+        return cls(**plain, **nested)
+    except (FieldError, ValueError, TypeError) as error:
+        raise InputError(f"{target} refused its parameters: {error}", where=where, key=key) from error
+
+
+def _nested(value: object, where: str, key: str, packages: Sequence[str]) -> object:
+    if isinstance(value, list):
+        return tuple(_object(item, where, f"{key}[{index}]", packages) for index, item in enumerate(value))
+    return _object(value, where, key, packages)
+
+
+def _has_target(value: object) -> bool:
+    if isinstance(value, list):
+        return any(_has_target(item) for item in value)
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def _import(target: str, where: str, key: str, packages: Sequence[str]) -> Any:
+    if not any(target.startswith(f"{package}.") for package in packages):
+        raise InputError(
+            "is outside the allowed packages (the launch flag --policy-packages adds one)",
+            where=where, key=key, value=target, allowed=packages,
+        )  # fmt: skip
+    module_name, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        known = getattr(importlib.import_module(OWN_PACKAGE), "__all__", None)
+        raise InputError("unknown policy", where=where, key=key, value=target, allowed=known) from error
+    if not callable(found):
+        raise InputError("cannot be called", where=where, key=key, value=target, allowed="a class or a function")
+    return found

@@ -1,0 +1,92 @@
+"""From merged proposals to a decision: bounds, hysteresis and dwell, in this one place.
+
+Some knobs cost something to change (a drain, a graph switch): they move at most once per dwell and only by a
+noticeable step, and keep their value when nobody speaks. The others cost nothing: they are chosen afresh every step,
+and fall back to the launch setting when nobody speaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from roofline_policies.decision import Bounds, Decision, Knob, KnobChange, Knobs, KnobValue
+from roofline_policies.errors import FieldError
+from roofline_policies.policies.base import Kind, Proposal
+
+COSTLY_KNOBS = frozenset({Knob.MAX_RUNNING_REQUESTS})
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionSettings:
+    """dwell_s: least seconds between two changes of a costly knob. hysteresis: least relative change worth making.
+
+    Raises:
+        FieldError: a value outside its range.
+    """
+
+    dwell_s: float = 1.0
+    hysteresis: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dwell_s < float("inf"):
+            raise FieldError("dwell_s", self.dwell_s, "a number of seconds, 0 or more")
+        if not 0 <= self.hysteresis < 1:
+            raise FieldError("hysteresis", self.hysteresis, "a share from 0 to below 1")
+
+
+class Transitions:
+    """Applies proposals to the current knobs. Holds the time of each costly knob's last change and nothing else."""
+
+    def __init__(self, settings: TransitionSettings, bounds: Bounds, launch: Knobs) -> None:
+        self._settings = settings
+        self._bounds = bounds
+        self._launch = launch
+        self._last_change_s: dict[Knob, float] = {}
+
+    def decide(self, now_s: float, current: Knobs, proposals: Iterable[Proposal]) -> Decision:
+        """The next setting. ``proposals`` hold at most one target and one cap per knob (see policies.compose.merge)."""
+        targets: dict[Knob, Proposal] = {}
+        caps: dict[Knob, Proposal] = {}
+        for proposal in proposals:
+            (targets if proposal.kind is Kind.TARGET else caps)[proposal.knob] = proposal
+        knobs, changes = current, []
+        for knob in Knob:
+            if not self._bounds.movable(knob):
+                continue
+            change = self._change(now_s, knob, current, targets.get(knob), caps.get(knob))
+            if change is not None:
+                knobs = knobs.with_value(knob, change.new)
+                changes.append(change)
+        return Decision(knobs, tuple(changes))
+
+    def _change(
+        self, now_s: float, knob: Knob, current: Knobs, target: Proposal | None, cap: Proposal | None
+    ) -> KnobChange | None:
+        old = current.get(knob)
+        costly = knob in COSTLY_KNOBS
+        resting = old if costly else self._launch.get(knob)
+        if old is None or resting is None:
+            return None
+        value: KnobValue = resting
+        reason, policy = "no policy asks for anything else: back to the launch setting", "controller"
+        if target is not None:
+            value, reason, policy = target.value, target.reason, target.policy
+        if cap is not None and value > cap.value:
+            value, reason, policy = cap.value, cap.reason, cap.policy
+        value = self._bounds.clamp(knob, value)
+        if value == old or (costly and not self._worth_it(now_s, knob, old, value)):
+            return None
+        if costly:
+            self._last_change_s[knob] = now_s
+        return KnobChange(knob, old, value, reason, policy)
+
+    def _worth_it(self, now_s: float, knob: Knob, old: KnobValue, new: KnobValue) -> bool:
+        if now_s - self._last_change_s.get(knob, float("-inf")) < self._settings.dwell_s:
+            return False
+        # Reaching a bound is always worth it: otherwise a small last step could never be taken.
+        at_bound = knob in self._bounds.ranges and new in (
+            self._bounds.ranges[knob].low,
+            self._bounds.ranges[knob].high,
+        )
+        return at_bound or abs(new - old) >= self._settings.hysteresis * old

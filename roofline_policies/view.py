@@ -1,0 +1,120 @@
+"""What was observed (IterationRecord) and what a policy may know (SchedulerView). Frozen, cheap, SGLang-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from roofline_policies.decision import Bounds, Knobs
+from roofline_policies.errors import FieldError
+from roofline_policies.roofline import OperatingPoint
+from roofline_policies.work import Work
+
+
+class ForwardMode(StrEnum):
+    """What one scheduler iteration ran."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"
+
+
+@dataclass(frozen=True, slots=True)
+class IterationRecord:
+    """One scheduler iteration as it was executed.
+
+    iteration: the server's own forward counter. requests: rows of the batch.
+    new_tokens: tokens computed, padding excluded. context_tokens: KV tokens visible to them, summed over requests.
+    padded_rows: rows added to reach a captured graph's size. cuda_graph: the step was a graph replay.
+    work: what the step executed, with its provenance.
+    seconds: time of the forward pass. seconds_source: ``device events`` or ``host clock``.
+    done_s: monotonic time at which the step's result was processed.
+    step_s: wall time the step took from the server's point of view: since the previous result in a busy stretch, host
+        time and launch gaps included; equal to ``seconds`` after an idle pause.
+    """
+
+    iteration: int
+    mode: ForwardMode
+    requests: int
+    new_tokens: int
+    context_tokens: int
+    padded_rows: int
+    cuda_graph: bool
+    work: Work
+    seconds: float
+    seconds_source: str
+    done_s: float
+    step_s: float
+
+
+class ItlKind(StrEnum):
+    """How an inter-token target is read."""
+
+    PER_GAP = "per_gap"  # 99% of a request's gaps are within the target
+    MEAN_TPOT = "mean_tpot"  # the mean of a request's gaps is within the target
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Latency targets in seconds; None means no target.
+
+    Raises:
+        FieldError: a target that is not greater than zero.
+    """
+
+    ttft_s: float | None = None
+    itl_s: float | None = None
+    itl_kind: ItlKind = ItlKind.PER_GAP
+    e2e_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("ttft_s", "itl_s", "e2e_s"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < float("inf"):
+                raise FieldError(key, value, "a number of seconds greater than 0, or null for no target")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """The scheduler's queues and caches at one moment.
+
+    kv_use and cache_hit_rate are fractions; cache_hit_rate is None until a prompt was prefilled.
+    running: requests past their prompt. next_prefill_tokens: prompt tokens that the next prefill step could take,
+        counted up to one chunk. chunk_in_flight: a prompt is part-way through its chunks.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    next_prefill_tokens: int = 0
+    chunk_in_flight: bool = False
+    kv_use: float = 0.0
+    retractions: int = 0
+    cache_hit_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerView:
+    """Everything a policy may know, at one moment.
+
+    now_s: monotonic seconds; a policy has no clock of its own.
+    prefill, decode: operating points of the recent past, None before the first such iteration.
+    decode_step_s: mean seconds of a decode iteration, None before the first.
+    prefill_tokens_per_s: rate at which prompt tokens were computed, None before the first prefill.
+    itl_s: the running requests' recent inter-token latency as the SLO's kind judges it (the slow tail of the gaps
+        for per_gap, their mean for mean_tpot), None before the first gap.
+    since_decode_s: time since the running requests last had a decode step launched, 0 when nothing runs.
+    prefills_since_decode: prefill steps launched since then.
+    """
+
+    now_s: float
+    queue: QueueState
+    knobs: Knobs
+    bounds: Bounds
+    slo: Slo = Slo()
+    prefill: OperatingPoint | None = None
+    decode: OperatingPoint | None = None
+    decode_step_s: float | None = None
+    prefill_tokens_per_s: float | None = None
+    itl_s: float | None = None
+    since_decode_s: float = 0.0
+    prefills_since_decode: int = 0

@@ -1,0 +1,118 @@
+"""Windows over the recent past: decayed sums, O(1) in time and memory whatever the history."""
+
+from __future__ import annotations
+
+import math
+
+from roofline_policies.hardware import Ceilings
+from roofline_policies.roofline import Bound, OperatingPoint, classify, roof_time
+from roofline_policies.view import IterationRecord
+
+
+class PhaseWindow:
+    """The operating point of one phase (prefill or decode), from sums that halve every ``half_life_s``."""
+
+    __slots__ = (
+        "_bytes",
+        "_ceilings",
+        "_compute_s",
+        "_flops",
+        "_half_life_s",
+        "_iterations",
+        "_last_s",
+        "_memory_s",
+        "_overhead_below",
+        "_seconds",
+        "_tokens",
+    )
+
+    def __init__(self, ceilings: Ceilings, half_life_s: float, overhead_below: float) -> None:
+        self._ceilings = ceilings
+        self._half_life_s = half_life_s
+        self._overhead_below = overhead_below
+        self._last_s: float | None = None
+        self._flops = self._bytes = self._compute_s = self._memory_s = 0.0
+        self._seconds = self._tokens = self._iterations = 0.0
+
+    def add(self, record: IterationRecord) -> None:
+        """Count one iteration.
+
+        Raises:
+            InputError: its work was issued in a precision without a ceiling.
+        """
+        keep = 1.0 if self._last_s is None else 0.5 ** (max(0.0, record.done_s - self._last_s) / self._half_life_s)
+        self._last_s = record.done_s
+        roof = roof_time(record.work, self._ceilings)
+        self._flops = self._flops * keep + record.work.issued.total
+        self._bytes = self._bytes * keep + record.work.compulsory.total
+        self._compute_s = self._compute_s * keep + roof.compute_s
+        self._memory_s = self._memory_s * keep + roof.memory_s
+        self._seconds = self._seconds * keep + record.step_s
+        self._tokens = self._tokens * keep + record.new_tokens
+        self._iterations = self._iterations * keep + 1.0
+
+    @property
+    def step_s(self) -> float | None:
+        """Mean seconds of an iteration, None before the first."""
+        return self._seconds / self._iterations if self._iterations else None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """New tokens per second of this phase's own time, None before the first iteration."""
+        return self._tokens / self._seconds if self._seconds else None
+
+    def point(self) -> OperatingPoint | None:
+        """Where the window lies under the roofs, None before the first iteration."""
+        if not self._seconds:
+            return None
+        compute, memory = self._compute_s / self._seconds, self._memory_s / self._seconds
+        bound: Bound = classify(compute, memory, self._overhead_below)
+        return OperatingPoint(
+            self._flops / self._seconds,
+            self._bytes / self._seconds,
+            compute,
+            memory,
+            self._seconds,
+            self._iterations,
+            bound,
+        )
+
+
+class GapWindow:
+    """Mean and slow tail of the gaps between a running request's tokens, exponentially weighted by count.
+
+    The tail is mean + 2.33 standard deviations, the 99th percentile of a normal distribution: an estimate that is
+    cheap and reacts at once, not a measured percentile (the report measures those).
+    """
+
+    __slots__ = ("_mean_s", "_variance", "_weight")
+
+    Z_P99 = 2.33
+
+    def __init__(self, gaps: float) -> None:
+        """gaps: number of recent gaps that carry about two thirds of the weight."""
+        self._weight = 1.0 / gaps
+        self._mean_s: float | None = None
+        self._variance = 0.0
+
+    def add(self, gap_s: float) -> None:
+        if self._mean_s is None:
+            self._mean_s = gap_s
+            return
+        # Source: T. Finch, "Incremental calculation of weighted mean and variance", 2009, section 9.
+        difference = gap_s - self._mean_s
+        step = self._weight * difference
+        self._mean_s += step
+        self._variance = (1.0 - self._weight) * (self._variance + difference * step)
+
+    def clear(self) -> None:
+        """Forget the past, after a pause in which nothing was running."""
+        self._mean_s, self._variance = None, 0.0
+
+    @property
+    def mean_s(self) -> float | None:
+        return self._mean_s
+
+    @property
+    def tail_s(self) -> float | None:
+        return None if self._mean_s is None else self._mean_s + self.Z_P99 * math.sqrt(self._variance)

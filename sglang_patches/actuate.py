@@ -1,0 +1,75 @@
+"""Actuate: what the server can do, from how it was launched, and the knobs applied to its scheduler."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sglang.srt.disaggregation.utils import DisaggregationMode
+
+from roofline_policies.decision import Knob, Knobs, Range
+
+logger = logging.getLogger(__name__)
+
+
+def launch_knobs(scheduler: Any) -> Knobs:
+    """The setting the server was launched with."""
+    return Knobs(scheduler.max_running_requests, scheduler.chunked_prefill_size)
+
+
+def launch_ranges(scheduler: Any) -> tuple[dict[Knob, Range], dict[Knob, str]]:
+    """What can be moved, with its range, and what cannot, with the reason.
+
+    The launch setting is the upper end of each range: buffers, captured graphs and the KV pool were sized for it.
+    """
+    ranges: dict[Knob, Range] = {}
+    immovable: dict[Knob, str] = {}
+    if scheduler.max_running_requests >= 1:
+        ranges[Knob.MAX_RUNNING_REQUESTS] = Range(1, scheduler.max_running_requests)
+    if scheduler.chunked_prefill_size is None:
+        immovable[Knob.PREFILL_CHUNK_TOKENS] = "chunked prefill is off (--chunked-prefill-size)"
+    elif scheduler.dynamic_chunk_sizer is not None:
+        immovable[Knob.PREFILL_CHUNK_TOKENS] = "--enable-dynamic-chunking sizes the chunks"
+    else:
+        # A chunk below a page, or below the alignment of deterministic inference, would never make progress.
+        step = max(scheduler.page_size, scheduler.truncation_align_size or 1)
+        ranges[Knob.PREFILL_CHUNK_TOKENS] = Range(step, max(step, scheduler.chunked_prefill_size), step)
+    if scheduler.disaggregation_mode is not DisaggregationMode.NULL:
+        immovable[Knob.DEFER_PREFILL] = "prefill and decode run on separate servers"
+    return ranges, immovable
+
+
+class Actuator:
+    """Holds the agreed knobs and applies them to one scheduler. Only ever narrows what the server would do itself."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._launch = launch_knobs(scheduler)
+        self.knobs = self._launch
+
+    def apply(self, knobs: Knobs) -> None:
+        """Adopt a setting from the next scheduling pass on."""
+        scheduler = self._scheduler
+        if knobs.max_running_requests > self.knobs.max_running_requests:
+            # A full batch stays closed until a request leaves it, unless it is told that there is room again.
+            scheduler.running_batch.batch_is_full = False
+        self.knobs = knobs
+        self.apply_chunk()
+
+    def apply_chunk(self) -> None:
+        """Set the prefill chunk; called every pass, because under mixed chunk its floor follows the running batch."""
+        scheduler, tokens, launch = self._scheduler, self.knobs.prefill_chunk_tokens, self._launch.prefill_chunk_tokens
+        if tokens is None or launch is None:
+            return
+        if scheduler.is_mixed_chunk:
+            # Decode rows come out of the chunk: what is left for the prompt must reach one page.
+            tokens = min(launch, max(tokens, scheduler.running_batch.batch_size() + scheduler.page_size + 1))
+        scheduler.chunked_prefill_size = tokens
+
+    def allocatable(self, allowed: int, running: int) -> int:
+        """How many requests may enter beside ``running``: what SGLang allows, less what the cap on running forbids."""
+        return min(allowed, self.knobs.max_running_requests - running)
+
+    def defers(self, running_batch: Any) -> bool:
+        """Whether no prompt enters in this pass. Never with an empty running batch: the server would spin idle."""
+        return self.knobs.defer_prefill and not running_batch.is_empty() and not running_batch.is_prefill_only

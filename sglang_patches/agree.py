@@ -1,0 +1,28 @@
+"""Agree: one rank decides, every rank applies the same knobs in the same iteration.
+
+Under tensor parallelism each rank runs a scheduler of its own, and they must form the same batches, or a
+collective waits for ever. The deciding rank puts its decision among the requests that SGLang already broadcasts to the
+ranks that share a waiting queue, so it arrives everywhere in the same iteration, in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sglang.srt.runtime_context import get_parallel
+
+from roofline_policies.decision import Knobs
+
+
+@dataclass(frozen=True, slots=True)
+class KnobsUpdate:
+    """The setting from this iteration on; travels as a control request."""
+
+    knobs: Knobs
+    rid: str = "roofline-knobs"
+
+
+def decides_here() -> bool:
+    """Whether this rank decides: the first of the ranks that share a waiting queue."""
+    parallel = get_parallel()
+    return bool(parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0)

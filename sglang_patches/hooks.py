@@ -1,0 +1,124 @@
+"""The hooks on SGLang's scheduler, each passing through where the server was started without a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookType
+
+from sglang_patches import served_model
+from sglang_patches.agree import KnobsUpdate
+from sglang_patches.compat import Hook, verify
+from sglang_patches.loop import Loop
+
+SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+
+SETTINGS = "_roofline_settings"
+"""Attribute of ServerArgs that carries the checked settings into the scheduler processes."""
+
+_LOOP = "_roofline_loop"
+
+
+def loop_of(scheduler: Any) -> Loop | None:
+    """The loop attached to a scheduler, None where there is no policy."""
+    loop: Loop | None = getattr(scheduler, _LOOP, None)
+    return loop
+
+
+def check_model(result: None, scheduler: Any) -> None:
+    """Before weights are loaded: refuse a model whose work is not known."""
+    if getattr(scheduler.server_args, SETTINGS, None) is not None:
+        served_model.check(scheduler.model_config)
+
+
+def attach(result: None, scheduler: Any, server_args: Any, port_args: Any) -> None:
+    """After construction: join observer, controller and actuator to the scheduler."""
+    settings = getattr(server_args, SETTINGS, None)
+    if settings is None:
+        return
+    verify(SCHEDULER_HOOKS)
+    loop = Loop(scheduler, settings)
+    setattr(scheduler, _LOOP, loop)
+    scheduler._request_dispatcher._mapping[KnobsUpdate] = loop.apply
+
+
+def run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, pp_proxy_tensors: Any = None) -> Any:
+    """Observe a batch as it is launched."""
+    loop = loop_of(scheduler)
+    if loop is None:
+        return original(scheduler, batch, pp_proxy_tensors)
+    loop.launching(batch)
+    result = original(scheduler, batch, pp_proxy_tensors)
+    loop.launched(batch)
+    return result
+
+
+def process_batch_result(returned: None, scheduler: Any, batch: Any, result: Any) -> None:
+    """Observe a batch whose result has been processed: its forward pass is over by then."""
+    loop = loop_of(scheduler)
+    if loop is not None:
+        loop.finished(batch, result)
+
+
+def poll_timeout_aborts(aborts: list[Any], scheduler: Any) -> list[Any] | None:
+    """Decide, and let the decision ride the broadcast that this rank's own aborts take."""
+    loop = loop_of(scheduler)
+    update = None if loop is None else loop.decide()
+    return None if update is None else [*aborts, update]
+
+
+def get_num_allocatable_reqs(
+    allowed: int,
+    scheduler: Any,
+    running_bs: int,
+    beam_width: int | None = None,
+    running_batch: Any = None,
+    num_held_rows: int = 0,
+) -> int:
+    """Actuate max_running_requests."""
+    loop = loop_of(scheduler)
+    return allowed if loop is None else loop.actuator.allocatable(allowed, running_bs)
+
+
+def should_defer_prefill(original: Callable[..., bool], scheduler: Any, running_batch: Any) -> bool:
+    """Actuate defer_prefill, beside whatever SGLang itself defers, and refresh the chunk for this pass."""
+    loop = loop_of(scheduler)
+    if loop is not None:
+        loop.actuator.apply_chunk()
+        if loop.actuator.defers(running_batch):
+            return True
+    return original(scheduler, running_batch)
+
+
+def add_request_to_queue(result: None, scheduler: Any, req: Any, is_retracted: bool = False) -> None:
+    """Count retractions."""
+    loop = loop_of(scheduler)
+    if loop is not None and is_retracted:
+        loop.retractions += 1
+
+
+def get_internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:
+    """Add the loop's state to what the server reports of itself."""
+    loop = loop_of(scheduler)
+    if loop is not None:
+        result.internal_state["roofline"] = loop.status()
+    return result
+
+
+SCHEDULER_HOOKS = (
+    Hook(f"{SCHEDULER}.__init__", HookType.AFTER, attach, ("server_args", "port_args")),
+    Hook(f"{SCHEDULER}.init_model_config", HookType.AFTER, check_model, ()),
+    Hook(f"{SCHEDULER}.run_batch", HookType.AROUND, run_batch, ("batch", "pp_proxy_tensors")),
+    Hook(f"{SCHEDULER}.process_batch_result", HookType.AFTER, process_batch_result, ("batch", "result")),
+    Hook(f"{SCHEDULER}._poll_timeout_aborts", HookType.AFTER, poll_timeout_aborts, ()),
+    Hook(
+        f"{SCHEDULER}.get_num_allocatable_reqs",
+        HookType.AFTER,
+        get_num_allocatable_reqs,
+        ("running_bs", "beam_width", "running_batch", "num_held_rows"),
+    ),
+    Hook(f"{SCHEDULER}._should_defer_prefill", HookType.AROUND, should_defer_prefill, ("running_batch",)),
+    Hook(f"{SCHEDULER}._add_request_to_queue", HookType.AFTER, add_request_to_queue, ("req", "is_retracted")),
+    Hook(f"{SCHEDULER}.get_internal_state", HookType.AFTER, get_internal_state, ("recv_req",)),
+)

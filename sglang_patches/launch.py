@@ -1,0 +1,128 @@
+"""From --policy and its neighbours to settings that a server can start with, everything checked before it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from roofline_policies.config import Settings, load
+from roofline_policies.decision import Knob, Range
+from roofline_policies.errors import InputError
+from roofline_policies.hardware import CALIBRATE, Ceilings, from_catalogue, match_device
+from roofline_policies.model import ModelShape
+from roofline_policies.nvml import open_nvml
+from roofline_policies.policies.base import Policy
+from sglang_patches import compat
+from sglang_patches.hooks import SCHEDULER_HOOKS, SETTINGS
+from sglang_patches.http import add_route
+
+ACTIVE = "SGLANG_ROOFLINE_ACTIVE"
+"""Set in the environment of a server with a policy, so that its child processes apply the scheduler hooks."""
+
+
+def prepare(
+    server_args: Any,
+    policy: str | Policy,
+    *,
+    overrides: str = "",
+    packages: str = "",
+    allow_untested: bool = False,
+) -> None:
+    """Check a policy against the server it is to run in, and hand it to the server's processes.
+
+    Raises:
+        InputError: anything that cannot be used. Nothing has been changed then.
+        IncompatibleServer: the installed SGLang lacks a hook.
+    """
+    compat.check_version(allow_untested)
+    try:
+        words = shlex.split(overrides)
+    except ValueError as error:
+        raise InputError(str(error), where="--policy-set", value=overrides) from error
+    settings = load(policy, overrides=words, packages=[name for name in packages.split(",") if name])
+    check_server(server_args, settings)
+    settings = with_ceilings(settings, server_args)
+    compat.apply(SCHEDULER_HOOKS)
+    setattr(server_args, SETTINGS, settings)
+    os.environ[ACTIVE] = "1"
+    add_route()
+
+
+def check_server(server_args: Any, settings: Settings) -> None:
+    """Refuse what can be known to be impossible from the launch arguments alone.
+
+    Raises:
+        InputError: a model that is not covered, a layout that is not, or bounds on a knob that cannot move.
+    """
+    if (Path(server_args.model_path) / "config.json").is_file():
+        ModelShape.from_directory(server_args.model_path)
+    for key, allowed in (("pp_size", 1), ("enable_dp_attention", False)):
+        value = getattr(server_args, key)
+        if value != allowed:
+            raise InputError(
+                "is not supported with a policy", where="server", key=key, value=value, allowed=f"{allowed}"
+            )
+    chunk = server_args.chunked_prefill_size
+    if chunk is not None and chunk <= 0 and settings.bounds.of(Knob.PREFILL_CHUNK_TOKENS) is not None:
+        raise InputError(
+            "this server cannot move that knob: it was launched with --chunked-prefill-size " + str(chunk),
+            where=settings.source,
+            key=f"bounds.{Knob.PREFILL_CHUNK_TOKENS.value}",
+            allowed="null",
+        )
+    known = {
+        Knob.MAX_RUNNING_REQUESTS: server_args.max_running_requests,
+        Knob.PREFILL_CHUNK_TOKENS: chunk if chunk is not None and chunk > 0 else None,
+    }
+    settings.bounds_for({knob: Range(1, high) for knob, high in known.items() if high is not None}, {})
+
+
+def with_ceilings(settings: Settings, server_args: Any) -> Settings:
+    """The settings with the ceilings of the device the server will run on, at the user's price.
+
+    Raises:
+        InputError: the device can neither be measured nor found in the catalogue.
+    """
+    ceilings = settings.ceilings or _device_ceilings(_device(server_args), settings.source)
+    if settings.usd_per_h is not None:
+        ceilings = replace(ceilings, usd_per_h=settings.usd_per_h)
+    return replace(settings, ceilings=ceilings)
+
+
+def _device(server_args: Any) -> str:
+    from sglang.srt.utils import get_device
+
+    return str(server_args.device or get_device()).partition(":")[0]
+
+
+def _device_ceilings(device: str, where: str) -> Ceilings:
+    """Measured in a process of its own, so that this one neither holds device memory nor keeps its threads busy."""
+    if device not in ("cpu", "cuda"):
+        raise InputError("unknown device", where=where, key="hardware.device", value=device, allowed=_how())
+    print("Roofline: ceilings of this device: from the cache, or measured now (at most 10 s)", file=sys.stderr)
+    command = [sys.executable, "-m", "roofline_policies.calibrate", "--device", device, "--json"]
+    if device == "cpu":
+        command += ["--threads", os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if ran.returncode == 0:
+        return Ceilings.from_dict(json.loads(ran.stdout.splitlines()[-1]), "calibration")
+    nvml = open_nvml(0) if device == "cuda" else None
+    sample = nvml.sample() if nvml is not None else None
+    known = match_device(sample.name) if sample is not None else None
+    if known is None:
+        name = sample.name if sample is not None else device
+        raise InputError(
+            "could not be measured and is not in the catalogue", where=where, key="hardware.device", value=name,
+            allowed=_how(),
+        )  # fmt: skip
+    return from_catalogue(known)
+
+
+def _how() -> str:
+    return f"cpu, cuda, or ceilings written out under hardware (see conf/hardware); {CALIBRATE} measures a device"

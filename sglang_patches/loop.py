@@ -1,0 +1,206 @@
+"""The loop inside a scheduler process: observer, controller and actuator joined, failures contained."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sglang.srt.runtime_context import get_parallel
+
+from roofline_policies.config import Settings
+from roofline_policies.controller import Controller, State
+from roofline_policies.errors import InputError
+from roofline_policies.status import LoopTimer, log_line, status
+from roofline_policies.transitions import COSTLY_KNOBS
+from sglang_patches import served_model
+from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
+from sglang_patches.agree import KnobsUpdate, decides_here
+from sglang_patches.metrics import Metrics
+from sglang_patches.observe import Observer, queue_state
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+STALLED_AFTER = 256
+"""Iterations launched without one being reported, after which the counters are taken to be stalled."""
+
+
+def contained(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T | None]:
+    """Let no exception out of a method of Loop: the policy is given up instead, and the server goes on."""
+
+    @wraps(method)
+    def wrapper(self: Any, *args: P.args, **kwargs: P.kwargs) -> T | None:
+        before = time.perf_counter()
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:  # the one place where the loop meets the server: requests come first
+            self.give_up(f"{method.__name__} raised {type(error).__name__}: {error}", error)
+            return None
+        finally:
+            self.spent_s += time.perf_counter() - before
+
+    return wrapper
+
+
+class Loop:
+    """Observe, decide and actuate for one scheduler.
+
+    Every rank observes nothing but applies knobs; the deciding rank does the rest (see agree).
+
+    Raises:
+        InputError: the settings ask for something this server cannot do.
+    """
+
+    def __init__(self, scheduler: Any, settings: Settings) -> None:
+        self.scheduler = scheduler
+        self.settings = settings
+        self.actuator = Actuator(scheduler)
+        self.spent_s = 0.0
+        self.timer = LoopTimer()
+        self.retractions = 0
+        self.controller: Controller | None = None
+        self._unreported = 0
+        self._next_log_s = time.monotonic() + settings.log_interval_s
+        self._metrics: Metrics | None = None
+        if decides_here():
+            self._start_deciding()
+
+    def _start_deciding(self) -> None:
+        scheduler, settings = self.scheduler, self.settings
+        if settings.ceilings is None:
+            raise InputError("has no ceilings", where=settings.source, key="hardware")
+        model = served_model.shape(scheduler.model_config, scheduler.tp_worker, get_parallel().tp_size)
+        settings.ceilings.compute_ceiling(model.weight_precision)  # fails here rather than in the first iteration
+        self.observer = Observer(
+            model,
+            device=scheduler.device,
+            graph_sizes=sorted(scheduler.tp_worker.get_decode_cuda_graph_bs()),
+            rows_per_request=served_model.rows_per_request(scheduler),
+        )
+        bounds = settings.bounds_for(*launch_ranges(scheduler))
+        for knob, reason in bounds.immovable.items():
+            logger.warning(f"Roofline: {knob.value} cannot be moved: {reason}. Policies that ask for it idle.")
+        self.controller = Controller(
+            settings.policy,
+            ceilings=settings.ceilings,
+            bounds=bounds,
+            launch=launch_knobs(scheduler),
+            slo=settings.slo,
+            settings=settings.controller,
+            started_s=time.monotonic(),
+        )
+        if scheduler.metrics_reporter.enable_metrics:
+            self._metrics = Metrics(model_name=served_model.name())
+        self._wrap_forward()
+        logger.info(
+            f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.source}"
+        )
+
+    def _wrap_forward(self) -> None:
+        """Time every forward pass where the scheduler calls its worker, draft and verify steps included."""
+        worker, observer = self.scheduler.model_worker, self.observer
+        forward = worker.forward_batch_generation
+
+        @wraps(forward)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            observer.forward_starts()
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                observer.forward_ends()
+
+        worker.forward_batch_generation = timed
+
+    def give_up(self, reason: str, error: BaseException | None = None) -> None:
+        """Turn to the launch settings for good; the next decision tells every rank."""
+        logger.error(f"Roofline: {reason}. The launch settings hold from now on.", exc_info=error)
+        if self.controller is not None:
+            self.controller.give_up(reason)
+
+    @contained
+    def launching(self, batch: Any) -> None:
+        if self.controller is None:
+            return
+        mode = self.observer.launch(batch)
+        if mode is not None:
+            self.controller.launched(mode, time.monotonic())
+
+    @contained
+    def launched(self, batch: Any) -> None:
+        if self.controller is not None:
+            self.observer.launched(batch)
+            self._unreported += 1
+            if self._unreported > STALLED_AFTER and self.controller.state is State.ACTIVE:
+                self.give_up(f"{self._unreported} iterations ran and none reported its work")
+
+    @contained
+    def finished(self, batch: Any, result: Any) -> None:
+        if self.controller is None:
+            return
+        record = self.observer.finish(batch, result, time.monotonic())
+        if record is not None:
+            self._unreported = 0
+            self.controller.observe(record)
+
+    @contained
+    def decide(self) -> KnobsUpdate | None:
+        """The update to broadcast, None while nothing changes, where another rank decides, or in an idle pass."""
+        controller = self.controller
+        if controller is None or self._idle():
+            return None
+        now_s = time.monotonic()
+        was = controller.state
+        decision = controller.decide(now_s, self._queue() if was is State.ACTIVE else controller.queue)
+        if controller.state is not was:
+            logger.error(f"Roofline: {controller.fallback_reason}. The launch settings hold from now on.")
+        for change in decision.changes:
+            if change.knob in COSTLY_KNOBS:
+                logger.info(
+                    f"Roofline. {change.knob.value}: {change.old} -> {change.new} ({change.policy}: {change.reason})"
+                )
+        self._report(now_s)
+        return KnobsUpdate(decision.knobs) if decision.knobs != self.actuator.knobs else None
+
+    @contained
+    def apply(self, update: KnobsUpdate) -> None:
+        self.actuator.apply(update.knobs)
+
+    @contained
+    def status(self) -> dict[str, Any] | None:
+        """The deciding rank's state for the status page, None elsewhere."""
+        if self.controller is None:
+            return None
+        page = status(self.controller, time.monotonic())
+        page["policy"] |= {"name": self.settings.name, "source": self.settings.source}
+        page["policy_time_s"] = self.timer.to_dict()
+        return page
+
+    def _idle(self) -> bool:
+        """Nothing runs, waits or is about to be reported; SGLang polls thousands of times a second then."""
+        scheduler = self.scheduler
+        return not (scheduler.waiting_queue or scheduler.last_batch is not None or scheduler.running_batch.reqs)
+
+    def _queue(self) -> Any:
+        return queue_state(
+            self.scheduler,
+            retractions=self.retractions,
+            cache_hit_rate=self.observer.cache_hit_rate,
+            chunk_tokens=self.actuator.knobs.prefill_chunk_tokens or self.scheduler.max_prefill_tokens,
+        )
+
+    def _report(self, now_s: float) -> None:
+        """Once per scheduling pass: account for the time since the last, and now and then say where things stand."""
+        self.timer.add(self.spent_s)
+        self.spent_s = 0.0
+        if now_s < self._next_log_s or self.controller is None:
+            return
+        self._next_log_s = now_s + self.settings.log_interval_s
+        if self.controller.iterations:
+            logger.info(log_line(self.controller))
+        if self._metrics is not None:
+            self._metrics.publish(self.controller, self.timer)

@@ -1,0 +1,65 @@
+"""Prometheus series beside SGLang's own, on the server's /metrics, when it was launched with --enable-metrics."""
+
+from __future__ import annotations
+
+from roofline_policies.controller import Controller, State
+from roofline_policies.decision import Knob
+from roofline_policies.status import LoopTimer
+from roofline_policies.window import PhaseWindow
+
+
+class Metrics:
+    """Series named ``roofline:*``, labelled like SGLang's with the served model's name.
+
+    Constructed in the scheduler process after SGLang has chosen its multi-process directory: prometheus_client reads
+    that when it is first imported.
+    """
+
+    def __init__(self, *, model_name: str) -> None:
+        from prometheus_client import Counter, Gauge
+
+        self._model_name = model_name
+        label = "model_name"
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"roofline:{name}", text, [label, *labels], multiprocess_mode="mostrecent")
+
+        self._knob = gauge("knob", "Current value of a scheduler knob.", "knob")
+        self._compute = gauge("compute_fraction", "Share of the compute ceiling reached.", "phase")
+        self._memory = gauge("memory_fraction", "Share of the memory bandwidth ceiling reached.", "phase")
+        self._intensity = gauge("intensity_flops_per_byte", "Issued FLOPs per compulsory byte.", "phase")
+        self._fallback = gauge("fallback", "1 while the launch settings hold because the policy failed.")
+        self._loop_s = gauge("loop_seconds", "Time the loop takes per iteration.", "quantile")
+        self._changes = Counter("roofline:knob_changes", "Knob changes.", [label, "knob"])
+        self._counted = dict.fromkeys(Knob, 0)
+
+    def publish(self, controller: Controller, timer: LoopTimer) -> None:
+        """Set every series to the controller's present state."""
+        name = self._model_name
+        for knob in Knob:
+            value = controller.knobs.get(knob)
+            if value is not None:
+                self._knob.labels(name, knob.value).set(float(value))
+            total = controller.changes.totals[knob]
+            self._changes.labels(name, knob.value).inc(total - self._counted[knob])
+            self._counted[knob] = total
+        for phase, window in (
+            ("prefill", controller.prefill),
+            ("decode", controller.decode),
+            ("mixed", controller.mixed),
+        ):
+            self._place(phase, window)
+        self._fallback.labels(name).set(float(controller.state is State.FALLBACK))
+        cost = timer.to_dict()
+        for quantile in ("p50", "p99"):
+            seconds = cost[quantile]
+            if seconds is not None:
+                self._loop_s.labels(name, quantile).set(seconds)
+
+    def _place(self, phase: str, window: PhaseWindow) -> None:
+        point = window.point()
+        if point is None:
+            return
+        self._compute.labels(self._model_name, phase).set(point.compute_fraction)
+        self._memory.labels(self._model_name, phase).set(point.memory_fraction)
+        self._intensity.labels(self._model_name, phase).set(point.intensity_flops_per_byte)

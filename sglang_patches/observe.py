@@ -1,0 +1,212 @@
+"""Observe: one IterationRecord per scheduler iteration, without a sync on the forward stream."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from roofline_policies.batch import BatchShape
+from roofline_policies.model import ModelShape
+from roofline_policies.view import ForwardMode, IterationRecord, QueueState
+from roofline_policies.work import Provenance
+
+
+class HostInterval:
+    """Time by the host's clock, for devices on which the forward pass is synchronous (CPU)."""
+
+    source = "host clock"
+
+    def __init__(self) -> None:
+        self._start_s = time.perf_counter()
+        self._seconds: float | None = None
+
+    def end(self) -> None:
+        self._seconds = time.perf_counter() - self._start_s
+
+    def seconds(self) -> float | None:
+        return self._seconds
+
+
+class DeviceInterval:
+    """Time between two events recorded on the current stream; they are polled, never waited for."""
+
+    source = "device events"
+
+    def __init__(self) -> None:
+        module = torch.get_device_module()
+        self._start, self._end = module.Event(enable_timing=True), module.Event(enable_timing=True)
+        self._ended = False
+        self._start.record()
+
+    def end(self) -> None:
+        self._end.record()
+        self._ended = True
+
+    def seconds(self) -> float | None:
+        if not (self._ended and self._end.query()):
+            return None
+        milliseconds: float = self._start.elapsed_time(self._end)
+        return milliseconds / 1e3
+
+
+@dataclass(slots=True)
+class _Launched:
+    """An iteration between its launch and its result."""
+
+    mode: ForwardMode
+    shape: BatchShape
+    after_idle: bool = False
+    interval: HostInterval | DeviceInterval | None = None
+
+
+class Observer:
+    """Turns a scheduler's batches into IterationRecords.
+
+    model: the shape that one rank of the server runs. graph_sizes: captured decode batch sizes, sorted.
+    rows_per_request: rows a decode step runs per request; more than one when drafts are verified.
+    """
+
+    def __init__(
+        self, model: ModelShape, *, device: str, graph_sizes: Sequence[int] = (), rows_per_request: int = 1
+    ) -> None:
+        self._model = model
+        self._interval_type = HostInterval if device == "cpu" else DeviceInterval
+        self._graph_sizes = graph_sizes
+        self._rows_per_request = rows_per_request
+        self._launched: dict[int, _Launched] = {}
+        self._current: _Launched | None = None
+        self._last_done_s: float | None = None
+        self._hit_tokens = self._prompt_tokens = 0
+
+    @property
+    def cache_hit_rate(self) -> float | None:
+        """Prompt tokens found in the prefix cache over all prompt tokens so far, None before the first prompt."""
+        return self._hit_tokens / self._prompt_tokens if self._prompt_tokens else None
+
+    @property
+    def in_flight(self) -> int:
+        """Iterations launched whose result has not been processed."""
+        return len(self._launched)
+
+    def launch(self, batch: Any) -> ForwardMode | None:
+        """Note a batch that is about to run; None for a batch that computes nothing (idle, prebuilt).
+
+        Must be called before ``run_batch``: the batch is altered afterwards under the overlap schedule.
+        """
+        self._current = None
+        mode = _mode(batch)
+        if mode is None:
+            return None
+        self._current = _Launched(mode, self._shape(batch, mode))
+        stats = batch.prefill_stats
+        if mode is not ForwardMode.DECODE and stats is not None:
+            self._hit_tokens += stats.log_hit_tokens
+            self._prompt_tokens += stats.log_hit_tokens + stats.log_input_tokens
+        return mode
+
+    def forward_starts(self) -> None:
+        """Start the time of the batch that is being launched."""
+        if self._current is not None:
+            self._current.interval = self._interval_type()
+
+    def forward_ends(self) -> None:
+        if self._current is not None and self._current.interval is not None:
+            self._current.interval.end()
+
+    def launched(self, batch: Any) -> None:
+        """Note that ``run_batch`` returned; the batch carries its iteration number from here on."""
+        if self._current is not None:
+            self._current.after_idle = bool(batch.after_idle_gap)
+            self._launched[batch.forward_iter] = self._current
+            self._current = None
+
+    def finish(self, batch: Any, result: Any, now_s: float) -> IterationRecord | None:
+        """The record of a batch whose result was processed; None if it was not observed or its time is not known."""
+        launched = self._launched.pop(batch.forward_iter, None)
+        if launched is None or launched.interval is None:
+            return None
+        seconds = launched.interval.seconds()
+        if seconds is None:
+            return None
+        busy = self._last_done_s is not None and not launched.after_idle
+        step_s = now_s - self._last_done_s if busy and self._last_done_s is not None else seconds
+        self._last_done_s = now_s
+        graph = bool(getattr(result, "can_run_cuda_graph", False))
+        shape = self._padded(launched.shape) if graph and launched.mode is ForwardMode.DECODE else launched.shape
+        work = self._model.work(shape)
+        if self._rows_per_request > 1:
+            # The target model's verify step is exact, the draft model beside it is not counted.
+            work = replace(work, provenance=frozenset({Provenance.ESTIMATED}))
+        return IterationRecord(
+            iteration=batch.forward_iter,
+            mode=launched.mode,
+            requests=shape.requests,
+            new_tokens=shape.new_tokens,
+            context_tokens=shape.context_tokens,
+            padded_rows=shape.padded_rows,
+            cuda_graph=graph,
+            work=work,
+            seconds=seconds,
+            seconds_source=launched.interval.source,
+            done_s=now_s,
+            step_s=step_s,
+        )
+
+    def _shape(self, batch: Any, mode: ForwardMode) -> BatchShape:
+        if mode is not ForwardMode.DECODE:
+            # A mixed batch lists its decode rows behind the prompts, with one new token each.
+            return BatchShape.of(prefill=tuple(zip(batch.extend_lens, batch.prefix_lens, strict=True)))
+        requests = len(batch.reqs)
+        context = int(batch.seq_lens_cpu.sum())
+        width = self._rows_per_request
+        if width == 1:
+            return BatchShape(requests, requests, context, context, context, requests)
+        return BatchShape.of(prefill=[(width, int(length)) for length in batch.seq_lens_cpu], all_logits=True)
+
+    def _padded(self, shape: BatchShape) -> BatchShape:
+        index = bisect_left(self._graph_sizes, shape.requests)
+        if index == len(self._graph_sizes):
+            return shape
+        padding = (self._graph_sizes[index] - shape.requests) * self._rows_per_request
+        return replace(shape, padded_rows=padding, padded_logit_rows=padding)
+
+
+def _mode(batch: Any) -> ForwardMode | None:
+    forward = batch.forward_mode
+    if forward.is_mixed():
+        return ForwardMode.MIXED
+    if forward.is_extend() and batch.extend_lens:
+        return ForwardMode.PREFILL
+    if forward.is_decode():
+        return ForwardMode.DECODE
+    return None
+
+
+def queue_state(scheduler: Any, *, retractions: int, cache_hit_rate: float | None, chunk_tokens: int) -> QueueState:
+    """The scheduler's queues and KV use at this moment. O(1): the waiting queue is read only up to one chunk."""
+    running = scheduler.running_batch.batch_size()
+    last = scheduler.last_batch
+    if last is not None and last.forward_mode.is_extend():
+        # Prompts just prefilled join the running batch at the next pass; they decode from now on.
+        running += max(0, len(last.reqs) - (scheduler.chunked_req is not None))
+    chunked = scheduler.chunked_req
+    next_tokens = 0 if chunked is None else max(0, chunked.seqlen - chunked.prefix_len)
+    for request in scheduler.waiting_queue:
+        if next_tokens >= chunk_tokens:
+            break
+        next_tokens += request.seqlen
+    _, kv_use = scheduler.pool_stats_observer.get_pool_stats().get_kv_token_stats()
+    return QueueState(
+        running=running,
+        waiting=len(scheduler.waiting_queue),
+        next_prefill_tokens=next_tokens,
+        chunk_in_flight=chunked is not None,
+        kv_use=kv_use,
+        retractions=retractions,
+        cache_hit_rate=cache_hit_rate,
+    )

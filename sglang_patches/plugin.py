@@ -1,0 +1,24 @@
+"""Entry point of SGLang's plugin group ``sglang.srt.plugins``; runs in every process of a server."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def activate() -> None:
+    """Add the options everywhere, and the scheduler's hooks where a server with a policy is running.
+
+    SGLang logs and swallows what is raised here. In a launching process the hooks are verified again before the server
+    starts (``launch.prepare``), in a scheduler process before the loop is attached (``hooks.attach``).
+    """
+    from sglang_patches import cli, compat
+
+    compat.apply(cli.CLI_HOOKS)
+    engine = sys.modules.get("sglang.srt.entrypoints.engine")
+    if engine is not None:
+        cli.accept_in_engine(engine.Engine)
+    if os.environ.get("SGLANG_ROOFLINE_ACTIVE"):
+        from sglang_patches.hooks import SCHEDULER_HOOKS
+
+        compat.apply(SCHEDULER_HOOKS)
