@@ -61,7 +61,7 @@ class BoundsRequest:
         return request
 
     def narrow(self, knob: Knob, launch: Range, *, where: str) -> Range:
-        """The launch range made narrower. A request beyond the launch range is cut to it, except that nothing is left.
+        """The launch range made narrower; what is requested beyond the launch range is cut off.
 
         Raises:
             InputError: the requested range does not meet the launch range.
@@ -71,9 +71,7 @@ class BoundsRequest:
             return launch
         low = max(launch.low, request.low or launch.low)
         high = min(launch.high, request.high or launch.high)
-        if (request.low or 1) > launch.high:
-            low = launch.high
-        if (request.high or launch.high) < launch.low or low > high:
+        if low > high:
             raise InputError(
                 "the server was launched with no such setting",
                 where=where,
@@ -204,7 +202,12 @@ def _hardware(values: object, where: str) -> tuple[Ceilings | None, float | None
     auto = build(_AutoHardware, values, where=where, key="hardware")
     if auto.device == "auto":
         return None, auto.usd_per_h
-    return from_catalogue(auto.device), auto.usd_per_h
+    try:
+        return from_catalogue(auto.device), auto.usd_per_h
+    except InputError as error:
+        raise InputError(
+            error.problem, where=where, key="hardware.device", value=auto.device, allowed=error.allowed
+        ) from error
 
 
 def _compose(path: Path, shown: str, overrides: Sequence[str]) -> dict[str, Any]:

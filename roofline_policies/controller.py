@@ -16,8 +16,8 @@ from roofline_policies.policies.base import Policy, Proposal
 from roofline_policies.policies.compose import merge
 from roofline_policies.roofline import OVERHEAD_BELOW
 from roofline_policies.transitions import Transitions, TransitionSettings
-from roofline_policies.view import ForwardMode, ItlKind, IterationRecord, QueueState, SchedulerView, Slo
-from roofline_policies.window import GapWindow, PhaseWindow
+from roofline_policies.view import ForwardMode, IterationRecord, ItlKind, QueueState, SchedulerView, Slo
+from roofline_policies.window import GapWindow, PhaseTotals, PhaseWindow
 
 
 class State(StrEnum):
@@ -132,6 +132,8 @@ class Controller:
             ForwardMode.DECODE: self.decode,
             ForwardMode.MIXED: self.mixed,
         }
+        self.totals = {mode: PhaseTotals() for mode in ForwardMode}
+        self.last_record: IterationRecord | None = None
         self._gaps = GapWindow(settings.gaps)
         self._transitions = Transitions(settings.transitions(), bounds, launch)
         self._last_token_s: float | None = None
@@ -145,6 +147,8 @@ class Controller:
             self.give_up(f"iteration {record.iteration} reports {record.step_s} seconds")
             return
         self.iterations += 1
+        self.last_record = record
+        self.totals[record.mode].add(record)
         self._windows[record.mode].add(record)
         if record.mode is ForwardMode.PREFILL:
             return

@@ -22,7 +22,13 @@ class InputError(RooflineError):
     """
 
     def __init__(
-        self, problem: str, *, where: str, key: str = "", value: object = _ABSENT, allowed: str | Iterable[object] | None = None
+        self,
+        problem: str,
+        *,
+        where: str,
+        key: str = "",
+        value: object = _ABSENT,
+        allowed: str | Iterable[object] | None = None,
     ) -> None:
         self.problem = problem
         self.where = where

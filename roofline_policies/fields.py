@@ -64,13 +64,13 @@ def build(cls: type[T], values: object, *, where: str, key: str, made: Mapping[s
 
 def _convert(hint: Any, value: object, where: str, key: str) -> object:
     """``value`` as the type of one field; OmegaConf's typed nodes do the checking."""
-    choices = [t for t in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))]
+    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for choice in choices:
         if isinstance(choice, type) and issubclass(choice, Enum):
             if value in [member.value for member in choice]:
                 return choice(value)
             raise InputError("unknown value", where=where, key=key, value=value, allowed=[m.value for m in choice])
-    if isinstance(value, bool) and bool not in choices or isinstance(value, str) and str not in choices:
+    if (isinstance(value, bool) and bool not in choices) or (isinstance(value, str) and str not in choices):
         raise InputError("wrong type", where=where, key=key, value=value, allowed=_describe(hint, key))
     schema = make_dataclass("Schema", [("value", hint, field(default=UNSET))])
     try:

@@ -75,6 +75,8 @@ def status(controller: Controller, now_s: float) -> dict[str, Any]:
         },
         "slo": {
             "ttft_s": controller.slo.ttft_s,
+            "totals": {mode.value: totals.to_dict() for mode, totals in controller.totals.items()},
+            "provenance": _provenance(controller),
             "itl_s": controller.slo.itl_s,
             "itl_kind": controller.slo.itl_kind.value,
             "e2e_s": controller.slo.e2e_s,
@@ -83,6 +85,8 @@ def status(controller: Controller, now_s: float) -> dict[str, Any]:
         "prefill": point_to_dict(controller.prefill),
         "decode": point_to_dict(controller.decode),
         "mixed": point_to_dict(controller.mixed),
+        "totals": {mode.value: totals.to_dict() for mode, totals in controller.totals.items()},
+        "provenance": _provenance(controller),
         "itl_s": controller.view(now_s, queue).itl_s,
         "knobs": {knob.value: controller.knobs.get(knob) for knob in Knob},
         "bounds": {knob.value: [bounds.low, bounds.high] for knob, bounds in controller.bounds.ranges.items()},
@@ -107,6 +111,14 @@ def status(controller: Controller, now_s: float) -> dict[str, Any]:
         "cache_hit_rate": queue.cache_hit_rate,
         "uptime_s": now_s - controller.started_s,
     }
+
+
+def _provenance(controller: Controller) -> dict[str, Any] | None:
+    """Where the figures of the last iteration come from, None before the first."""
+    record = controller.last_record
+    if record is None:
+        return None
+    return {"work": sorted(record.work.provenance), "seconds": record.seconds_source}
 
 
 def log_line(controller: Controller) -> str:

@@ -78,6 +78,39 @@ class PhaseWindow:
         )
 
 
+class PhaseTotals:
+    """Everything one phase has executed since the server started, exact; integers do not overflow."""
+
+    __slots__ = (
+        "compulsory_bytes",
+        "issued_flops",
+        "iterations",
+        "new_tokens",
+        "requested_bytes",
+        "seconds",
+        "useful_flops",
+    )
+
+    def __init__(self) -> None:
+        self.iterations = self.new_tokens = 0
+        self.issued_flops = self.useful_flops = 0
+        self.compulsory_bytes = self.requested_bytes = 0
+        self.seconds = 0.0
+
+    def add(self, record: IterationRecord) -> None:
+        work = record.work
+        self.iterations += 1
+        self.new_tokens += record.new_tokens
+        self.issued_flops += work.issued.total
+        self.useful_flops += work.useful.total
+        self.compulsory_bytes += work.compulsory.total
+        self.requested_bytes += work.requested.total
+        self.seconds += record.seconds
+
+    def to_dict(self) -> dict[str, int | float]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
 class GapWindow:
     """Mean and slow tail of the gaps between a running request's tokens, exponentially weighted by count.
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from sglang.srt.runtime_context import get_parallel
 
@@ -30,21 +30,22 @@ STALLED_AFTER = 256
 """Iterations launched without one being reported, after which the counters are taken to be stalled."""
 
 
-def contained(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T | None]:
+def contained(method: Callable[P, T]) -> Callable[P, T | None]:
     """Let no exception out of a method of Loop: the policy is given up instead, and the server goes on."""
 
     @wraps(method)
-    def wrapper(self: Any, *args: P.args, **kwargs: P.kwargs) -> T | None:
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        loop = cast(Loop, args[0])
         before = time.perf_counter()
         try:
-            return method(self, *args, **kwargs)
+            return method(*args, **kwargs)
         except Exception as error:  # the one place where the loop meets the server: requests come first
-            self.give_up(f"{method.__name__} raised {type(error).__name__}: {error}", error)
+            loop.give_up(f"{method.__name__} raised {type(error).__name__}: {error}", error)
             return None
         finally:
-            self.spent_s += time.perf_counter() - before
+            loop.spent_s += time.perf_counter() - before
 
-    return wrapper
+    return guarded
 
 
 class Loop:
@@ -65,7 +66,8 @@ class Loop:
         self.retractions = 0
         self.controller: Controller | None = None
         self._unreported = 0
-        self._next_log_s = time.monotonic() + settings.log_interval_s
+        self._next_report_s = time.monotonic() + settings.log_interval_s
+        self._reported_iterations = 0
         self._metrics: Metrics | None = None
         if decides_here():
             self._start_deciding()
@@ -151,9 +153,13 @@ class Loop:
     def decide(self) -> KnobsUpdate | None:
         """The update to broadcast, None while nothing changes, where another rank decides, or in an idle pass."""
         controller = self.controller
-        if controller is None or self._idle():
+        if controller is None:
             return None
         now_s = time.monotonic()
+        if self._idle():
+            self.spent_s = 0.0
+            self._report(now_s)
+            return None
         was = controller.state
         decision = controller.decide(now_s, self._queue() if was is State.ACTIVE else controller.queue)
         if controller.state is not was:
@@ -163,6 +169,8 @@ class Loop:
                 logger.info(
                     f"Roofline. {change.knob.value}: {change.old} -> {change.new} ({change.policy}: {change.reason})"
                 )
+        self.timer.add(self.spent_s)
+        self.spent_s = 0.0
         self._report(now_s)
         return KnobsUpdate(decision.knobs) if decision.knobs != self.actuator.knobs else None
 
@@ -194,13 +202,14 @@ class Loop:
         )
 
     def _report(self, now_s: float) -> None:
-        """Once per scheduling pass: account for the time since the last, and now and then say where things stand."""
-        self.timer.add(self.spent_s)
-        self.spent_s = 0.0
-        if now_s < self._next_log_s or self.controller is None:
+        """Now and then, if anything ran since the last time, say where things stand."""
+        controller = self.controller
+        if now_s < self._next_report_s or controller is None:
             return
-        self._next_log_s = now_s + self.settings.log_interval_s
-        if self.controller.iterations:
-            logger.info(log_line(self.controller))
+        self._next_report_s = now_s + self.settings.log_interval_s
+        if controller.iterations == self._reported_iterations:
+            return
+        self._reported_iterations = controller.iterations
+        logger.info(log_line(controller))
         if self._metrics is not None:
-            self._metrics.publish(self.controller, self.timer)
+            self._metrics.publish(controller, self.timer)

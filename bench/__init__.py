@@ -1,0 +1,1 @@
+"""Measurement: traffic replayed against real SGLang servers, arm by arm, and the report of it."""

@@ -1,0 +1,31 @@
+"""SGLang's CPU platform with the defaults that let a bare launch command start on an ordinary machine."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from sglang.srt.platforms.cpu import CpuSRTPlatform
+
+from sglang_patches.cpu import threads
+
+# SGLang's own default fills most of the host's memory with KV cache and touches every page of it before it serves.
+# This many tokens are 0.4 GB for a 44M-parameter model and 8 GB for an 8B one with grouped queries; a host with less
+# memory than that still gets what SGLang measures.
+DEFAULT_KV_TOKENS = 65_536
+
+
+class RooflineCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]  # SGLang is not typed
+    """`CpuSRTPlatform` plus defaults; what the user sets on the command line or in the environment stays."""
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Fill in the KV pool size and the cores of each rank; SGLang calls this while it resolves arguments."""
+        if server_args.device != "cpu":
+            return
+        if server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
+            server_args.max_total_tokens = DEFAULT_KV_TOKENS
+        # SGLang imports this class while `utils.common` is only half imported.
+        from sglang.srt.utils.common import get_cpu_ids_by_node
+
+        ranks = server_args.tp_size * server_args.pp_size * server_args.dp_size
+        threads.share_among_ranks(os.environ, ranks=ranks, numa_nodes=len(get_cpu_ids_by_node()))

@@ -1,0 +1,215 @@
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import roofline_policies.conf
+
+from roofline_policies.config import SHIPPED, BoundsRequest, RangeRequest, load
+from roofline_policies.controller import ControllerSettings
+from roofline_policies.decision import Knob, Range
+from roofline_policies.errors import InputError
+from roofline_policies.policies import BatchSize, Composition, PrefillDeferral, Static
+from roofline_policies.view import ItlKind, Slo
+
+CONF = Path(roofline_policies.conf.__path__[0])
+OWN = "defaults: [adaptive, _self_]\n"
+
+
+@dataclass(frozen=True)
+class Eager:
+    """A user's policy."""
+
+    cap: int = 8
+
+    def propose(self, view):
+        return ()
+
+
+def make_eager():
+    return Eager(3)
+
+
+def raises():
+    raise OSError("no such luck")
+
+
+EAGER = Eager(5)
+NOT_A_POLICY = 3
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="mine.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def refused(source, *parts, **options):
+    with pytest.raises(InputError) as raised:
+        load(source, **options)
+    message = str(raised.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+    return raised.value
+
+
+def test_adaptive_is_the_ridge_rule():
+    settings = load("adaptive")
+    assert settings.policy == Composition((BatchSize(), PrefillDeferral()))
+    assert settings.slo == Slo(ttft_s=2.0, itl_s=0.1, itl_kind=ItlKind.PER_GAP)
+    assert settings.controller == ControllerSettings()
+    assert (settings.bounds, settings.ceilings, settings.name) == (BoundsRequest(), None, "adaptive")
+
+
+def test_static_differs_in_the_policy_alone():
+    static, adaptive = load("static"), load("adaptive")
+    assert static.policy == Static()
+    assert (static.slo, static.controller, static.bounds) == (adaptive.slo, adaptive.controller, adaptive.bounds)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_path_and_a_shipped_name_are_the_same(name):
+    assert load(str(CONF / f"{name}.yaml")).policy == load(name).policy
+
+
+def test_a_users_file_anywhere_builds_on_the_shipped_groups(write):
+    defaults = "defaults:\n- adaptive\n- override hardware: h200\n- override slo: none\n- _self_\n"
+    settings = load(write(f"{defaults}slo: {{itl_s: 0.03}}\n"))
+    assert settings.ceilings.device == "NVIDIA H200"
+    assert settings.slo == Slo(itl_s=0.03)
+
+
+def test_overrides_and_a_price():
+    settings = load("adaptive", overrides=["slo.itl_s=0.02", "hardware=l4", "controller.dwell_s=3"])
+    assert (settings.slo.itl_s, settings.ceilings.device, settings.controller.dwell_s) == (0.02, "NVIDIA L4", 3.0)
+    assert load("adaptive", overrides=["hardware.usd_per_h=2.5"]).usd_per_h == 2.5
+
+
+def test_settings_survive_the_way_to_another_process():
+    settings = load("adaptive", overrides=["hardware=h200"])
+    assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+def test_python_references():
+    assert load(f"{__name__}:EAGER").policy == Eager(5)
+    assert load(f"{__name__}:make_eager").policy == Eager(3)
+    assert load(f"{__name__}:Eager").policy == Eager(8)
+    assert load(Eager(7)).policy == Eager(7)
+    assert load(Eager(7)).slo == load("adaptive").slo
+
+
+def test_a_target_outside_the_project_needs_its_package_named_at_launch(write):
+    path = write(f"policy: {{_target_: {__name__}.Eager, cap: 4}}\n")
+    refused(path, "policy._target_", f"'{__name__}.Eager'", "outside the allowed packages", "--policy-packages")
+    assert load(path, packages=[__name__]).policy == Eager(4)
+    wrong = write(f"policy: {{_target_: {__name__}.Eager, cup: 4}}\n")
+    refused(wrong, "policy.cup", "unknown key", "cap", packages=[__name__])
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("slo: {itl_s: 0}", ["slo.itl_s = 0", "greater than 0"]),
+        ("slo: {ttft_s: -1}", ["slo.ttft_s = -1", "greater than 0"]),
+        ("slo: {itl_s: 50ms}", ["slo.itl_s = '50ms'", "wrong type", "seconds, as a plain number"]),
+        ("slo: {itl_s: true}", ["slo.itl_s = True", "wrong type"]),
+        ("slo: {itl_s: [1]}", ["slo.itl_s = [1]", "wrong type"]),
+        ("slo: {itls: 1}", ["slo.itls", "unknown key", "ttft_s, itl_s, itl_kind, e2e_s"]),
+        ("slo: {itl_kind: p99}", ["slo.itl_kind = 'p99'", "per_gap, mean_tpot"]),
+        ("slo: 3", ["slo = 3", "must be a mapping"]),
+        ("polcy: {}", ["polcy", "unknown key", "hardware, slo, policy"]),
+        ("controller: {dwell_s: -1}", ["controller.dwell_s = -1"]),
+        ("controller: {overruns: 1.5}", ["controller.overruns = 1.5", "wrong type"]),
+        ("policy: {_target_: os.system}", ["policy._target_ = 'os.system'", "outside the allowed packages"]),
+        ("policy: {_target_: 3}", ["policy"]),
+        ("policy: {_target_: roofline_policies.policies.Nope}", ["Nope", "unknown policy", "BatchSize"]),
+        ("policy: {policies: [{_target_: roofline_policies.policies.BatchSize, gro: 2}]}",
+         ["policy.policies[0].gro", "unknown key", "grow, shrink, headroom, busy"]),
+        ("policy: {policies: [{_target_: roofline_policies.policies.BatchSize, grow: 0.5}]}",
+         ["policy.policies[0].grow = 0.5", "greater than 1"]),
+        ("hardware: {device: h300}", ["h300", "h200", "python -m roofline_policies.calibrate"]),
+        ("hardware: {usd_per_h: -2}", ["hardware.usd_per_h = -2"]),
+        ("hardware: {device: x, flops_per_s: {bf16: -1}, bytes_per_s: 1, memory_bytes: 1, source: me}",
+         ["flops_per_s.bf16 = -1"]),
+        ("bounds: {max_running_requests: {low: 4, high: 2}}", ["bounds.max_running_requests.low = 4", "at most high"]),
+        ("bounds: {max_running_requests: {low: 0}}", ["bounds.max_running_requests.low = 0", "1 or more"]),
+        ("bounds: {draft_tokens: {low: 1}}", ["bounds.draft_tokens", "unknown key", "prefill_chunk_tokens"]),
+        ("log_interval_s: 0", ["log_interval_s = 0", "greater than 0"]),
+        ("slo: {itl_s: '${nowhere}'}", ["nowhere"]),
+        ("slo: [1", ["line"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_that_names_file_key_value_and_what_is_allowed(write, text, parts):
+    path = write(OWN + text)
+    refused(path, path, *parts)
+
+
+def test_an_unknown_choice_of_a_group_lists_the_choices(write):
+    refused(write("defaults:\n- adaptive\n- override policy: rigde\n"), "policy/rigde", "ridge, static")
+    refused("adaptive", "hardware/h900", "h200", overrides=["hardware=h900"])
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("adaptve", ["'adaptve'", "unknown policy", "adaptive, static"]),
+        ("nowhere.yaml", ["nowhere.yaml", "cannot be read", "No such file"]),
+        ("os:path", ["is no policy", "propose(view)"]),
+        ("os:nowhere", ["cannot be imported"]),
+        ("no_such_package:x", ["cannot be imported"]),
+        (f"{__name__}:NOT_A_POLICY", ["is no policy"]),
+        (f"{__name__}:raises", ["no such luck"]),
+    ],
+)
+def test_a_source_that_leads_nowhere(source, parts):
+    refused(source, *parts)
+
+
+def test_a_folder_and_bytes_are_no_configuration(tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    refused(str(tmp_path / "folder.yaml"), "cannot be read", "Is a directory")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    refused(str(tmp_path / "bytes.yaml"), "not UTF-8")
+
+
+def test_an_empty_file_and_a_list(write):
+    refused(write(""), "policy", "missing key")
+    refused(write("- 1\n"), "mine.yaml")
+
+
+def test_a_file_without_read_permission_is_named(write, monkeypatch):
+    path = write(OWN)
+
+    def deny(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", deny)
+    refused(path, path, "cannot be read: Permission denied")
+
+
+def test_bounds_narrow_the_launch_range():
+    bounds = BoundsRequest(max_running_requests=RangeRequest(8, 32), prefill_chunk_tokens=RangeRequest(None, 10**6))
+    launch = Range(1, 64)
+    assert bounds.narrow(Knob.MAX_RUNNING_REQUESTS, launch, where="f") == Range(8, 32)
+    assert bounds.narrow(Knob.PREFILL_CHUNK_TOKENS, Range(16, 512, 16), where="f") == Range(16, 512, 16)
+    with pytest.raises(InputError, match="launched with no such setting") as raised:
+        BoundsRequest(max_running_requests=RangeRequest(100, 200)).narrow(Knob.MAX_RUNNING_REQUESTS, launch, where="f")
+    assert raised.value.allowed == "1 to 64"
+
+
+def test_every_shipped_hardware_and_slo_choice_loads():
+    for file in (CONF / "hardware").glob("*.yaml"):
+        load("adaptive", overrides=[f"hardware={file.stem}"])
+    for file in (CONF / "slo").glob("*.yaml"):
+        load("adaptive", overrides=[f"slo={file.stem}"])
+
+
+def test_a_copy_of_the_shipped_file_works_outside_the_package(tmp_path):
+    shutil.copy(CONF / "adaptive.yaml", tmp_path / "copy.yaml")
+    assert load(str(tmp_path / "copy.yaml")).policy == load("adaptive").policy

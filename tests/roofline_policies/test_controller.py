@@ -1,0 +1,166 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from records import CEILINGS, record
+from views import BOUNDS, LAUNCH
+
+from roofline_policies.controller import Controller, ControllerSettings, State
+from roofline_policies.decision import Knob, Knobs
+from roofline_policies.errors import FieldError
+from roofline_policies.policies import BatchSize, PrefillDeferral, Proposal, Static, compose
+from roofline_policies.view import ForwardMode, ItlKind, QueueState, Slo
+
+BUSY = QueueState(running=8, waiting=4, next_prefill_tokens=4000)
+
+
+class Says:
+    """A policy that answers with the same value for one knob every time."""
+
+    def __init__(self, knob, value):
+        self.answer = Proposal("Says", knob, value, "because")
+
+    def propose(self, view):
+        return (self.answer,)
+
+
+class Raises:
+    def propose(self, view):
+        raise ZeroDivisionError("no seconds")
+
+
+def controller(policy, slo=None, **settings):
+    return Controller(
+        policy, ceilings=CEILINGS, bounds=BOUNDS, launch=LAUNCH, slo=slo or Slo(),
+        settings=ControllerSettings(**settings), started_s=0.0,
+    )  # fmt: skip
+
+
+def test_static_never_moves():
+    loop = controller(Static())
+    for step in range(5):
+        loop.observe(record(float(step)))
+        assert loop.decide(float(step), BUSY).knobs == LAUNCH
+    assert sum(loop.changes.totals.values()) == 0
+
+
+def test_a_decision_is_adopted_logged_and_explained():
+    loop = controller(Says(Knob.MAX_RUNNING_REQUESTS, 32))
+    decision = loop.decide(3.0, BUSY)
+    assert decision.knobs == loop.knobs == Knobs(32, 2048)
+    (entry,) = loop.changes.recent()
+    assert (entry.t_s, entry.change.reason, entry.change.old, entry.change.new) == (3.0, "because", 64, 32)
+    assert loop.changes.totals[Knob.MAX_RUNNING_REQUESTS] == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        (Raises(), "Raises raised ZeroDivisionError: no seconds"),
+        (Says(Knob.PREFILL_CHUNK_TOKENS, float("nan")), "nan"),
+        (Says(Knob.PREFILL_CHUNK_TOKENS, "512"), "'512'"),
+    ],
+)
+def test_a_failing_policy_turns_to_the_launch_settings_for_good(policy, reason):
+    loop = controller(Says(Knob.MAX_RUNNING_REQUESTS, 16))
+    assert loop.decide(0.0, BUSY).knobs.max_running_requests == 16
+    loop.policy = policy
+    decision = loop.decide(1.0, BUSY)
+    assert loop.state is State.FALLBACK
+    assert reason in loop.fallback_reason
+    assert decision.knobs == LAUNCH
+    assert [change.reason for change in decision] == [f"fallback: {loop.fallback_reason}"]
+    loop.policy = Says(Knob.MAX_RUNNING_REQUESTS, 16)
+    assert loop.decide(9.0, BUSY).knobs == LAUNCH
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_impossible_time_turns_to_the_launch_settings(seconds):
+    loop = controller(Says(Knob.MAX_RUNNING_REQUESTS, 16))
+    loop.observe(record(1.0, seconds))
+    assert loop.state is State.FALLBACK
+    assert loop.decide(2.0, BUSY).knobs == LAUNCH
+
+
+def test_a_policy_over_its_budget_is_given_up_only_when_it_keeps_happening():
+    loop = controller(Static(), budget_s=1e-9, overruns=3)
+    for step in range(2):
+        loop.decide(float(step), BUSY)
+        assert loop.state is State.ACTIVE
+    loop.decide(2.0, BUSY)
+    assert loop.state is State.FALLBACK
+    assert "over its budget" in loop.fallback_reason
+
+
+def test_prefill_and_decode_are_placed_apart_and_mixed_steps_in_neither():
+    loop = controller(Static())
+    loop.observe(record(1.0, mode=ForwardMode.PREFILL, flops=90, read=1))
+    loop.observe(record(2.0, mode=ForwardMode.DECODE, flops=10, read=9))
+    loop.observe(record(3.0, mode=ForwardMode.MIXED, flops=50, read=5))
+    view = loop.view(3.0, BUSY)
+    assert (view.prefill.flops_per_s, view.decode.flops_per_s) == (90.0, 10.0)
+    assert loop.mixed.point().flops_per_s == 50.0
+
+
+def test_gaps_run_from_token_to_token_across_prefills_and_not_across_a_pause():
+    loop = controller(Static(), Slo(itl_s=1.0, itl_kind=ItlKind.MEAN_TPOT))
+    loop.observe(record(1.0))
+    loop.observe(record(1.5, mode=ForwardMode.PREFILL))
+    loop.observe(record(1.6))
+    assert loop.view(1.6, BUSY).itl_s == pytest.approx(0.6)
+    loop.decide(2.0, QueueState(running=0))
+    loop.observe(record(50.0))
+    assert loop.view(50.0, BUSY).itl_s == pytest.approx(0.6)
+
+
+def test_what_decode_has_waited_for_counts_from_its_launch():
+    loop = controller(Static())
+    loop.launched(ForwardMode.DECODE, 1.0)
+    loop.launched(ForwardMode.PREFILL, 1.1)
+    loop.launched(ForwardMode.PREFILL, 1.4)
+    view = loop.view(2.0, BUSY)
+    assert (view.since_decode_s, view.prefills_since_decode) == (1.0, 2)
+    loop.launched(ForwardMode.DECODE, 2.0)
+    assert loop.view(2.5, BUSY).prefills_since_decode == 0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(ForwardMode), st.floats(1e-3, 2.0), st.integers(0, 10**6), st.integers(1, 10**6),
+            st.integers(0, 64), st.integers(0, 100),
+        ),
+        max_size=40,
+    ),
+    st.one_of(st.none(), st.floats(1e-3, 2.0)),
+    st.sampled_from(ItlKind),
+)  # fmt: skip
+def test_any_traffic_keeps_the_knobs_in_bounds_and_the_same_traffic_gives_the_same_decisions(steps, itl_s, kind):
+    def play():
+        loop, now_s, decisions = (
+            controller(compose(BatchSize(), PrefillDeferral()), Slo(itl_s=itl_s, itl_kind=kind)),
+            0.0,
+            [],
+        )
+        for mode, step_s, flops, read, running, waiting in steps:
+            loop.launched(mode, now_s)
+            now_s += step_s
+            loop.observe(record(now_s, step_s, mode=mode, flops=flops, read=read))
+            decision = loop.decide(
+                now_s, QueueState(running=running, waiting=waiting, next_prefill_tokens=waiting * 100)
+            )
+            assert BOUNDS.contains(decision.knobs)
+            decisions.append(decision)
+        assert loop.state is State.ACTIVE
+        return decisions
+
+    assert play() == play()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("half_life_s", 0), ("gaps", 0), ("overhead_below", 2), ("budget_s", -1), ("overruns", 0), ("dwell_s", -1)],
+)
+def test_refuses_settings_out_of_range(field, value):
+    with pytest.raises(FieldError) as raised:
+        ControllerSettings(**{field: value})
+    assert raised.value.key == field

@@ -1,0 +1,78 @@
+import json
+
+import numpy as np
+import pytest
+from records import CEILINGS, record
+from views import BOUNDS, LAUNCH
+
+from roofline_policies.controller import Controller, ControllerSettings
+from roofline_policies.decision import Knob
+from roofline_policies.policies import Proposal
+from roofline_policies.status import LoopTimer, log_line, status
+from roofline_policies.view import ForwardMode, QueueState, Slo
+
+
+class Halves:
+    def propose(self, view):
+        return (Proposal("Halves", Knob.MAX_RUNNING_REQUESTS, view.knobs.max_running_requests // 2, "half is enough"),)
+
+
+@pytest.fixture
+def controller():
+    controller = Controller(
+        Halves(), ceilings=CEILINGS, bounds=BOUNDS, launch=LAUNCH, slo=Slo(itl_s=0.1), settings=ControllerSettings(),
+        started_s=100.0,
+    )  # fmt: skip
+    controller.observe(record(101.0, flops=50, read=5))
+    controller.observe(record(102.0, flops=70, read=6, iteration=2))
+    controller.observe(record(103.0, mode=ForwardMode.PREFILL, flops=90, read=1, iteration=3))
+    controller.decide(103.0, QueueState(running=8, waiting=3, kv_use=0.5, retractions=2, cache_hit_rate=0.25))
+    return controller
+
+
+def test_the_page_says_where_things_stand_and_why(controller):
+    page = json.loads(json.dumps(status(controller, 104.0)))
+    assert page["knobs"] == {"max_running_requests": 32, "prefill_chunk_tokens": 2048, "defer_prefill": False}
+    (change,) = page["changes"]
+    assert change == {
+        "t_s": 3.0, "iteration": 3, "knob": "max_running_requests", "old": 64, "new": 32, "reason": "half is enough",
+        "policy": "Halves",
+    }  # fmt: skip
+    assert page["changes_total"] == {"max_running_requests": 1, "prefill_chunk_tokens": 0, "defer_prefill": 0}
+    assert page["bounds"] == {"max_running_requests": [1, 64], "prefill_chunk_tokens": [16, 2048]}
+    assert (page["running"], page["waiting"], page["kv_use"], page["retractions"]) == (8, 3, 0.5, 2)
+    assert page["ridge_flops_per_byte"] == {"bf16": 10.0}
+    assert page["uptime_s"] == 4.0
+    assert page["provenance"] == {"work": ["closed_form"], "seconds": "host clock"}
+
+
+def test_totals_are_exact(controller):
+    totals = status(controller, 104.0)["totals"]
+    assert totals["decode"] == {
+        "iterations": 2, "new_tokens": 16, "issued_flops": 120, "useful_flops": 120, "compulsory_bytes": 11,
+        "requested_bytes": 11, "seconds": 2.0,
+    }  # fmt: skip
+    assert totals["prefill"]["issued_flops"] == 90
+    assert totals["mixed"]["iterations"] == 0
+
+
+def test_the_log_line_is_one_line_for_people(controller):
+    assert log_line(controller) == (
+        "Roofline. prefill: compute-bound (90% of compute, 10% of memory, 90.0 FLOPs/byte), decode: compute-bound "
+        "(62% of compute, 56% of memory, 11.0 FLOPs/byte), max_running_requests=32, prefill_chunk_tokens=2048, "
+        "defer_prefill=False, #changes: 1"
+    )
+    controller.give_up("it broke")
+    assert log_line(controller).endswith(", FALLBACK (it broke)")
+
+
+def test_loop_time_quantiles():
+    timer = LoopTimer()
+    assert timer.to_dict() == {"p50": None, "p99": None, "iterations": 0}
+    values = np.random.default_rng(0).exponential(size=3000)
+    for value in values:
+        timer.add(value)
+    last = values[-1024:]
+    cost = timer.to_dict()
+    assert cost["iterations"] == 3000
+    assert (cost["p50"], cost["p99"]) == pytest.approx((np.quantile(last, 0.5), np.quantile(last, 0.99)))
