@@ -1,0 +1,29 @@
+"""Policies that tests load into a real server as a user would: by module:attribute."""
+
+from roofline_policies.decision import Knob
+from roofline_policies.policies import Kind, Proposal
+
+
+class BreaksAfterAWhile:
+    """Cuts the batch, then raises on its 40th call."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def propose(self, view):
+        self.calls += 1
+        if self.calls > 40:
+            raise RuntimeError("broken on purpose")
+        return (Proposal("BreaksAfterAWhile", Knob.MAX_RUNNING_REQUESTS, 2, "to be seen"),)
+
+
+class SmallChunks:
+    """Caps chunks and alternates decode with prefill whatever happens: many changes, for ranks to disagree about."""
+
+    def propose(self, view):
+        chunk = 32 if int(view.now_s * 50) % 2 else 48
+        return (
+            Proposal("SmallChunks", Knob.PREFILL_CHUNK_TOKENS, chunk, "small", Kind.CAP),
+            Proposal("SmallChunks", Knob.DEFER_PREFILL, view.prefills_since_decode > 0, "alternate"),
+            Proposal("SmallChunks", Knob.MAX_RUNNING_REQUESTS, 3 if view.queue.waiting else 8, "breathe"),
+        )

@@ -1,0 +1,149 @@
+"""The real SGLang server with a policy, over HTTP."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from live_server import generate, get, prompts, roofline
+
+from bench.demo_model import build
+from bench.server import Server
+from roofline_policies.batch import BatchShape
+from roofline_policies.model import ModelShape
+from roofline_policies.work import Precision
+
+pytestmark = pytest.mark.slow
+
+LENGTHS = [5, 40, 300, 17, 120, 64, 9, 200, 33, 80, 150, 3]
+OUTPUT_TOKENS = 24
+CAP = 8
+ENV = {"PYTHONPATH": str(Path(__file__).parent), "PYTHONDONTWRITEBYTECODE": ""}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("model") / "tiny", preset="tiny")
+
+
+@pytest.fixture(scope="module")
+def token_ids():
+    return prompts(LENGTHS, vocab_size=256, seed=1)
+
+
+def server(model, folder, *arguments):
+    common = ["--model-path", str(model), "--dtype", "float32", "--max-running-requests", str(CAP)]
+    common += ["--chunked-prefill-size", "128", "--max-total-tokens", "8192", "--random-seed", "0"]
+    return Server([*common, *arguments], folder / "server.log", env=ENV, start_timeout_s=400)
+
+
+@pytest.fixture(scope="module")
+def expected(model, token_ids, tmp_path_factory):
+    """The tokens of a server without a policy."""
+    with server(model, tmp_path_factory.mktemp("plain")) as plain:
+        return generate(plain.base_url, token_ids, OUTPUT_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def adaptive(model, tmp_path_factory):
+    """A server whose ITL target nothing can meet, so that its policy has to act."""
+    folder = tmp_path_factory.mktemp("adaptive")
+    arguments = ["--policy", "adaptive", "--enable-metrics", "--policy-set"]
+    with server(model, folder, *arguments, "slo.itl_s=0.0005 controller.dwell_s=0.05 log_interval_s=1") as running:
+        yield running
+
+
+def test_a_knob_moves_with_its_reason_and_the_tokens_stay_the_same(adaptive, token_ids, expected):
+    assert generate(adaptive.base_url, token_ids, OUTPUT_TOKENS) == expected
+    page = roofline(adaptive.base_url)
+    assert page["policy"]["state"] == "active"
+    moved = [change for change in page["changes"] if change["knob"] == "max_running_requests"]
+    assert moved
+    assert moved[0]["old"] == CAP
+    assert moved[0]["new"] < CAP
+    assert re.fullmatch(r"ITL is at \d+ ms, over the target of 0 ms", moved[0]["reason"])
+    assert moved[0]["policy"] == "BatchSize"
+    assert page["knobs"]["max_running_requests"] < CAP
+    low, high = page["bounds"]["max_running_requests"]
+    assert (low, high) == (1, CAP)
+    assert "Roofline. max_running_requests: 8 -> " in "\n".join(adaptive.log_tail(10_000))
+
+
+def test_work_is_accounted_for_to_the_last_flop(adaptive, model):
+    """Whatever the batching, chunking and deferral, the sum over iterations is the closed form of the requests."""
+    shape = ModelShape.from_directory(model, weight_precision=Precision.FP32)
+    token_ids = prompts([31, 7, 260, 90], vocab_size=256, seed=2)
+    token_ids = [[200 + i, *ids] for i, ids in enumerate(token_ids)]
+    before = roofline(adaptive.base_url)["totals"]
+    generate(adaptive.base_url, token_ids, OUTPUT_TOKENS)
+    after = roofline(adaptive.base_url)["totals"]
+
+    def spent(phase, key):
+        return after[phase][key] - before[phase][key]
+
+    lengths = [len(ids) for ids in token_ids]
+    assert spent("prefill", "new_tokens") == sum(lengths)
+    assert spent("decode", "new_tokens") == len(lengths) * (OUTPUT_TOKENS - 1)
+    decode = BatchShape.of(decode_contexts=[n + i for n in lengths for i in range(1, OUTPUT_TOKENS)])
+    assert spent("decode", "issued_flops") == shape.work(decode).issued.total
+    # Causal pairs do not depend on where a prompt is cut; the head runs once more for every further chunk.
+    whole = shape.work(BatchShape.of(prefill=[(n, 0) for n in lengths])).useful.total
+    head_flops = 2 * shape.hidden_size * shape.vocab_size
+    extra_flops = spent("prefill", "useful_flops") - whole
+    assert extra_flops % head_flops == 0
+    assert 0 < extra_flops // head_flops <= sum(lengths) // 16
+
+
+def test_the_page_tells_where_its_figures_come_from(adaptive):
+    page = roofline(adaptive.base_url)
+    assert page["provenance"] == {"work": ["closed_form"], "seconds": "host clock"}
+    assert page["ceilings"]["source"].startswith("calibrated")
+    assert page["decode"]["bound"] in ("compute", "memory", "overhead")
+    assert page["policy_time_s"]["p50"] < page["policy_time_s"]["p99"]
+
+
+def test_prometheus_series(adaptive, token_ids):
+    generate(adaptive.base_url, token_ids[:2], 4)
+    import time
+
+    time.sleep(1.5)
+    generate(adaptive.base_url, token_ids[:2], 4)
+    series = get(adaptive.base_url, "/metrics")
+    for name in ("roofline:knob{", "roofline:compute_fraction{", "roofline:knob_changes_total{", "roofline:fallback{"):
+        assert name in series, name
+    (fallback,) = re.findall(r"^roofline:fallback\{.*\} (.*)$", series, re.MULTILINE)
+    assert float(fallback) == 0
+
+
+def test_sglangs_own_client_completes(adaptive, model, tmp_path):
+    port = adaptive.base_url.rpartition(":")[2]
+    command = [sys.executable, "-m", "sglang.benchmark.serving", "--backend", "sglang", "--host", "127.0.0.1"]
+    command += ["--port", port, "--model", str(model), "--tokenizer", str(model), "--dataset-name", "random-ids"]
+    command += ["--num-prompts", "8", "--random-input-len", "40", "--random-output-len", "8", "--request-rate", "20"]
+    command += ["--output-file", str(tmp_path / "out.jsonl"), "--random-range-ratio", "1", "--tokenize-prompt"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **ENV})
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert re.search(r"Successful requests:\s+8\b", ran.stdout), ran.stdout[-2000:]
+
+
+def test_the_server_outlives_its_policy(model, token_ids, expected, tmp_path):
+    with server(model, tmp_path, "--policy", "own_policies:BreaksAfterAWhile") as running:
+        assert generate(running.base_url, token_ids, OUTPUT_TOKENS) == expected
+        page = roofline(running.base_url)
+        log = "\n".join(running.log_tail(10_000))
+    assert page["policy"]["state"] == "fallback"
+    assert page["policy"]["fallback_reason"] == "BreaksAfterAWhile raised RuntimeError: broken on purpose"
+    assert page["knobs"] == {"max_running_requests": CAP, "prefill_chunk_tokens": 128, "defer_prefill": False}
+    assert "broken on purpose. The launch settings hold from now on." in log
+
+
+def test_two_ranks_agree(model, token_ids, expected, tmp_path):
+    """Ranks that formed different batches would wait for each other for ever, or produce different tokens."""
+    with server(model, tmp_path, "--policy", "own_policies:SmallChunks", "--tp", "2") as running:
+        produced = generate(running.base_url, token_ids, OUTPUT_TOKENS)
+        page = roofline(running.base_url)
+    assert produced == expected
+    assert page["changes_total"]["prefill_chunk_tokens"] > 0
+    assert page["changes_total"]["defer_prefill"] > 0
