@@ -77,7 +77,7 @@ def test_an_applied_hook_is_verified_and_applied_once(clean_target):
 def test_a_hook_that_does_not_take_is_noticed(clean_target, monkeypatch):
     hook = Hook(clean_target, HookType.AFTER, add_ten, ("one", "two"))
     monkeypatch.setattr(HookRegistry, "apply_hooks", classmethod(lambda cls: None))  # as when it logs and swallows
-    with pytest.raises(IncompatibleServer, match="did not apply the hooks on .*target"):
+    with pytest.raises(IncompatibleServer, match=r"did not apply the hooks on .*target"):
         compat.apply([hook])
 
 

@@ -1,0 +1,52 @@
+# Everything a reader of README.md is told to call. Needs python3 (3.11 or newer) and make; the rest it installs itself.
+PYTHON ?= python3
+VENV := .venv
+UV_VERSION := 0.13.8
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Servers start in many processes; without compiled bytecode each of them compiles SGLang anew.
+export PYTHONDONTWRITEBYTECODE :=
+# Models and data are local; nothing is fetched at run time.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: setup demo test test-fast lint bench requirements clean
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	@command -v uv >/dev/null || test -x .uv/bin/uv || { $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv==$(UV_VERSION); }
+	PATH="$$PATH:$(CURDIR)/.uv/bin"; \
+	uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+	uv pip sync --quiet --python $(BIN)/python requirements.txt && \
+	uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m bench.demo_model .cache/demo_model
+	$(BIN)/python -m bench.live experiment=demo
+
+test: setup
+	$(BIN)/python -m pytest --durations=10
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,min,max,rounds -o addopts=""
+	$(BIN)/python -m bench.demo_model .cache/demo_model
+	$(BIN)/python -m bench.live experiment=demo repeats=3 name=paired
+
+# Pins for every platform, without a registry's address.
+requirements:
+	PATH="$$PATH:$(CURDIR)/.uv/bin"; \
+	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	    --no-emit-find-links --extra sglang --extra bench --extra dev pyproject.toml --output-file requirements.txt
+
+clean:
+	rm -rf $(VENV) .uv .cache results build *.egg-info
