@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,12 @@ _SIZES = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """The sizes of a dense decoder that its Work depends on: a whole model, or what one rank holds of it.
+
+    family: one of FAMILIES; it names the model and decides nothing, the flags do.
+    head_dim: width of a head of queries, keys and values alike; independent of hidden_size.
+    weight_precision: of weights and activations; a 16 or 32 bit float. kv_precision: of the KV cache.
+    parameters, weight_bytes: every tensor once, a tied table once.
+    kv_bytes_per_token: over all layers; without a quantized cache's scales.
 
     Raises:
         InputError: a size below one, heads that cannot be grouped, weights that are not 16 or 32 bit floats.
@@ -79,14 +85,14 @@ class ModelShape:
             object.__setattr__(self, name, value)
 
     def _check(self) -> None:
-        def refuse(problem: str, key: str, value: object, allowed: object = None) -> InputError:
+        def refuse(problem: str, key: str, value: object, allowed: Iterable[object] | None = None) -> InputError:
             return InputError(problem, where="ModelShape", key=key, value=value, allowed=allowed)
 
         if self.family not in FAMILIES:
             raise refuse("unknown family", "family", self.family, FAMILIES)
         for name in _SIZES:
             if getattr(self, name) < 1:
-                raise refuse("not a size", name, getattr(self, name), "a positive integer")
+                raise refuse("not a size", name, getattr(self, name), ("a positive integer",))
         if self.num_heads % self.num_kv_heads:
             raise refuse(f"does not divide num_heads = {self.num_heads}", "num_kv_heads", self.num_kv_heads)
         if self.weight_precision not in _WEIGHT_PRECISIONS:
@@ -109,6 +115,8 @@ class ModelShape:
                 checkpoints in fp16 unless it is told otherwise). Activations have the same precision.
             kv_precision: what the KV cache is stored in, if not weight_precision.
             where: the name that error messages give the mapping.
+
+        Biases are those of the Hugging Face model. SGLang 0.5.23 builds a Llama MLP without its ``mlp_bias``.
 
         Raises:
             InputError: a key that is missing or unusable, or a model whose work these formulas do not describe.

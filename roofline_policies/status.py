@@ -75,8 +75,6 @@ def status(controller: Controller, now_s: float) -> dict[str, Any]:
         },
         "slo": {
             "ttft_s": controller.slo.ttft_s,
-            "totals": {mode.value: totals.to_dict() for mode, totals in controller.totals.items()},
-            "provenance": _provenance(controller),
             "itl_s": controller.slo.itl_s,
             "itl_kind": controller.slo.itl_kind.value,
             "e2e_s": controller.slo.e2e_s,

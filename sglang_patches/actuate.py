@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
+from math import lcm
 from typing import Any
 
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from roofline_policies.decision import Knob, Knobs, Range
 
-logger = logging.getLogger(__name__)
+CHUNK_STEP_TOKENS = 64
+"""Chunks are multiples of this where pages allow it: the row count of common GEMM tiles, so that none is half empty."""
 
 
 def launch_knobs(scheduler: Any) -> Knobs:
@@ -32,8 +33,10 @@ def launch_ranges(scheduler: Any) -> tuple[dict[Knob, Range], dict[Knob, str]]:
         immovable[Knob.PREFILL_CHUNK_TOKENS] = "--enable-dynamic-chunking sizes the chunks"
     else:
         # A chunk below a page, or below the alignment of deterministic inference, would never make progress.
-        step = max(scheduler.page_size, scheduler.truncation_align_size or 1)
-        ranges[Knob.PREFILL_CHUNK_TOKENS] = Range(step, max(step, scheduler.chunked_prefill_size), step)
+        low = max(scheduler.page_size, scheduler.truncation_align_size or 1)
+        step = lcm(low, CHUNK_STEP_TOKENS)
+        high = max(low, scheduler.chunked_prefill_size)
+        ranges[Knob.PREFILL_CHUNK_TOKENS] = Range(low, high, step if step <= high else low)
     if scheduler.disaggregation_mode is not DisaggregationMode.NULL:
         immovable[Knob.DEFER_PREFILL] = "prefill and decode run on separate servers"
     return ranges, immovable

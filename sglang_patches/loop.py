@@ -185,6 +185,7 @@ class Loop:
             return None
         page = status(self.controller, time.monotonic())
         page["policy"] |= {"name": self.settings.name, "source": self.settings.source}
+        page["precision"] = self.observer.precision.value
         page["policy_time_s"] = self.timer.to_dict()
         return page
 

@@ -13,7 +13,7 @@ import torch
 from roofline_policies.batch import BatchShape
 from roofline_policies.model import ModelShape
 from roofline_policies.view import ForwardMode, IterationRecord, QueueState
-from roofline_policies.work import Provenance
+from roofline_policies.work import Precision, Provenance
 
 
 class HostInterval:
@@ -82,6 +82,11 @@ class Observer:
         self._current: _Launched | None = None
         self._last_done_s: float | None = None
         self._hit_tokens = self._prompt_tokens = 0
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the model's products: whose compute ceiling its operating points are under."""
+        return self._model.weight_precision
 
     @property
     def cache_hit_rate(self) -> float | None:

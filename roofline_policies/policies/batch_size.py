@@ -13,10 +13,10 @@ from roofline_policies.view import SchedulerView
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """Moves max_running_requests: up while decode leaves compute unused, down when it does not or when gaps are late.
+    """Moves max_running_requests: up while decode leaves compute unused, down when it does not or its steps are late.
 
     grow: factor of one step up, above 1. shrink: factor of one step down, between 0 and 1.
-    headroom: share of the ITL target that the measured ITL must stay under before the batch may grow.
+    headroom: share of the ITL target that the decode step, grown by ``grow``, must stay under for the batch to grow.
     busy: share of the current cap that must be in use before raising it can matter.
 
     Raises:
@@ -37,23 +37,25 @@ class BatchSize:
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """A target for max_running_requests, or nothing."""
-        cap = view.knobs.max_running_requests
-        itl, target = view.itl_s, view.slo.itl_s
-        if itl is not None and target is not None and itl > target:
-            # Requests beyond the ones running are not the cause of late gaps: lower what runs, not an idle cap.
-            lower = min(cap, view.queue.running) * self.shrink
-            reason = f"ITL is at {itl * 1e3:.0f} ms, over the target of {target * 1e3:.0f} ms"
-            return (self._towards(lower, reason, Strength.GUARD),)
+        cap, running = view.knobs.max_running_requests, view.queue.running
+        step_s, target_s = view.decode_step_s, view.slo.itl_s
+        if step_s is not None and target_s is not None and step_s > target_s:
+            # Late gaps have two causes, the decode step and the prefills between steps. The batch is only the first:
+            # lowering it for the second would cost throughput and leave the gaps as they are.
+            reason = f"a decode step of {running} requests takes {step_s * 1e3:.0f} ms, over the ITL target of "
+            # What does not run yet is not the cause: lower what runs, not an idle cap.
+            return (
+                self._towards(min(cap, running) * self.shrink, reason + f"{target_s * 1e3:.0f} ms", Strength.GUARD),
+            )
         if view.decode is None:
             return ()
-        if view.decode.bound is Bound.COMPUTE:
-            share = f"{view.decode.compute_fraction:.0%} of the compute ceiling"
-            return (self._towards(cap * self.shrink, f"decode is compute-bound at {share}"),)
-        if view.queue.waiting == 0 or view.queue.running < self.busy * cap:
-            return ()
-        if itl is not None and target is not None and itl > self.headroom * target:
-            return ()
         share = f"{view.decode.compute_fraction:.0%} of the compute ceiling"
+        if view.decode.bound is Bound.COMPUTE:
+            return (self._towards(cap * self.shrink, f"decode is compute-bound at {share}"),)
+        if view.queue.waiting == 0 or running < self.busy * cap:
+            return ()
+        if step_s is not None and target_s is not None and step_s * self.grow > self.headroom * target_s:
+            return ()
         reason = f"decode is {view.decode.bound.value}-bound at {share} and {view.queue.waiting} requests wait"
         return (self._towards(max(cap * self.grow, cap + 1), reason),)
 

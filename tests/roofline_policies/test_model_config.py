@@ -67,6 +67,16 @@ def test_absent_and_null_sizes() -> None:
     assert ModelShape.from_config(QWEN2 | many | {"num_key_value_heads": None}).num_kv_heads == 64
 
 
+def test_biases_are_those_that_the_family_has() -> None:
+    # Hugging Face and SGLang build Qwen2 and Qwen3 without looking at the keys that the other families define.
+    both: dict[str, object] = {"attention_bias": True, "mlp_bias": True}
+    for config, has in ((LLAMA, (True, True, True)), (QWEN2, (True, False, False)), (QWEN3, (True, True, False))):
+        shape = ModelShape.from_config(config | both)
+        assert (shape.qkv_bias, shape.output_bias, shape.mlp_bias) == has
+    assert ModelShape.from_config(QWEN2).qkv_bias
+    assert not ModelShape.from_config(QWEN3).qkv_bias
+
+
 @pytest.mark.parametrize(
     ("dtype", "precision"),
     [

@@ -44,14 +44,12 @@ def models(draw: st.DrawFn) -> tuple[Any, Any]:
         "tie_word_embeddings": draw(st.booleans()),
         "attn_implementation": draw(st.sampled_from(["eager", "sdpa"])),
         "dtype": draw(st.sampled_from(sorted(DTYPES))),
+        "attention_bias": draw(st.booleans()),  # read by Llama and Qwen3 only
+        "mlp_bias": draw(st.booleans()),  # read by Llama only
         "pad_token_id": None,
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    if family != "qwen2":
-        sizes["attention_bias"] = draw(st.booleans())
-    if family == "llama":
-        sizes["mlp_bias"] = draw(st.booleans())
     config = getattr(transformers, f"{FAMILIES[family]}Config")(**sizes)
     config.architectures = [f"{FAMILIES[family]}ForCausalLM"]
     with torch.device("meta"):

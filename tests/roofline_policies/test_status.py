@@ -43,6 +43,7 @@ def test_the_page_says_where_things_stand_and_why(controller):
     assert (page["running"], page["waiting"], page["kv_use"], page["retractions"]) == (8, 3, 0.5, 2)
     assert page["ridge_flops_per_byte"] == {"bf16": 10.0}
     assert page["uptime_s"] == 4.0
+    assert page["slo"] == {"ttft_s": None, "itl_s": 0.1, "itl_kind": "per_gap", "e2e_s": None}
     assert page["provenance"] == {"work": ["closed_form"], "seconds": "host clock"}
 
 

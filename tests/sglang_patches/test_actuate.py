@@ -32,7 +32,7 @@ def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
     scheduler = stand_in_scheduler()
     assert launch_knobs(scheduler) == Knobs(64, 2048)
     ranges, immovable = launch_ranges(scheduler)
-    assert ranges == {Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(16, 2048, 16)}
+    assert ranges == {Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(16, 2048, 64)}
     assert immovable == {}
 
 
@@ -48,6 +48,13 @@ def test_a_knob_that_cannot_move_is_named_with_the_reason(fields, knob, reason):
     ranges, immovable = launch_ranges(stand_in_scheduler(**fields))
     assert knob not in ranges
     assert reason in immovable[knob]
+
+
+def test_pages_and_tiles_are_both_kept():
+    ranges, _ = launch_ranges(stand_in_scheduler(page_size=96))
+    assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(96, 2048, 192)
+    ranges, _ = launch_ranges(stand_in_scheduler(chunked_prefill_size=32))
+    assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(16, 32, 16)
 
 
 def test_deterministic_inference_sets_the_grain_of_chunks():

@@ -35,12 +35,17 @@ def test_compute_bound_lowers_the_batch():
     assert "compute-bound at 90%" in proposal.reason
 
 
-def test_a_late_itl_lowers_what_runs_as_a_guard():
-    seen = view(Knobs(64, 512), Slo(itl_s=0.1), queue=BUSY, decode=point(Bound.MEMORY), itl_s=0.15)
+def test_a_late_decode_step_lowers_what_runs_as_a_guard():
+    seen = view(Knobs(64, 512), Slo(itl_s=0.1), queue=BUSY, decode=point(Bound.MEMORY), decode_step_s=0.15)
     proposal = only(BatchSize(shrink=0.5).propose(seen))
     assert proposal.value == 16  # half of the 32 that run, not of the idle cap of 64
     assert proposal.strength is Strength.GUARD
-    assert proposal.reason == "ITL is at 150 ms, over the target of 100 ms"
+    assert proposal.reason == "a decode step of 32 requests takes 150 ms, over the ITL target of 100 ms"
+
+
+def test_late_gaps_that_decode_does_not_cause_leave_the_batch_alone():
+    seen = view(Knobs(64, 512), Slo(itl_s=0.1), queue=BUSY, decode=point(Bound.MEMORY), decode_step_s=0.02, itl_s=0.5)
+    assert BatchSize().propose(seen) == ()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +54,7 @@ def test_a_late_itl_lowers_what_runs_as_a_guard():
         view(Knobs(32, 512), queue=BUSY),  # no decode iteration yet
         view(Knobs(32, 512), queue=QueueState(running=32, waiting=0), decode=point(Bound.MEMORY)),
         view(Knobs(32, 512), queue=QueueState(running=20, waiting=5), decode=point(Bound.MEMORY)),  # cap not reached
-        view(Knobs(32, 512), Slo(itl_s=0.1), queue=BUSY, decode=point(Bound.MEMORY), itl_s=0.09),  # no headroom
+        view(Knobs(32, 512), Slo(itl_s=0.1), queue=BUSY, decode=point(Bound.MEMORY), decode_step_s=0.07),  # x 1.25
     ],
 )
 def test_says_nothing_where_the_cap_is_not_what_limits(seen):

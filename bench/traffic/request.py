@@ -1,0 +1,28 @@
+"""One request of a traffic: when it arrives and how long it is. No text, no tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MOONCAKE_BLOCK_TOKENS = 512
+"""Tokens that one hash id stands for. Source: the Mooncake trace's own description (kvcache-ai/Mooncake)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as the traffic asks for it.
+
+    arrival_s: seconds since the start of the traffic.
+    prompt_tokens, output_tokens: lengths, at least 1.
+    prefix_blocks: ids of the prompt's blocks in order; requests whose ids start alike share that prefix of tokens.
+        Empty: the prompt shares nothing with any other.
+    phase: name of the stretch of traffic it belongs to.
+    block_tokens: length of one prefix block (512 in a Mooncake trace, less once lengths are scaled).
+    """
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    prefix_blocks: tuple[int, ...] = ()
+    phase: str = ""
+    block_tokens: int = MOONCAKE_BLOCK_TOKENS

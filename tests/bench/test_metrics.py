@@ -1,0 +1,190 @@
+"""Metrics against cases worked out by hand, and against oracles written another way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.metrics import e2e_s, gaps_s, meets, paired_ratios, quantile, server_side, summarise, tpot_s, ttft_s
+from bench.records import ArmRun, RequestRecord, ServerSample
+from bench.slo import ItlKind, Slo
+
+PER_GAP = Slo(ttft_s=1.0, itl_s=0.1)
+MEAN = replace(PER_GAP, itl_kind=ItlKind.MEAN_TPOT)
+
+
+def record(token_s: tuple[float, ...], **fields: Any) -> RequestRecord:
+    values: dict[str, Any] = {
+        "index": 0,
+        "phase": "",
+        "scheduled_s": 0.0,
+        "sent_s": 0.0,
+        "end_s": token_s[-1] if token_s else 0.0,
+        "prompt_tokens": 10,
+        "cached_tokens": 0,
+        "output_tokens_asked": len(token_s),
+    }
+    return RequestRecord(token_s=token_s, **{**values, **fields})
+
+
+def test_one_request_by_hand() -> None:
+    one = record((1.5, 1.75, 1.75, 2.5), scheduled_s=1.0, sent_s=1.125)
+    assert ttft_s(one) == 0.5  # from the schedule, not from the send
+    assert gaps_s(one) == [0.25, 0.0, 0.75]
+    assert tpot_s(one) == pytest.approx(1 / 3)
+    assert e2e_s(one) == 1.5
+
+
+def test_a_request_of_one_token_has_no_itl_and_one_of_none_has_nothing() -> None:
+    assert tpot_s(record((0.5,))) is None
+    assert gaps_s(record((0.5,))) == []
+    assert meets(record((0.5,)), PER_GAP)
+    assert meets(record((0.5,)), MEAN)
+    nothing = record((), error="deadline")
+    assert (ttft_s(nothing), tpot_s(nothing), e2e_s(nothing)) == (None, None, None)
+    assert not meets(nothing, PER_GAP)
+
+
+def test_an_error_never_meets_and_has_no_e2e() -> None:
+    broken = record((0.1, 0.2), error="the answer broke off")
+    assert not meets(broken, Slo(None, None))
+    assert e2e_s(broken) is None
+    assert ttft_s(broken) == pytest.approx(0.1)
+
+
+def spaced(gaps: list[float]) -> RequestRecord:
+    times = [0.5]
+    for gap in gaps:
+        times.append(times[-1] + gap)
+    return record(tuple(times))
+
+
+def test_the_kind_of_itl_decides() -> None:
+    one_stall = spaced([0.01] * 98 + [0.5, 0.5])  # 98 of 100 gaps within; mean 0.0198
+    assert not meets(one_stall, PER_GAP)
+    assert meets(one_stall, MEAN)
+    assert meets(spaced([0.01] * 99 + [0.5]), PER_GAP)  # exactly 99 of 100
+    steady_but_slow = spaced([0.11] * 100)
+    assert not meets(steady_but_slow, MEAN)
+    assert meets(steady_but_slow, replace(MEAN, itl_s=None))
+
+
+@pytest.mark.parametrize(
+    ("slo", "met"),
+    [
+        (Slo(0.5, None), True),
+        (Slo(0.4999, None), False),
+        (Slo(None, None, e2e_s=0.75), True),
+        (Slo(None, None, e2e_s=0.7), False),
+        (Slo(None, 0.25, ItlKind.MEAN_TPOT), True),
+        (Slo(None, 0.2, ItlKind.MEAN_TPOT), False),
+        (Slo(None, 0.2, ItlKind.PER_GAP, gap_fraction=0.5), False),
+    ],
+)
+def test_limits_are_inclusive(slo: Slo, met: bool) -> None:
+    assert meets(record((0.5, 0.75)), slo) is met
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.floats(0, 1))
+def test_quantile_is_linear_interpolation_between_order_statistics(values: list[float], q: float) -> None:
+    ordered = sorted(values)
+    place = q * (len(ordered) - 1)
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    assert quantile(values, q) == pytest.approx(low + (high - low) * (place - math.floor(place)), rel=1e-9, abs=1e-9)
+
+
+def test_quantile_of_nothing_is_none() -> None:
+    assert quantile([], 0.5) is None
+
+
+def test_a_run_by_hand() -> None:
+    records = (
+        record((0.5, 0.75, 1.0), phase="a", prompt_tokens=100, cached_tokens=50, sent_s=0.001),
+        record((3.5, 3.75), phase="b", scheduled_s=2.0, sent_s=2.003, prompt_tokens=60),  # TTFT 1.5: misses
+        record((3.0,), phase="b", scheduled_s=3.0, sent_s=3.0, end_s=5.0, prompt_tokens=40, error="deadline"),
+        record((), phase="b", scheduled_s=3.0, sent_s=None, end_s=3.0, prompt_tokens=999, error="deadline"),
+    )
+    row = summarise(ArmRun("x", 2, records, ()), Slo(1.0, 0.3), usd_per_h=3.6)
+    assert (row["arm"], row["repeat"], row["status"], row["crash"]) == ("x", 2, "ok", None)
+    assert row["duration_s"] == 5.0
+    assert (row["requests"], row["completed"], row["errors"]) == (4, 2, 2)
+    assert row["error_kinds"] == {"deadline": 2}
+    assert (row["output_tokens"], row["prompt_tokens"]) == (6, 200)
+    assert row["output_tokens_per_s"] == pytest.approx(1.2)
+    assert row["total_tokens_per_s"] == pytest.approx(206 / 5)
+    assert row["requests_per_s"] == pytest.approx(0.4)
+    assert row["goodput_per_s"] == pytest.approx(0.2)
+    assert row["attainment"] == 0.25
+    assert row["cache_hit_rate"] == 0.25
+    assert row["usd_per_million_output_tokens"] == pytest.approx(3.6 * 5 / 3600 / 6 * 1e6)
+    assert row["usd_per_million_tokens"] == pytest.approx(3.6 * 5 / 3600 / 206 * 1e6)
+    assert row["ttft_p50_s"] == pytest.approx(0.5)  # of 0.0, 0.5, 1.5
+    assert row["itl_p50_s"] == pytest.approx(0.25)
+    assert row["e2e_p99_s"] == pytest.approx(1.0 + 0.75 * 0.99)
+    assert row["slip_p99_s"] == pytest.approx(0.001 + 0.002 * 0.98)  # of 0, 1, 3 ms at position 1.98
+    assert row["phases"]["a"]["attainment"] == 1.0
+    assert row["phases"]["b"]["requests"] == 3
+
+
+def test_a_crash_before_the_first_request_has_no_figures_but_a_row() -> None:
+    row = summarise(ArmRun("x", 0, (), (), "server exited with code 1"), PER_GAP, 2.0)
+    assert row["status"] == "crashed"
+    assert row["crash"] == "server exited with code 1"
+    assert row["goodput_per_s"] is row["attainment"] is row["ttft_p99_s"] is row["usd_per_million_tokens"] is None
+
+
+def test_an_unknown_price_is_null_not_zero() -> None:
+    row = summarise(ArmRun("x", 0, (record((0.5,)),), ()), PER_GAP, None)
+    assert row["usd_per_million_output_tokens"] is None
+
+
+def sample(t_s: float, retractions: int | None, **rank: Any) -> ServerSample:
+    return ServerSample(t_s, {"running": 1, "waiting": 0, "kv_use": t_s / 10}, retractions, (rank,) if rank else ())
+
+
+def test_what_the_server_says() -> None:
+    policy = {"name": "adaptive", "state": "fallback", "fallback_reason": "NaN"}
+    row = server_side(
+        [
+            sample(1.0, 4, changes_total={"chunk": 2}),
+            sample(
+                3.0, 9, changes_total={"chunk": 5, "cap": 1}, policy=policy, policy_time_s={"p50": 1e-5, "p99": 2e-5}
+            ),
+        ]
+    )
+    assert row["kv_use_mean"] == pytest.approx(0.2)
+    assert row["kv_use_max"] == pytest.approx(0.3)
+    assert row["retractions"] == 5
+    assert row["knob_changes"] == 4
+    assert row["knob_changes_by_knob"] == {"chunk": 3, "cap": 1}
+    assert row["policy_time_p99_s"] == 2e-5
+    assert (row["policy_state"], row["fallback_reason"]) == ("fallback", "NaN")
+
+
+def test_a_server_that_says_nothing_gives_nothing() -> None:
+    row = server_side([ServerSample(0.0)])
+    assert all(row[key] is None for key in ("kv_use_mean", "kv_use_max", "retractions", "knob_changes", "policy_state"))
+
+
+def row(arm: str, repeat: int, goodput: float | None, status: str = "ok") -> dict[str, Any]:
+    return {"arm": arm, "repeat": repeat, "status": status, "goodput_per_s": goodput}
+
+
+def test_ratios_pair_within_a_repeat() -> None:
+    rows = [row("s", 0, 1.0), row("a", 0, 1.5), row("a", 1, 1.0), row("s", 1, 2.0), row("s", 2, 4.0), row("a", 2, 5.0)]
+    ratio = paired_ratios(rows, "s")["a/s"]["goodput_per_s"]
+    assert ratio == {"min": 0.5, "median": 1.25, "max": 1.5, "values": [1.5, 0.5, 1.25], "pairs": 3}
+
+
+def test_a_crashed_or_absent_side_makes_no_pair() -> None:
+    rows = [
+        *(row("s", 0, 1.0), row("a", 0, 9.0, "crashed")),
+        *(row("s", 1, None), row("a", 1, 1.0)),
+        *(row("s", 2, 0.0), row("a", 2, 1.0)),
+    ]
+    assert paired_ratios(rows, "s") == {"a/s": {}}
