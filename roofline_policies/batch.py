@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from roofline_policies.errors import InputError
 
 
-@dataclass(frozen=True, slots=True)
-class BatchShape:
+class BatchShape(NamedTuple):
     """What one forward pass runs, as the sums that its Work depends on. Shapes of parts of a batch add.
 
     requests: sequences in the batch.
@@ -83,7 +82,7 @@ class BatchShape:
         padded_logit_rows = 0 if prefill and not all_logits else padded_rows
         return cls(requests, new, context, pairs, causal_pairs, logit_rows, padded_rows, padded_logit_rows)
 
-    def __add__(self, other: BatchShape) -> BatchShape:
+    def __add__(self, other: BatchShape) -> BatchShape:  # type: ignore[override]  # shapes add, they do not concatenate
         return BatchShape(
             self.requests + other.requests,
             self.new_tokens + other.new_tokens,

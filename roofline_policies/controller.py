@@ -17,7 +17,7 @@ from roofline_policies.policies.compose import merge
 from roofline_policies.roofline import OVERHEAD_BELOW
 from roofline_policies.transitions import Transitions, TransitionSettings
 from roofline_policies.view import ForwardMode, IterationRecord, ItlKind, QueueState, SchedulerView, Slo
-from roofline_policies.window import GapWindow, PhaseTotals, PhaseWindow
+from roofline_policies.window import GapWindow, Phase
 
 
 class State(StrEnum):
@@ -124,15 +124,14 @@ class Controller:
         self.started_s = started_s
         self.iterations = 0
         self.queue = QueueState()
-        self.prefill = PhaseWindow(ceilings, settings.half_life_s, settings.overhead_below)
-        self.decode = PhaseWindow(ceilings, settings.half_life_s, settings.overhead_below)
-        self.mixed = PhaseWindow(ceilings, settings.half_life_s, settings.overhead_below)
-        self._windows = {
+        self.prefill = Phase(ceilings, settings.half_life_s, settings.overhead_below)
+        self.decode = Phase(ceilings, settings.half_life_s, settings.overhead_below)
+        self.mixed = Phase(ceilings, settings.half_life_s, settings.overhead_below)
+        self.phases = {
             ForwardMode.PREFILL: self.prefill,
             ForwardMode.DECODE: self.decode,
             ForwardMode.MIXED: self.mixed,
         }
-        self.totals = {mode: PhaseTotals() for mode in ForwardMode}
         self.last_record: IterationRecord | None = None
         self._gaps = GapWindow(settings.gaps)
         self._transitions = Transitions(settings.transitions(), bounds, launch)
@@ -148,8 +147,7 @@ class Controller:
             return
         self.iterations += 1
         self.last_record = record
-        self.totals[record.mode].add(record)
-        self._windows[record.mode].add(record)
+        self.phases[record.mode].add(record)
         if record.mode is ForwardMode.PREFILL:
             return
         if self._last_token_s is not None:

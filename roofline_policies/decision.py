@@ -16,6 +16,9 @@ class Knob(StrEnum):
     PREFILL_CHUNK_TOKENS = "prefill_chunk_tokens"
     DEFER_PREFILL = "defer_prefill"
 
+    # Enum hashes by a Python-level function; these are dictionary keys in every iteration.
+    __hash__ = str.__hash__
+
 
 KnobValue = int | bool
 

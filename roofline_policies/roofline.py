@@ -6,8 +6,8 @@ architectures", CACM 52(4), 2009. The third bound, overhead, is ours: host time 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from roofline_policies.hardware import Ceilings
 from roofline_policies.work import Precision, Work
@@ -25,8 +25,7 @@ class Bound(StrEnum):
     OVERHEAD = "overhead"
 
 
-@dataclass(frozen=True, slots=True)
-class RoofTime:
+class RoofTime(NamedTuple):
     """The least seconds that work can take under each roof."""
 
     compute_s: float
@@ -44,12 +43,13 @@ def roof_time(work: Work, ceilings: Ceilings) -> RoofTime:
     Raises:
         InputError: work was issued in a precision that the device has no ceiling for.
     """
-    compute_s = sum(count / ceilings.compute_ceiling(precision) for precision, count in work.issued.items())
+    compute_s = 0.0
+    for precision, count in work.issued.items():
+        compute_s += count / ceilings.compute_ceiling(precision)
     return RoofTime(compute_s, work.compulsory.total / ceilings.bytes_per_s)
 
 
-@dataclass(frozen=True, slots=True)
-class OperatingPoint:
+class OperatingPoint(NamedTuple):
     """Work over seconds over a window, placed under the roofs.
 
     flops_per_s: issued FLOPs per second. bytes_per_s: compulsory bytes per second.

@@ -9,7 +9,7 @@ from typing import Any
 from roofline_policies.controller import Controller
 from roofline_policies.decision import Knob
 from roofline_policies.roofline import OperatingPoint
-from roofline_policies.window import PhaseWindow
+from roofline_policies.window import Phase
 
 
 class LoopTimer:
@@ -33,9 +33,9 @@ class LoopTimer:
         return {"p50": cuts[49], "p99": cuts[98], "iterations": self.iterations}
 
 
-def point_to_dict(window: PhaseWindow) -> dict[str, Any] | None:
+def point_to_dict(phase: Phase) -> dict[str, Any] | None:
     """An operating point as the status page shows it, None before the first iteration."""
-    point = window.point()
+    point = phase.point()
     if point is None:
         return None
     return {
@@ -47,8 +47,8 @@ def point_to_dict(window: PhaseWindow) -> dict[str, Any] | None:
         "bound": point.bound.value,
         "seconds": point.seconds,
         "iterations": point.iterations,
-        "step_s": window.step_s,
-        "tokens_per_s": window.tokens_per_s,
+        "step_s": phase.step_s,
+        "tokens_per_s": phase.tokens_per_s,
     }
 
 
@@ -83,7 +83,7 @@ def status(controller: Controller, now_s: float) -> dict[str, Any]:
         "prefill": point_to_dict(controller.prefill),
         "decode": point_to_dict(controller.decode),
         "mixed": point_to_dict(controller.mixed),
-        "totals": {mode.value: totals.to_dict() for mode, totals in controller.totals.items()},
+        "totals": {mode.value: phase.totals() for mode, phase in controller.phases.items()},
         "provenance": _provenance(controller),
         "itl_s": controller.view(now_s, queue).itl_s,
         "knobs": {knob.value: controller.knobs.get(knob) for knob in Knob},

@@ -42,6 +42,7 @@ class Transitions:
         self._settings = settings
         self._bounds = bounds
         self._launch = launch
+        self._movable = [knob for knob in Knob if bounds.movable(knob) and launch.get(knob) is not None]
         self._last_change_s: dict[Knob, float] = {}
 
     def decide(self, now_s: float, current: Knobs, proposals: Iterable[Proposal]) -> Decision:
@@ -51,9 +52,7 @@ class Transitions:
         for proposal in proposals:
             (targets if proposal.kind is Kind.TARGET else caps)[proposal.knob] = proposal
         knobs, changes = current, []
-        for knob in Knob:
-            if not self._bounds.movable(knob):
-                continue
+        for knob in self._movable:
             change = self._change(now_s, knob, current, targets.get(knob), caps.get(knob))
             if change is not None:
                 knobs = knobs.with_value(knob, change.new)
@@ -63,12 +62,11 @@ class Transitions:
     def _change(
         self, now_s: float, knob: Knob, current: Knobs, target: Proposal | None, cap: Proposal | None
     ) -> KnobChange | None:
-        old = current.get(knob)
+        old: KnobValue = getattr(current, knob)
         costly = knob in COSTLY_KNOBS
-        resting = old if costly else self._launch.get(knob)
-        if old is None or resting is None:
+        value: KnobValue = old if costly else getattr(self._launch, knob)
+        if target is None and cap is None and value == old:
             return None
-        value: KnobValue = resting
         reason, policy = "no policy asks for anything else: back to the launch setting", "controller"
         if target is not None:
             value, reason, policy = target.value, target.reason, target.policy

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 
 from roofline_policies.hardware import Ceilings
-from roofline_policies.roofline import Bound, OperatingPoint, classify, roof_time
+from roofline_policies.roofline import OperatingPoint, classify, roof_time
 from roofline_policies.view import IterationRecord
 
 
-class PhaseWindow:
-    """The operating point of one phase (prefill or decode), from sums that halve every ``half_life_s``."""
+class Phase:
+    """One phase (prefill, decode or mixed): its operating point from sums that halve every ``half_life_s``, and totals.
+
+    The totals are everything executed since the server started, exact.
+    """
 
     __slots__ = (
         "_bytes",
@@ -22,8 +25,16 @@ class PhaseWindow:
         "_last_s",
         "_memory_s",
         "_overhead_below",
+        "_point",
         "_seconds",
         "_tokens",
+        "compulsory_bytes",
+        "device_s",
+        "executed",
+        "issued_flops",
+        "new_tokens",
+        "requested_bytes",
+        "useful_flops",
     )
 
     def __init__(self, ceilings: Ceilings, half_life_s: float, overhead_below: float) -> None:
@@ -33,6 +44,10 @@ class PhaseWindow:
         self._last_s: float | None = None
         self._flops = self._bytes = self._compute_s = self._memory_s = 0.0
         self._seconds = self._tokens = self._iterations = 0.0
+        self._point: OperatingPoint | None = None
+        self.executed = self.new_tokens = 0
+        self.issued_flops = self.useful_flops = self.compulsory_bytes = self.requested_bytes = 0
+        self.device_s = 0.0
 
     def add(self, record: IterationRecord) -> None:
         """Count one iteration.
@@ -42,14 +57,45 @@ class PhaseWindow:
         """
         keep = 1.0 if self._last_s is None else 0.5 ** (max(0.0, record.done_s - self._last_s) / self._half_life_s)
         self._last_s = record.done_s
-        roof = roof_time(record.work, self._ceilings)
-        self._flops = self._flops * keep + record.work.issued.total
-        self._bytes = self._bytes * keep + record.work.compulsory.total
+        work = record.work
+        roof = roof_time(work, self._ceilings)
+        issued_flops, compulsory_bytes = work.issued.total, work.compulsory.total
+        self.executed += 1
+        self.new_tokens += record.new_tokens
+        self.issued_flops += issued_flops
+        self.useful_flops += work.useful.total
+        self.compulsory_bytes += compulsory_bytes
+        self.requested_bytes += work.requested.total
+        self.device_s += record.seconds
+        self._flops = self._flops * keep + issued_flops
+        self._bytes = self._bytes * keep + compulsory_bytes
         self._compute_s = self._compute_s * keep + roof.compute_s
         self._memory_s = self._memory_s * keep + roof.memory_s
         self._seconds = self._seconds * keep + record.step_s
         self._tokens = self._tokens * keep + record.new_tokens
         self._iterations = self._iterations * keep + 1.0
+        compute, memory = self._compute_s / self._seconds, self._memory_s / self._seconds
+        self._point = OperatingPoint(
+            self._flops / self._seconds,
+            self._bytes / self._seconds,
+            compute,
+            memory,
+            self._seconds,
+            self._iterations,
+            classify(compute, memory, self._overhead_below),
+        )
+
+    def totals(self) -> dict[str, int | float]:
+        """Counts since the server started; ``seconds`` of the forward passes alone."""
+        return {
+            "iterations": self.executed,
+            "new_tokens": self.new_tokens,
+            "issued_flops": self.issued_flops,
+            "useful_flops": self.useful_flops,
+            "compulsory_bytes": self.compulsory_bytes,
+            "requested_bytes": self.requested_bytes,
+            "seconds": self.device_s,
+        }
 
     @property
     def step_s(self) -> float | None:
@@ -63,52 +109,7 @@ class PhaseWindow:
 
     def point(self) -> OperatingPoint | None:
         """Where the window lies under the roofs, None before the first iteration."""
-        if not self._seconds:
-            return None
-        compute, memory = self._compute_s / self._seconds, self._memory_s / self._seconds
-        bound: Bound = classify(compute, memory, self._overhead_below)
-        return OperatingPoint(
-            self._flops / self._seconds,
-            self._bytes / self._seconds,
-            compute,
-            memory,
-            self._seconds,
-            self._iterations,
-            bound,
-        )
-
-
-class PhaseTotals:
-    """Everything one phase has executed since the server started, exact; integers do not overflow."""
-
-    __slots__ = (
-        "compulsory_bytes",
-        "issued_flops",
-        "iterations",
-        "new_tokens",
-        "requested_bytes",
-        "seconds",
-        "useful_flops",
-    )
-
-    def __init__(self) -> None:
-        self.iterations = self.new_tokens = 0
-        self.issued_flops = self.useful_flops = 0
-        self.compulsory_bytes = self.requested_bytes = 0
-        self.seconds = 0.0
-
-    def add(self, record: IterationRecord) -> None:
-        work = record.work
-        self.iterations += 1
-        self.new_tokens += record.new_tokens
-        self.issued_flops += work.issued.total
-        self.useful_flops += work.useful.total
-        self.compulsory_bytes += work.compulsory.total
-        self.requested_bytes += work.requested.total
-        self.seconds += record.seconds
-
-    def to_dict(self) -> dict[str, int | float]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        return self._point
 
 
 class GapWindow:

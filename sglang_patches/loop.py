@@ -15,11 +15,13 @@ from roofline_policies.controller import Controller, State
 from roofline_policies.errors import InputError
 from roofline_policies.status import LoopTimer, log_line, status
 from roofline_policies.transitions import COSTLY_KNOBS
+from roofline_policies.view import QueueState
 from sglang_patches import served_model
 from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
 from sglang_patches.agree import KnobsUpdate, decides_here
 from sglang_patches.metrics import Metrics
-from sglang_patches.observe import Observer, queue_state
+from sglang_patches.observe import Observer
+from sglang_patches.queues import Queues
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Loop:
         self.spent_s = 0.0
         self.timer = LoopTimer()
         self.retractions = 0
+        self._queues = Queues(scheduler)
         self.controller: Controller | None = None
         self._unreported = 0
         self._next_report_s = time.monotonic() + settings.log_interval_s
@@ -156,12 +159,12 @@ class Loop:
         if controller is None:
             return None
         now_s = time.monotonic()
-        if self._idle():
+        if self._queues.idle():
             self.spent_s = 0.0
             self._report(now_s)
             return None
         was = controller.state
-        decision = controller.decide(now_s, self._queue() if was is State.ACTIVE else controller.queue)
+        decision = controller.decide(now_s, self._queue(now_s) if was is State.ACTIVE else controller.queue)
         if controller.state is not was:
             logger.error(f"Roofline: {controller.fallback_reason}. The launch settings hold from now on.")
         for change in decision.changes:
@@ -189,14 +192,9 @@ class Loop:
         page["policy_time_s"] = self.timer.to_dict()
         return page
 
-    def _idle(self) -> bool:
-        """Nothing runs, waits or is about to be reported; SGLang polls thousands of times a second then."""
-        scheduler = self.scheduler
-        return not (scheduler.waiting_queue or scheduler.last_batch is not None or scheduler.running_batch.reqs)
-
-    def _queue(self) -> Any:
-        return queue_state(
-            self.scheduler,
+    def _queue(self, now_s: float) -> QueueState:
+        return self._queues.state(
+            now_s,
             retractions=self.retractions,
             cache_hit_rate=self.observer.cache_hit_rate,
             chunk_tokens=self.actuator.knobs.prefill_chunk_tokens or self.scheduler.max_prefill_tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from roofline_policies.controller import Controller, State
 from roofline_policies.decision import Knob
 from roofline_policies.status import LoopTimer
-from roofline_policies.window import PhaseWindow
+from roofline_policies.window import Phase
 
 
 class Metrics:
@@ -43,12 +43,8 @@ class Metrics:
             total = controller.changes.totals[knob]
             self._changes.labels(name, knob.value).inc(total - self._counted[knob])
             self._counted[knob] = total
-        for phase, window in (
-            ("prefill", controller.prefill),
-            ("decode", controller.decode),
-            ("mixed", controller.mixed),
-        ):
-            self._place(phase, window)
+        for mode, phase in controller.phases.items():
+            self._place(mode.value, phase)
         self._fallback.labels(name).set(float(controller.state is State.FALLBACK))
         cost = timer.to_dict()
         for quantile in ("p50", "p99"):
@@ -56,10 +52,10 @@ class Metrics:
             if seconds is not None:
                 self._loop_s.labels(name, quantile).set(seconds)
 
-    def _place(self, phase: str, window: PhaseWindow) -> None:
-        point = window.point()
+    def _place(self, name: str, phase: Phase) -> None:
+        point = phase.point()
         if point is None:
             return
-        self._compute.labels(self._model_name, phase).set(point.compute_fraction)
-        self._memory.labels(self._model_name, phase).set(point.memory_fraction)
-        self._intensity.labels(self._model_name, phase).set(point.intensity_flops_per_byte)
+        self._compute.labels(self._model_name, name).set(point.compute_fraction)
+        self._memory.labels(self._model_name, name).set(point.memory_fraction)
+        self._intensity.labels(self._model_name, name).set(point.intensity_flops_per_byte)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
 from roofline_policies.batch import BatchShape
 from roofline_policies.model import ModelShape
-from roofline_policies.view import ForwardMode, IterationRecord, QueueState
+from roofline_policies.view import ForwardMode, IterationRecord
 from roofline_policies.work import Precision, Provenance
 
 
@@ -22,14 +23,19 @@ class HostInterval:
     source = "host clock"
 
     def __init__(self) -> None:
-        self._start_s = time.perf_counter()
-        self._seconds: float | None = None
+        self._start_s = time.monotonic()
+        self._end_s: float | None = None
 
     def end(self) -> None:
-        self._seconds = time.perf_counter() - self._start_s
+        self._end_s = time.monotonic()
 
     def seconds(self) -> float | None:
-        return self._seconds
+        return None if self._end_s is None else self._end_s - self._start_s
+
+    def done_s(self, processed_s: float) -> float:
+        """When the step was done: at the end of its forward pass. Under the overlap schedule a synchronous device runs
+        the whole next step before this one's result is processed."""
+        return processed_s if self._end_s is None else self._end_s
 
 
 class DeviceInterval:
@@ -52,6 +58,10 @@ class DeviceInterval:
             return None
         milliseconds: float = self._start.elapsed_time(self._end)
         return milliseconds / 1e3
+
+    def done_s(self, processed_s: float) -> float:
+        """When the step was done: when its result was processed, which waits for the device."""
+        return processed_s
 
 
 @dataclass(slots=True)
@@ -138,15 +148,15 @@ class Observer:
         seconds = launched.interval.seconds()
         if seconds is None:
             return None
-        busy = self._last_done_s is not None and not launched.after_idle
-        step_s = now_s - self._last_done_s if busy and self._last_done_s is not None else seconds
-        self._last_done_s = now_s
+        done_s = launched.interval.done_s(now_s)
+        last_s, self._last_done_s = self._last_done_s, done_s
+        step_s = seconds if last_s is None or launched.after_idle else done_s - last_s
         graph = bool(getattr(result, "can_run_cuda_graph", False))
         shape = self._padded(launched.shape) if graph and launched.mode is ForwardMode.DECODE else launched.shape
         work = self._model.work(shape)
         if self._rows_per_request > 1:
             # The target model's verify step is exact, the draft model beside it is not counted.
-            work = replace(work, provenance=frozenset({Provenance.ESTIMATED}))
+            work = work._replace(provenance=frozenset({Provenance.ESTIMATED}))
         return IterationRecord(
             iteration=batch.forward_iter,
             mode=launched.mode,
@@ -158,7 +168,7 @@ class Observer:
             work=work,
             seconds=seconds,
             seconds_source=launched.interval.source,
-            done_s=now_s,
+            done_s=done_s,
             step_s=step_s,
         )
 
@@ -167,7 +177,7 @@ class Observer:
             # A mixed batch lists its decode rows behind the prompts, with one new token each.
             return BatchShape.of(prefill=tuple(zip(batch.extend_lens, batch.prefix_lens, strict=True)))
         requests = len(batch.reqs)
-        context = int(batch.seq_lens_cpu.sum())
+        context = sum(batch.seq_lens_cpu.tolist())
         width = self._rows_per_request
         if width == 1:
             return BatchShape(requests, requests, context, context, context, requests)
@@ -178,40 +188,15 @@ class Observer:
         if index == len(self._graph_sizes):
             return shape
         padding = (self._graph_sizes[index] - shape.requests) * self._rows_per_request
-        return replace(shape, padded_rows=padding, padded_logit_rows=padding)
+        return shape._replace(padded_rows=padding, padded_logit_rows=padding)
 
 
 def _mode(batch: Any) -> ForwardMode | None:
     forward = batch.forward_mode
-    if forward.is_mixed():
+    if forward is SglangMode.DECODE:
+        return ForwardMode.DECODE
+    if forward is SglangMode.MIXED:
         return ForwardMode.MIXED
     if forward.is_extend() and batch.extend_lens:
         return ForwardMode.PREFILL
-    if forward.is_decode():
-        return ForwardMode.DECODE
     return None
-
-
-def queue_state(scheduler: Any, *, retractions: int, cache_hit_rate: float | None, chunk_tokens: int) -> QueueState:
-    """The scheduler's queues and KV use at this moment. O(1): the waiting queue is read only up to one chunk."""
-    running = scheduler.running_batch.batch_size()
-    last = scheduler.last_batch
-    if last is not None and last.forward_mode.is_extend():
-        # Prompts just prefilled join the running batch at the next pass; they decode from now on.
-        running += max(0, len(last.reqs) - (scheduler.chunked_req is not None))
-    chunked = scheduler.chunked_req
-    next_tokens = 0 if chunked is None else max(0, chunked.seqlen - chunked.prefix_len)
-    for request in scheduler.waiting_queue:
-        if next_tokens >= chunk_tokens:
-            break
-        next_tokens += request.seqlen
-    _, kv_use = scheduler.pool_stats_observer.get_pool_stats().get_kv_token_stats()
-    return QueueState(
-        running=running,
-        waiting=len(scheduler.waiting_queue),
-        next_prefill_tokens=next_tokens,
-        chunk_in_flight=chunked is not None,
-        kv_use=kv_use,
-        retractions=retractions,
-        cache_hit_rate=cache_hit_rate,
-    )

@@ -7,14 +7,19 @@ import sys
 
 
 def activate() -> None:
-    """Add the options everywhere, and the scheduler's hooks where a server with a policy is running.
+    """Add the options everywhere, the scheduler's hooks where a policy is set, our attention where CPU mode is ours.
 
     SGLang logs and swallows what is raised here. In a launching process the hooks are verified again before the server
     starts (``launch.prepare``), in a scheduler process before the loop is attached (``hooks.attach``).
     """
     from sglang_patches import cli, compat
+    from sglang_patches.cpu import standin
 
     compat.apply(cli.CLI_HOOKS)
+    if standin.is_installed():
+        from sglang_patches.cpu import attention
+
+        compat.apply([attention.HOOK])
     engine = sys.modules.get("sglang.srt.entrypoints.engine")
     if engine is not None:
         cli.accept_in_engine(engine.Engine)

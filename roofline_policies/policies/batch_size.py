@@ -37,6 +37,8 @@ class BatchSize:
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """A target for max_running_requests, or nothing."""
+        if not view.bounds.movable(Knob.MAX_RUNNING_REQUESTS):
+            return ()
         cap, running = view.knobs.max_running_requests, view.queue.running
         step_s, target_s = view.decode_step_s, view.slo.itl_s
         if step_s is not None and target_s is not None and step_s > target_s:
@@ -55,6 +57,8 @@ class BatchSize:
         if view.queue.waiting == 0 or running < self.busy * cap:
             return ()
         if step_s is not None and target_s is not None and step_s * self.grow > self.headroom * target_s:
+            return ()
+        if cap == view.bounds.ranges[Knob.MAX_RUNNING_REQUESTS].high:
             return ()
         reason = f"decode is {view.decode.bound.value}-bound at {share} and {view.queue.waiting} requests wait"
         return (self._towards(max(cap * self.grow, cap + 1), reason),)

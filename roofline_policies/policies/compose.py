@@ -58,8 +58,8 @@ def merge(view: SchedulerView, proposals: Iterable[Proposal]) -> tuple[Proposal,
     return (*merged, *caps.values())
 
 
-def _tightness(proposal: Proposal) -> tuple[float, str, str]:
-    return (proposal.value, proposal.policy, proposal.reason)
+def _tightness(proposal: Proposal) -> tuple[float, int, str, str]:
+    return (proposal.value, -proposal.strength, proposal.policy, proposal.reason)
 
 
 def _merge_targets(view: SchedulerView, knob: Knob, rivals: list[Proposal]) -> Proposal:

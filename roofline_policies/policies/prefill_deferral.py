@@ -16,7 +16,8 @@ from roofline_policies.view import ItlKind, SchedulerView
 class PrefillDeferral:
     """Sizes prefill chunks to the ITL target and lets decode run between chunks of a compute-bound prefill.
 
-    share: part of the ITL target that one chunk plus one decode step may fill.
+    share: part of the ITL target that one chunk plus one decode step may fill; the rest is for what the mean rate of
+        recent chunks does not tell, such as a chunk's position in its context.
     min_chunk_tokens: chunks are not cut below this, however tight the target.
 
     Prefill is never starved: it is deferred only after a prefill step ran since the last decode step, so at worst
@@ -26,7 +27,7 @@ class PrefillDeferral:
         FieldError: a parameter outside its range.
     """
 
-    share: float = 0.9
+    share: float = 0.8
     min_chunk_tokens: int = 128
 
     def __post_init__(self) -> None:
@@ -68,10 +69,10 @@ class PrefillDeferral:
         if view.prefills_since_decode == 0:
             return
         target = view.slo.itl_s
-        next_s = self._next_chunk_s(view)
+        next_s, waited_s = self._next_chunk_s(view), view.since_decode_s
         if target is not None and next_s is not None:
-            waited_s = view.since_decode_s
-            if waited_s + next_s + (view.decode_step_s or 0.0) > target:
+            # From one decode launch to the next is what a request waits between two tokens.
+            if waited_s + next_s > target:
                 reason = (
                     f"running requests have waited {waited_s * 1e3:.0f} ms and the next chunk takes "
                     f"{next_s * 1e3:.0f} ms, past the ITL target of {target * 1e3:.0f} ms"

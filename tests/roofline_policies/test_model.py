@@ -118,7 +118,7 @@ def test_flops_have_the_precision_of_the_weights(precision: Precision) -> None:
 @pytest.mark.parametrize("shape", [SMALL, FP8_KV], ids=["untied", "tied"])
 def test_a_pass_without_logits_does_not_read_the_head(shape: ModelShape) -> None:
     batch = BatchShape.of([(2, 3)])
-    silent = replace(batch, logit_rows=0)
+    silent = batch._replace(logit_rows=0)
     # The body is 1014 elements; the table is read for two rows only.
     assert shape.work(silent).compulsory.read == 2 * 1014 + 2 * 12 + 3 * shape.kv_bytes_per_token
     assert shape.work(batch).issued.total - shape.work(silent).issued.total == 240

@@ -5,17 +5,17 @@ from hypothesis import strategies as st
 from records import CEILINGS, record
 
 from roofline_policies.roofline import Bound
-from roofline_policies.window import GapWindow, PhaseWindow
+from roofline_policies.window import GapWindow, Phase
 
 
 def test_empty_windows_know_nothing():
-    phase, gaps = PhaseWindow(CEILINGS, 1.0, 0.4), GapWindow(8)
+    phase, gaps = Phase(CEILINGS, 1.0, 0.4), GapWindow(8)
     assert (phase.point(), phase.step_s, phase.tokens_per_s) == (None, None, None)
     assert (gaps.mean_s, gaps.tail_s) == (None, None)
 
 
 def test_one_iteration_is_the_point():
-    phase = PhaseWindow(CEILINGS, 1.0, 0.4)
+    phase = Phase(CEILINGS, 1.0, 0.4)
     phase.add(record(0.0, step_s=2.0, flops=50, read=5, tokens=8))
     point = phase.point()
     assert (point.flops_per_s, point.bytes_per_s, point.intensity_flops_per_byte) == (25.0, 2.5, 10.0)
@@ -26,7 +26,7 @@ def test_one_iteration_is_the_point():
 @given(st.lists(st.tuples(st.floats(0.001, 5), st.floats(0.01, 3), st.integers(1, 1000)), min_size=1, max_size=20))
 def test_sums_decay_by_half_every_half_life(steps):
     half_life_s, done_s = 1.5, 0.0
-    phase, times, seconds, flops = PhaseWindow(CEILINGS, half_life_s, 0.4), [], [], []
+    phase, times, seconds, flops = Phase(CEILINGS, half_life_s, 0.4), [], [], []
     for wait_s, step_s, count in steps:
         done_s += wait_s
         phase.add(record(done_s, step_s, flops=count))

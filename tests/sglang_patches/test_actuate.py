@@ -1,31 +1,11 @@
-"""Knobs applied to a scheduler. StandInScheduler has the attributes of SGLang's Scheduler that are read or set."""
-
-from types import SimpleNamespace
+"""Knobs applied to a scheduler. Stand-ins take the place of SGLang's Scheduler and its batches."""
 
 import pytest
 from sglang.srt.disaggregation.utils import DisaggregationMode
+from stand_ins import StandInRunningBatch, stand_in_scheduler
 
 from roofline_policies.decision import Knob, Knobs, Range
 from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
-
-
-class StandInBatch(SimpleNamespace):
-    def __init__(self, size):
-        super().__init__(size=size, batch_is_full=True, is_prefill_only=False)
-
-    def batch_size(self):
-        return self.size
-
-    def is_empty(self):
-        return self.size == 0
-
-
-def stand_in_scheduler(running=4, **fields):
-    return SimpleNamespace(**{
-        "max_running_requests": 64, "chunked_prefill_size": 2048, "dynamic_chunk_sizer": None, "page_size": 16,
-        "truncation_align_size": None, "disaggregation_mode": DisaggregationMode.NULL, "is_mixed_chunk": False,
-        "running_batch": StandInBatch(running), **fields,
-    })  # fmt: skip
 
 
 def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
@@ -76,7 +56,7 @@ def test_under_mixed_chunk_a_page_is_left_for_the_prompt():
     actuator = Actuator(scheduler)
     actuator.apply(Knobs(64, 32))
     assert scheduler.chunked_prefill_size == 40 + 16 + 1
-    scheduler.running_batch = StandInBatch(2)
+    scheduler.running_batch = StandInRunningBatch(2)
     actuator.apply_chunk()
     assert scheduler.chunked_prefill_size == 32
 
@@ -107,10 +87,10 @@ def test_raising_the_cap_reopens_a_full_batch_and_lowering_does_not():
 
 def test_nothing_is_deferred_while_nothing_decodes():
     actuator = Actuator(stand_in_scheduler())
-    assert not actuator.defers(StandInBatch(4))
+    assert not actuator.defers(StandInRunningBatch(4))
     actuator.apply(Knobs(64, 2048, defer_prefill=True))
-    assert actuator.defers(StandInBatch(4))
-    assert not actuator.defers(StandInBatch(0))
-    only_prefill = StandInBatch(4)
+    assert actuator.defers(StandInRunningBatch(4))
+    assert not actuator.defers(StandInRunningBatch(0))
+    only_prefill = StandInRunningBatch(4)
     only_prefill.is_prefill_only = True
     assert not actuator.defers(only_prefill)

@@ -1,43 +1,16 @@
-"""Batches are observed as SGLang forms them. StandInBatch has the attributes of a ScheduleBatch that are read."""
+"""Batches are observed as SGLang forms them. StandInBatch stands in for a ScheduleBatch."""
 
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
-import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
+from stand_ins import MODEL, StandInBatch
 
 from roofline_policies.batch import BatchShape
-from roofline_policies.model import ModelShape
 from roofline_policies.view import ForwardMode
-from roofline_policies.work import Precision, Provenance
+from roofline_policies.work import Provenance
 from sglang_patches import observe
 from sglang_patches.observe import Observer
-
-MODEL = ModelShape(
-    "llama", hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=128,
-    vocab_size=256, tied_embeddings=False, qkv_bias=False, output_bias=False, mlp_bias=False, qk_norm=False,
-    weight_precision=Precision.BF16, kv_precision=Precision.BF16,
-)  # fmt: skip
-
-
-@dataclass
-class StandInBatch:
-    forward_mode: SglangMode
-    extend_lens: list = field(default_factory=list)
-    prefix_lens: list = field(default_factory=list)
-    seq_lens: list = field(default_factory=list)
-    forward_iter: int = 1
-    after_idle_gap: bool = False
-    prefill_stats: object = None
-
-    @property
-    def reqs(self):
-        return [None] * (len(self.seq_lens) or len(self.extend_lens))
-
-    @property
-    def seq_lens_cpu(self):
-        return torch.tensor(self.seq_lens)
 
 
 def run(observer, batch, now_s=1.0, graph=False):
@@ -93,16 +66,46 @@ def test_a_batch_that_computes_nothing_is_passed_over(mode):
     assert run(Observer(MODEL, device="cpu"), StandInBatch(mode)) == (None, None)
 
 
-def test_wall_time_runs_from_result_to_result_but_not_across_a_pause():
-    observer = Observer(MODEL, device="cpu")
-    decode = StandInBatch(SglangMode.DECODE, seq_lens=[7])
-    _, first = run(observer, decode, now_s=10.0)
-    assert first.step_s == first.seconds
-    decode.forward_iter = 2
-    assert run(observer, decode, now_s=10.5)[1].step_s == 0.5
-    decode.after_idle_gap = True
-    _, after_pause = run(observer, decode, now_s=99.0)
-    assert after_pause.step_s == after_pause.seconds < 1.0
+class Clock:
+    """The observer's clock, set by the test."""
+
+    def __init__(self, monkeypatch):
+        self.now_s = 0.0
+        monkeypatch.setattr(observe.time, "monotonic", lambda: self.now_s)
+
+
+def test_wall_time_runs_from_step_to_step_but_not_across_a_pause(monkeypatch):
+    clock, observer = Clock(monkeypatch), Observer(MODEL, device="cpu")
+
+    def step(start_s, end_s, after_idle=False):
+        batch = StandInBatch(SglangMode.DECODE, seq_lens=[7], after_idle_gap=after_idle)
+        clock.now_s = start_s
+        observer.launch(batch)
+        observer.forward_starts()
+        clock.now_s = end_s
+        observer.forward_ends()
+        observer.launched(batch)
+        return observer.finish(batch, SimpleNamespace(), end_s)
+
+    assert step(10.0, 10.2).step_s == pytest.approx(0.2)
+    second = step(10.3, 10.6)
+    assert (second.seconds, second.step_s, second.done_s) == pytest.approx((0.3, 0.4, 10.6))
+    assert step(99.0, 99.1, after_idle=True).step_s == pytest.approx(0.1)
+
+
+def test_under_overlap_a_synchronous_device_does_not_charge_a_step_for_the_next(monkeypatch):
+    """On a CPU the next forward pass runs before this step's result is processed."""
+    clock, observer = Clock(monkeypatch), Observer(MODEL, device="cpu")
+    decode = StandInBatch(SglangMode.DECODE, seq_lens=[7], forward_iter=1)
+    prefill = StandInBatch(SglangMode.EXTEND, [900], [0], forward_iter=2)
+    for batch, forward_s in ((decode, 0.02), (prefill, 0.50)):
+        observer.launch(batch)
+        observer.forward_starts()
+        clock.now_s += forward_s
+        observer.forward_ends()
+        observer.launched(batch)
+    assert observer.finish(decode, SimpleNamespace(), clock.now_s).step_s == pytest.approx(0.02)
+    assert observer.finish(prefill, SimpleNamespace(), clock.now_s + 0.02).step_s == pytest.approx(0.50)
 
 
 def test_results_are_matched_to_launches_under_overlap():

@@ -28,7 +28,7 @@ def test_a_chunk_and_a_decode_step_fill_the_share_of_the_target():
 
 
 def test_the_chunk_is_not_cut_below_the_floor():
-    seen = view(Knobs(64, 2048), TIGHT, queue=RUNNING, prefill_tokens_per_s=1_000.0, decode_step_s=0.08)
+    seen = view(Knobs(64, 2048), TIGHT, queue=RUNNING, prefill_tokens_per_s=1_000.0, decode_step_s=0.07)
     assert by_knob(PrefillDeferral().propose(seen))[Knob.PREFILL_CHUNK_TOKENS].value == 128
 
 
@@ -57,7 +57,7 @@ def test_defers_when_the_next_chunk_would_make_the_gap_late():
 def test_does_not_defer_while_the_next_chunk_still_fits():
     seen = view(
         Knobs(64, 512), TIGHT, queue=RUNNING, prefill_tokens_per_s=10_000.0, decode_step_s=0.01,
-        since_decode_s=0.03, prefills_since_decode=1,
+        since_decode_s=0.045, prefills_since_decode=1,
     )  # fmt: skip
     assert Knob.DEFER_PREFILL not in by_knob(PrefillDeferral().propose(seen))
 

@@ -1,0 +1,50 @@
+"""The scheduler's queues and KV use, as a policy may know them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from roofline_policies.view import QueueState
+
+KV_USE_EVERY_S = 0.05
+"""How old the KV use that a policy sees may be: asking the pools costs more than all the rest, and it moves slowly."""
+
+
+class Queues:
+    """Reads one scheduler. O(1): the waiting queue is read only up to one chunk."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._kv_use = 0.0
+        self._kv_read_s = float("-inf")
+
+    def idle(self) -> bool:
+        """Nothing runs, waits or is about to be reported; SGLang polls thousands of times a second then."""
+        scheduler = self._scheduler
+        return not (scheduler.waiting_queue or scheduler.last_batch is not None or scheduler.running_batch.reqs)
+
+    def state(self, now_s: float, *, retractions: int, cache_hit_rate: float | None, chunk_tokens: int) -> QueueState:
+        """The queues at this moment. ``chunk_tokens``: the most prompt tokens that one prefill step takes."""
+        scheduler = self._scheduler
+        last, chunked = scheduler.last_batch, scheduler.chunked_req
+        running = len(scheduler.running_batch.reqs)
+        if last is not None and last.forward_mode.is_extend():
+            # Prompts just prefilled join the running batch at the next pass; they decode from now on.
+            running += max(0, len(last.reqs) - (chunked is not None))
+        next_tokens = 0 if chunked is None else max(0, chunked.seqlen - chunked.prefix_len)
+        for request in scheduler.waiting_queue:
+            if next_tokens >= chunk_tokens:
+                break
+            next_tokens += request.seqlen
+        if now_s - self._kv_read_s >= KV_USE_EVERY_S:
+            _, self._kv_use = scheduler.pool_stats_observer.get_pool_stats().get_kv_token_stats()
+            self._kv_read_s = now_s
+        return QueueState(
+            running=running,
+            waiting=len(scheduler.waiting_queue),
+            next_prefill_tokens=next_tokens,
+            chunk_in_flight=chunked is not None,
+            kv_use=self._kv_use,
+            retractions=retractions,
+            cache_hit_rate=cache_hit_rate,
+        )

@@ -1,0 +1,64 @@
+"""What the loop costs in one scheduler iteration: observe, decide, actuate (pytest-benchmark).
+
+``warm``: iterations follow each other at once. ``after_forward``: before each, as much memory is read as a forward
+pass of a small model reads, so that the loop finds nothing in the processor's caches, as in a CPU server.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
+from stand_ins import MODEL, StandInBatch, StandInRunningBatch, stand_in_scheduler
+
+from roofline_policies.config import load
+from roofline_policies.controller import Controller
+from roofline_policies.decision import Bounds
+from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
+from sglang_patches.observe import Observer
+from sglang_patches.queues import Queues
+
+WEIGHTS = torch.ones(32 << 20)  # 128 MiB
+
+
+def after_forward():
+    WEIGHTS.sum()
+
+
+@pytest.fixture(params=[10, 10_000], ids=["10_waiting", "10000_waiting"])
+def iteration(request):
+    pool = SimpleNamespace(get_kv_token_stats=lambda: (0, 0.5))
+    scheduler = stand_in_scheduler(
+        running=64, waiting_queue=[SimpleNamespace(seqlen=900)] * request.param, last_batch=None, chunked_req=None,
+        pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool),
+    )  # fmt: skip
+    scheduler.running_batch = StandInRunningBatch(64)
+    settings = load("adaptive", overrides=["hardware=h200"])
+    queues, actuator = Queues(scheduler), Actuator(scheduler)
+    observer = Observer(MODEL, device="cpu")
+    controller = Controller(
+        settings.policy, ceilings=settings.ceilings, bounds=Bounds(*launch_ranges(scheduler)),
+        launch=launch_knobs(scheduler), slo=settings.slo, settings=settings.controller, started_s=0.0,
+    )  # fmt: skip
+    batch = StandInBatch(SglangMode.DECODE, seq_lens=list(range(1000, 1064)))
+    state = SimpleNamespace(now_s=0.0)
+
+    def step():
+        state.now_s += 0.01
+        controller.launched(observer.launch(batch), state.now_s)
+        observer.forward_starts()
+        observer.forward_ends()
+        observer.launched(batch)
+        controller.observe(observer.finish(batch, SimpleNamespace(can_run_cuda_graph=False), state.now_s))
+        queue = queues.state(state.now_s, retractions=0, cache_hit_rate=0.5, chunk_tokens=2048)
+        actuator.apply(controller.decide(state.now_s, queue).knobs)
+
+    return step
+
+
+def test_loop_warm(benchmark, iteration):
+    benchmark.pedantic(iteration, rounds=2000, warmup_rounds=100)
+
+
+def test_loop_after_forward(benchmark, iteration):
+    benchmark.pedantic(iteration, setup=after_forward, rounds=300, warmup_rounds=5)

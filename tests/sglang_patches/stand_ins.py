@@ -1,0 +1,61 @@
+"""Stand-ins with the attributes of SGLang's objects that the loop reads or sets, for tests that need no server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+from sglang.srt.disaggregation.utils import DisaggregationMode
+from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
+
+from roofline_policies.model import ModelShape
+from roofline_policies.work import Precision
+
+MODEL = ModelShape(
+    "llama", hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=128,
+    vocab_size=256, tied_embeddings=False, qkv_bias=False, output_bias=False, mlp_bias=False, qk_norm=False,
+    weight_precision=Precision.BF16, kv_precision=Precision.BF16,
+)  # fmt: skip
+
+
+@dataclass
+class StandInBatch:
+    forward_mode: SglangMode
+    extend_lens: list = field(default_factory=list)
+    prefix_lens: list = field(default_factory=list)
+    seq_lens: list = field(default_factory=list)
+    forward_iter: int = 1
+    after_idle_gap: bool = False
+    prefill_stats: object = None
+
+    @property
+    def reqs(self):
+        return [None] * (len(self.seq_lens) or len(self.extend_lens))
+
+    @property
+    def seq_lens_cpu(self):
+        return torch.tensor(self.seq_lens)
+
+
+class StandInRunningBatch(SimpleNamespace):
+    def __init__(self, size):
+        super().__init__(size=size, batch_is_full=True, is_prefill_only=False)
+
+    @property
+    def reqs(self):
+        return [None] * self.size
+
+    def batch_size(self):
+        return self.size
+
+    def is_empty(self):
+        return self.size == 0
+
+
+def stand_in_scheduler(running=4, **fields):
+    return SimpleNamespace(**{
+        "max_running_requests": 64, "chunked_prefill_size": 2048, "dynamic_chunk_sizer": None, "page_size": 16,
+        "truncation_align_size": None, "disaggregation_mode": DisaggregationMode.NULL, "is_mixed_chunk": False,
+        "running_batch": StandInRunningBatch(running), **fields,
+    })  # fmt: skip
