@@ -15,7 +15,7 @@ from roofline_policies.controller import Controller, State
 from roofline_policies.errors import InputError
 from roofline_policies.status import LoopTimer, log_line, status
 from roofline_policies.transitions import COSTLY_KNOBS
-from roofline_policies.view import QueueState
+from roofline_policies.view import ForwardMode, QueueState
 from sglang_patches import served_model
 from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
 from sglang_patches.agree import KnobsUpdate, decides_here
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+DECIDE_AT_LEAST_EVERY_S = 0.1
+"""Longest time without a decision while the server is busy; with prompts waiting there is one in every pass."""
 
 STALLED_AFTER = 256
 """Iterations launched without one being reported, after which the counters are taken to be stalled."""
@@ -69,6 +72,7 @@ class Loop:
         self._queues = Queues(scheduler)
         self.controller: Controller | None = None
         self._unreported = 0
+        self._decided_s = float("-inf")
         self._next_report_s = time.monotonic() + settings.log_interval_s
         self._reported_iterations = 0
         self._metrics: Metrics | None = None
@@ -132,8 +136,11 @@ class Loop:
         if self.controller is None:
             return
         mode = self.observer.launch(batch)
-        if mode is not None:
-            self.controller.launched(mode, time.monotonic())
+        if mode is None:
+            return
+        self.controller.launched(mode, time.monotonic())
+        if mode is not ForwardMode.DECODE:
+            self._decided_s = float("-inf")  # other requests run from now on: decide anew in the next pass
 
     @contained
     def launched(self, batch: Any) -> None:
@@ -147,22 +154,25 @@ class Loop:
     def finished(self, batch: Any, result: Any) -> None:
         if self.controller is None:
             return
-        record = self.observer.finish(batch, result, time.monotonic())
-        if record is not None:
-            self._unreported = 0
-            self.controller.observe(record)
+        self.observer.finish(batch, result, time.monotonic())
 
     @contained
     def decide(self) -> KnobsUpdate | None:
-        """The update to broadcast, None while nothing changes, where another rank decides, or in an idle pass."""
+        """The update to broadcast, None while nothing changes, where another rank decides, or when none is due."""
         controller = self.controller
         if controller is None:
             return None
         now_s = time.monotonic()
-        if self._queues.idle():
+        idle = self._queues.idle()
+        if not idle and not self._due(now_s):
+            self._account()
+            return None
+        self._take_records()
+        if idle:
             self.spent_s = 0.0
             self._report(now_s)
             return None
+        self._decided_s = now_s
         was = controller.state
         decision = controller.decide(now_s, self._queue(now_s) if was is State.ACTIVE else controller.queue)
         if controller.state is not was:
@@ -172,8 +182,7 @@ class Loop:
                 logger.info(
                     f"Roofline. {change.knob.value}: {change.old} -> {change.new} ({change.policy}: {change.reason})"
                 )
-        self.timer.add(self.spent_s)
-        self.spent_s = 0.0
+        self._account()
         self._report(now_s)
         return KnobsUpdate(decision.knobs) if decision.knobs != self.actuator.knobs else None
 
@@ -186,11 +195,27 @@ class Loop:
         """The deciding rank's state for the status page, None elsewhere."""
         if self.controller is None:
             return None
+        self._take_records()
         page = status(self.controller, time.monotonic())
         page["policy"] |= {"name": self.settings.name, "source": self.settings.source}
         page["precision"] = self.observer.precision.value
         page["policy_time_s"] = self.timer.to_dict()
         return page
+
+    def _due(self, now_s: float) -> bool:
+        """Whether a decision could matter now. While requests only decode and no prompt waits, nothing is admitted:
+        then deciding now and then is enough to be ready for the next prompt."""
+        return self._queues.prompts() or now_s - self._decided_s >= DECIDE_AT_LEAST_EVERY_S
+
+    def _take_records(self) -> None:
+        if self.controller is not None:
+            for record in self.observer.records():
+                self._unreported = 0
+                self.controller.observe(record)
+
+    def _account(self) -> None:
+        self.timer.add(self.spent_s)
+        self.spent_s = 0.0
 
     def _queue(self, now_s: float) -> QueueState:
         return self._queues.state(

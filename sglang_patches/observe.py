@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,7 @@ class Observer:
         self._graph_sizes = graph_sizes
         self._rows_per_request = rows_per_request
         self._launched: dict[int, _Launched] = {}
+        self._finished: deque[tuple[_Launched, HostInterval | DeviceInterval, int, bool, float]] = deque()
         self._current: _Launched | None = None
         self._last_done_s: float | None = None
         self._hit_tokens = self._prompt_tokens = 0
@@ -140,25 +142,44 @@ class Observer:
             self._launched[batch.forward_iter] = self._current
             self._current = None
 
-    def finish(self, batch: Any, result: Any, now_s: float) -> IterationRecord | None:
-        """The record of a batch whose result was processed; None if it was not observed or its time is not known."""
+    def finish(self, batch: Any, result: Any, now_s: float) -> None:
+        """Note that the result of a batch was processed, which is when its forward pass is over."""
         launched = self._launched.pop(batch.forward_iter, None)
-        if launched is None or launched.interval is None:
-            return None
-        seconds = launched.interval.seconds()
-        if seconds is None:
-            return None
-        done_s = launched.interval.done_s(now_s)
+        if launched is not None and launched.interval is not None:
+            graph = bool(getattr(result, "can_run_cuda_graph", False))
+            self._finished.append((launched, launched.interval, batch.forward_iter, graph, now_s))
+
+    @property
+    def finished(self) -> int:
+        """Iterations whose record has not been taken."""
+        return len(self._finished)
+
+    def records(self) -> Iterator[IterationRecord]:
+        """Take the records of finished iterations, oldest first, up to the first whose time is not known yet.
+
+        Apart from ``finish`` because several records in a row cost less than one at a time: after a forward pass
+        nothing of this is in the processor's caches.
+        """
+        while self._finished:
+            launched, interval, iteration, graph, now_s = self._finished[0]
+            seconds = interval.seconds()
+            if seconds is None:
+                return
+            self._finished.popleft()
+            yield self._record(launched, iteration, graph, seconds, interval.source, interval.done_s(now_s))
+
+    def _record(
+        self, launched: _Launched, iteration: int, graph: bool, seconds: float, source: str, done_s: float
+    ) -> IterationRecord:
         last_s, self._last_done_s = self._last_done_s, done_s
         step_s = seconds if last_s is None or launched.after_idle else done_s - last_s
-        graph = bool(getattr(result, "can_run_cuda_graph", False))
         shape = self._padded(launched.shape) if graph and launched.mode is ForwardMode.DECODE else launched.shape
         work = self._model.work(shape)
         if self._rows_per_request > 1:
             # The target model's verify step is exact, the draft model beside it is not counted.
             work = work._replace(provenance=frozenset({Provenance.ESTIMATED}))
         return IterationRecord(
-            iteration=batch.forward_iter,
+            iteration=iteration,
             mode=launched.mode,
             requests=shape.requests,
             new_tokens=shape.new_tokens,
@@ -167,7 +188,7 @@ class Observer:
             cuda_graph=graph,
             work=work,
             seconds=seconds,
-            seconds_source=launched.interval.source,
+            seconds_source=source,
             done_s=done_s,
             step_s=step_s,
         )

@@ -23,6 +23,11 @@ class Queues:
         scheduler = self._scheduler
         return not (scheduler.waiting_queue or scheduler.last_batch is not None or scheduler.running_batch.reqs)
 
+    def prompts(self) -> bool:
+        """A prompt waits, or is part-way through its chunks."""
+        scheduler = self._scheduler
+        return bool(scheduler.waiting_queue) or scheduler.chunked_req is not None
+
     def state(self, now_s: float, *, retractions: int, cache_hit_rate: float | None, chunk_tokens: int) -> QueueState:
         """The queues at this moment. ``chunk_tokens``: the most prompt tokens that one prefill step takes."""
         scheduler = self._scheduler

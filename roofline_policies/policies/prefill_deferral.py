@@ -38,7 +38,7 @@ class PrefillDeferral:
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """A cap on prefill_chunk_tokens and a target for defer_prefill, or nothing while no request decodes."""
-        if view.queue.running == 0 or not (view.queue.waiting or view.queue.chunk_in_flight):
+        if view.queue.running == 0:
             return ()
         mean_is_met = view.slo.itl_kind is ItlKind.MEAN_TPOT and (view.itl_s or 0.0) <= (view.slo.itl_s or 0.0)
         if mean_is_met:
@@ -47,6 +47,7 @@ class PrefillDeferral:
         return (*self._chunk(view), *self._defer(view))
 
     def _chunk(self, view: SchedulerView) -> Iterator[Proposal]:
+        # Also while nothing waits: a prompt is admitted in the pass in which it arrives, after that pass was decided.
         target, rate, step_s = view.slo.itl_s, view.prefill_tokens_per_s, view.decode_step_s
         if target is None or rate is None or step_s is None:
             return
@@ -66,7 +67,7 @@ class PrefillDeferral:
         )
 
     def _defer(self, view: SchedulerView) -> Iterator[Proposal]:
-        if view.prefills_since_decode == 0:
+        if view.prefills_since_decode == 0 or not (view.queue.waiting or view.queue.chunk_in_flight):
             return
         target = view.slo.itl_s
         next_s, waited_s = self._next_chunk_s(view), view.since_decode_s

@@ -49,7 +49,9 @@ def iteration(request):
         observer.forward_starts()
         observer.forward_ends()
         observer.launched(batch)
-        controller.observe(observer.finish(batch, SimpleNamespace(can_run_cuda_graph=False), state.now_s))
+        observer.finish(batch, SimpleNamespace(can_run_cuda_graph=False), state.now_s)
+        for record in observer.records():
+            controller.observe(record)
         queue = queues.state(state.now_s, retractions=0, cache_hit_rate=0.5, chunk_tokens=2048)
         actuator.apply(controller.decide(state.now_s, queue).knobs)
 

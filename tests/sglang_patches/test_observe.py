@@ -18,7 +18,8 @@ def run(observer, batch, now_s=1.0, graph=False):
     observer.forward_starts()
     observer.forward_ends()
     observer.launched(batch)
-    return mode, observer.finish(batch, SimpleNamespace(can_run_cuda_graph=graph), now_s)
+    observer.finish(batch, SimpleNamespace(can_run_cuda_graph=graph), now_s)
+    return mode, next(observer.records(), None)
 
 
 def test_a_prefill_with_prefix():
@@ -85,7 +86,8 @@ def test_wall_time_runs_from_step_to_step_but_not_across_a_pause(monkeypatch):
         clock.now_s = end_s
         observer.forward_ends()
         observer.launched(batch)
-        return observer.finish(batch, SimpleNamespace(), end_s)
+        observer.finish(batch, SimpleNamespace(), end_s)
+        return next(observer.records())
 
     assert step(10.0, 10.2).step_s == pytest.approx(0.2)
     second = step(10.3, 10.6)
@@ -104,8 +106,11 @@ def test_under_overlap_a_synchronous_device_does_not_charge_a_step_for_the_next(
         clock.now_s += forward_s
         observer.forward_ends()
         observer.launched(batch)
-    assert observer.finish(decode, SimpleNamespace(), clock.now_s).step_s == pytest.approx(0.02)
-    assert observer.finish(prefill, SimpleNamespace(), clock.now_s + 0.02).step_s == pytest.approx(0.50)
+    observer.finish(decode, SimpleNamespace(), clock.now_s)
+    observer.finish(prefill, SimpleNamespace(), clock.now_s + 0.02)
+    assert observer.finished == 2
+    assert [record.step_s for record in observer.records()] == pytest.approx([0.02, 0.50])
+    assert observer.finished == 0
 
 
 def test_results_are_matched_to_launches_under_overlap():
@@ -118,8 +123,9 @@ def test_results_are_matched_to_launches_under_overlap():
         observer.forward_ends()
         observer.launched(batch)
     assert observer.in_flight == 2
-    assert observer.finish(first, SimpleNamespace(), 1.0).mode is ForwardMode.PREFILL
-    assert observer.finish(second, SimpleNamespace(), 2.0).mode is ForwardMode.DECODE
+    observer.finish(first, SimpleNamespace(), 1.0)
+    observer.finish(second, SimpleNamespace(), 2.0)
+    assert [record.mode for record in observer.records()] == [ForwardMode.PREFILL, ForwardMode.DECODE]
     assert observer.in_flight == 0
 
 
@@ -159,6 +165,7 @@ def test_device_time_is_polled_never_waited_for(monkeypatch):
     observer = Observer(MODEL, device="cuda")
     batch = StandInBatch(SglangMode.DECODE, seq_lens=[7])
     assert run(observer, batch)[1] is None
+    assert observer.finished == 1
     monkeypatch.setattr(StandInEvent, "over", True)
-    _, record = run(observer, batch)
+    record = next(observer.records())
     assert (record.seconds, record.seconds_source) == (0.0125, "device events")

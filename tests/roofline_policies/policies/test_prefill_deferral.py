@@ -27,6 +27,16 @@ def test_a_chunk_and_a_decode_step_fill_the_share_of_the_target():
     assert chunk.strength is Strength.GUARD
 
 
+def test_the_chunk_is_ready_before_the_prompt_arrives():
+    seen = view(queue=QueueState(running=8), slo=TIGHT, prefill_tokens_per_s=10_000.0, decode_step_s=0.01)
+    assert by_knob(PrefillDeferral(share=0.9).propose(seen))[Knob.PREFILL_CHUNK_TOKENS].value == 800
+
+
+def test_nothing_is_deferred_while_nothing_waits():
+    late = {"prefill_tokens_per_s": 1e3, "decode_step_s": 0.01, "since_decode_s": 9.0, "prefills_since_decode": 3}
+    assert Knob.DEFER_PREFILL not in by_knob(PrefillDeferral().propose(view(slo=TIGHT, queue=QueueState(8), **late)))
+
+
 def test_the_chunk_is_not_cut_below_the_floor():
     seen = view(Knobs(64, 2048), TIGHT, queue=RUNNING, prefill_tokens_per_s=1_000.0, decode_step_s=0.07)
     assert by_knob(PrefillDeferral().propose(seen))[Knob.PREFILL_CHUNK_TOKENS].value == 128
