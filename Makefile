@@ -38,7 +38,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,min,max,rounds -o addopts=""
+	$(BIN)/python -m pytest tests/sglang_patches/bench_loop.py --benchmark-only --benchmark-columns=median,iqr,min,max,rounds -o addopts=""
 	$(BIN)/python -m bench.demo_model .cache/demo_model
 	$(BIN)/python -m bench.live experiment=demo repeats=3 name=paired
 
@@ -49,4 +49,4 @@ requirements:
 	    --no-emit-find-links --extra sglang --extra bench --extra dev pyproject.toml --output-file requirements.txt
 
 clean:
-	rm -rf $(VENV) .uv .cache results build *.egg-info
+	rm -rf $(VENV) .uv .cache build *.egg-info

@@ -87,9 +87,9 @@ async def _replay(
     def done(record: RequestRecord) -> None:
         nonlocal finished
         finished += 1
-        tell(f"{label}: replaying", completed=finished, total=total)
+        tell(f"{label} on {server.base_url}", completed=finished, total=total)
 
-    tell(f"{label}: replaying", completed=0, total=total)
+    tell(f"{label} on {server.base_url}", completed=0, total=total)
     try:
         records = await replay.run(started, done)
     finally:

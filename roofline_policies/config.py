@@ -131,7 +131,7 @@ def load(source: str | Policy, *, overrides: Sequence[str] = (), packages: Seque
     if source in SHIPPED:
         return _from_file(_SHIPPED_DIR / f"{source}.yaml", source, overrides, packages)
     path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
+    if path.suffix != ".yaml":
         raise InputError(
             "unknown policy", where="--policy", value=source,
             allowed=f"a .yaml file, package.module:attribute, or one of {', '.join(SHIPPED)}",

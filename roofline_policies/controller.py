@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 
 from roofline_policies.decision import Bounds, Decision, Knob, KnobChange, Knobs
-from roofline_policies.errors import FieldError, PolicyError
+from roofline_policies.errors import FieldError
 from roofline_policies.hardware import Ceilings
 from roofline_policies.policies.base import Policy, Proposal
 from roofline_policies.policies.compose import merge
@@ -90,14 +90,14 @@ class ChangeLog:
 
     def recent(self) -> list[LoggedChange]:
         """Oldest first."""
-        return sorted((entry for log in self._recent.values() for entry in log), key=lambda entry: entry.iteration)
+        return sorted((entry for log in self._recent.values() for entry in log), key=lambda entry: entry.t_s)
 
 
 class Controller:
     """Closes the loop for one scheduler. Every method is O(1) in the history; none raises because of a policy.
 
-    Call ``observe`` with every finished iteration, ``launched`` with every iteration that starts, ``decide`` once per
-    scheduling pass; times are monotonic seconds of the caller's clock.
+    Call ``observe`` with every finished iteration, ``launched`` with every iteration that starts, ``decide`` before a
+    scheduling pass that can admit something; times are monotonic seconds of the caller's clock.
     """
 
     def __init__(
@@ -162,6 +162,17 @@ class Controller:
             self._prefills_since_decode = 0
             self._decode_launched_s = now_s
 
+    def pause(self) -> None:
+        """Note that nobody waits for a next token: the next gap would measure the pause, not the server."""
+        self._last_token_s = self._decode_launched_s = None
+        self._prefills_since_decode = 0
+
+    def place_under(self, ceilings: Ceilings) -> None:
+        """Measure what comes from now on against these ceilings, as when the device's clock has changed."""
+        self.ceilings = ceilings
+        for phase in self.phases.values():
+            phase.place_under(ceilings)
+
     def decide(self, now_s: float, queue: QueueState) -> Decision:
         """The setting for the next iteration.
 
@@ -169,9 +180,7 @@ class Controller:
         """
         self.queue = queue
         if queue.running == 0:
-            # Nobody waits for a next token: the next gap would measure the pause, not the server.
-            self._last_token_s = self._decode_launched_s = None
-            self._prefills_since_decode = 0
+            self.pause()
         if self.state is State.ACTIVE:
             proposals = self._consult(now_s, queue)
             if proposals is not None:
@@ -189,9 +198,10 @@ class Controller:
             knobs=self.knobs,
             bounds=self.bounds,
             slo=self.slo,
-            prefill=self.prefill.point(),
-            decode=self.decode.point(),
+            prefill=self.prefill.point(now_s),
+            decode=self.decode.point(now_s),
             decode_step_s=self.decode.step_s,
+            decode_requests=self.decode.requests,
             prefill_tokens_per_s=rate if rate is not None else self.mixed.tokens_per_s,
             itl_s=self._gaps.mean_s if mean_judged else self._gaps.tail_s,
             since_decode_s=0.0 if self._decode_launched_s is None else now_s - self._decode_launched_s,
@@ -202,7 +212,7 @@ class Controller:
         view = self.view(now_s, queue)
         before = time.perf_counter()
         try:
-            proposals = merge(view, self._checked(self.policy.propose(view)))
+            proposals = merge(view, self.policy.propose(view))
         except Exception as error:  # the contract of this class: a policy's failure is never the server's
             self.give_up(f"{type(self.policy).__name__} raised {type(error).__name__}: {error}")
             return None
@@ -214,16 +224,6 @@ class Controller:
                 f"{self._overruns} times in a row"
             )
             return None
-        return proposals
-
-    @staticmethod
-    def _checked(proposals: Iterable[Proposal]) -> list[Proposal]:
-        proposals = list(proposals)
-        for proposal in proposals:
-            if not isinstance(proposal, Proposal):
-                raise PolicyError(f"proposed {proposal!r}, which is no Proposal")
-            if not isinstance(proposal.value, (int, float)) or not math.isfinite(proposal.value):
-                raise PolicyError(f"{proposal.policy} proposed {proposal.knob} = {proposal.value!r}")
         return proposals
 
     def give_up(self, reason: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, field, fields, make_dataclass
 from enum import Enum
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -45,7 +46,8 @@ def build(cls: type[T], values: object, *, where: str, key: str, made: Mapping[s
     for name in (*values, *made):
         if name not in names:
             raise InputError("unknown key", where=where, key=_join(key, str(name)), allowed=names or "no keys")
-    hints = get_type_hints(cls)
+    with user_code(where, key):
+        hints = get_type_hints(cls)
     plain: dict[str, object] = {}
     for item in fields(cls):  # type: ignore[arg-type]
         if not item.init or item.name in made:
@@ -54,12 +56,26 @@ def build(cls: type[T], values: object, *, where: str, key: str, made: Mapping[s
             plain[item.name] = _convert(hints[item.name], values[item.name], where, _join(key, item.name))
         elif item.default is MISSING and item.default_factory is MISSING:
             raise InputError("missing key", where=where, key=_join(key, item.name))
-    try:
+    with user_code(where, key):
         return cls(**plain, **made)
+
+
+@contextmanager
+def user_code(where: str, key: str, value: object = None) -> Iterator[None]:
+    """Whatever code that a user may have written raises is bad input here: nothing has been started yet."""
+    try:
+        yield
+    except InputError:
+        raise
     except FieldError as error:
         raise InputError(
             "out of range", where=where, key=_join(key, error.key), value=error.value, allowed=error.allowed
         ) from error
+    except Exception as error:
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if value is None:
+            raise InputError(problem, where=where, key=key) from error
+        raise InputError(problem, where=where, key=key, value=value) from error
 
 
 def _convert(hint: Any, value: object, where: str, key: str) -> object:

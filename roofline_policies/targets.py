@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
-from roofline_policies.errors import FieldError, InputError
-from roofline_policies.fields import build
+from roofline_policies.errors import InputError
+from roofline_policies.fields import build, user_code
 from roofline_policies.policies.base import Policy
 
 OWN_PACKAGE = "roofline_policies.policies"
@@ -36,19 +35,12 @@ def resolve(reference: str, *, where: str) -> Policy:
         InputError: the reference cannot be imported, or leads to no policy.
     """
     module_name, _, attribute = reference.partition(":")
-    try:
+    with user_code(where, "", reference):
         found: Any = importlib.import_module(module_name)
         for name in attribute.split("."):
             found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"cannot be imported: {error}", where=where, value=reference) from error
-    if isinstance(found, type) or not isinstance(found, Policy):
-        if not callable(found):
-            raise InputError("is no policy", where=where, value=reference, allowed="an object with propose(view)")
-        try:
+        if callable(found) and (isinstance(found, type) or not isinstance(found, Policy)):
             found = found()
-        except Exception as error:  # whatever user code raises is bad input here, before the server starts
-            raise InputError(f"failed when called: {error}", where=where, value=reference) from error
     return _as_policy(found, where, "", reference)
 
 
@@ -73,14 +65,8 @@ def _object(node: object, where: str, key: str, packages: Sequence[str]) -> obje
     plain = {name: value for name, value in values.items() if name not in nested}
     if isinstance(cls, type) and is_dataclass(cls):
         return build(cls, plain, where=where, key=key, made=nested)
-    try:
-        inspect.signature(cls).bind(**plain, **nested)
-    except TypeError as error:
-        raise InputError(f"{target}{inspect.signature(cls)}: {error}", where=where, key=key) from error
-    try:
+    with user_code(where, key):
         return cls(**plain, **nested)
-    except (FieldError, ValueError, TypeError) as error:
-        raise InputError(f"{target} refused its parameters: {error}", where=where, key=key) from error
 
 
 def _nested(value: object, where: str, key: str, packages: Sequence[str]) -> object:
@@ -102,11 +88,12 @@ def _import(target: str, where: str, key: str, packages: Sequence[str]) -> Any:
             where=where, key=key, value=target, allowed=packages,
         )  # fmt: skip
     module_name, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        known = getattr(importlib.import_module(OWN_PACKAGE), "__all__", None)
-        raise InputError("unknown policy", where=where, key=key, value=target, allowed=known) from error
+    with user_code(where, key, target):
+        module = importlib.import_module(module_name)
+    found = getattr(module, name, None)
+    if found is None:
+        known = [n for n in getattr(module, "__all__", ()) if hasattr(getattr(module, n), "propose")]
+        raise InputError("unknown policy", where=where, key=key, value=target, allowed=known or None)
     if not callable(found):
         raise InputError("cannot be called", where=where, key=key, value=target, allowed="a class or a function")
     return found

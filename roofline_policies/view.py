@@ -101,8 +101,8 @@ class SchedulerView(NamedTuple):
     """Everything a policy may know, at one moment.
 
     now_s: monotonic seconds; a policy has no clock of its own.
-    prefill, decode: operating points of the recent past, None before the first such iteration.
-    decode_step_s: mean seconds of a decode iteration, None before the first.
+    prefill, decode: operating points of the recent past, None where there was no such iteration.
+    decode_step_s: mean seconds of the last decode iterations, None before the first; decode_requests: their mean batch.
     prefill_tokens_per_s: rate at which prompt tokens were computed, None before the first prefill.
     itl_s: the running requests' recent inter-token latency as the SLO's kind judges it (the slow tail of the gaps
         for per_gap, their mean for mean_tpot), None before the first gap.
@@ -118,6 +118,7 @@ class SchedulerView(NamedTuple):
     prefill: OperatingPoint | None = None
     decode: OperatingPoint | None = None
     decode_step_s: float | None = None
+    decode_requests: float | None = None
     prefill_tokens_per_s: float | None = None
     itl_s: float | None = None
     since_decode_s: float = 0.0

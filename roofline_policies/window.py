@@ -8,6 +8,9 @@ from roofline_policies.hardware import Ceilings
 from roofline_policies.roofline import OperatingPoint, classify, roof_time
 from roofline_policies.view import IterationRecord
 
+STALE_HALF_LIVES = 10
+"""A phase that has not run for this many half-lives is no longer the recent past: its sums kept a thousandth."""
+
 
 class Phase:
     """One phase (prefill, decode or mixed): its operating point from sums that halve every ``half_life_s``, and totals.
@@ -26,7 +29,9 @@ class Phase:
         "_memory_s",
         "_overhead_below",
         "_point",
+        "_requests",
         "_seconds",
+        "_stale_s",
         "_tokens",
         "compulsory_bytes",
         "device_s",
@@ -40,10 +45,11 @@ class Phase:
     def __init__(self, ceilings: Ceilings, half_life_s: float, overhead_below: float) -> None:
         self._ceilings = ceilings
         self._half_life_s = half_life_s
+        self._stale_s = STALE_HALF_LIVES * half_life_s
         self._overhead_below = overhead_below
         self._last_s: float | None = None
         self._flops = self._bytes = self._compute_s = self._memory_s = 0.0
-        self._seconds = self._tokens = self._iterations = 0.0
+        self._seconds = self._tokens = self._requests = self._iterations = 0.0
         self._point: OperatingPoint | None = None
         self.executed = self.new_tokens = 0
         self.issued_flops = self.useful_flops = self.compulsory_bytes = self.requested_bytes = 0
@@ -73,6 +79,7 @@ class Phase:
         self._memory_s = self._memory_s * keep + roof.memory_s
         self._seconds = self._seconds * keep + record.step_s
         self._tokens = self._tokens * keep + record.new_tokens
+        self._requests = self._requests * keep + record.requests
         self._iterations = self._iterations * keep + 1.0
         compute, memory = self._compute_s / self._seconds, self._memory_s / self._seconds
         self._point = OperatingPoint(
@@ -103,13 +110,23 @@ class Phase:
         return self._seconds / self._iterations if self._iterations else None
 
     @property
+    def requests(self) -> float | None:
+        """Mean requests in an iteration, None before the first."""
+        return self._requests / self._iterations if self._iterations else None
+
+    @property
     def tokens_per_s(self) -> float | None:
         """New tokens per second of this phase's own time, None before the first iteration."""
         return self._tokens / self._seconds if self._seconds else None
 
-    def point(self) -> OperatingPoint | None:
-        """Where the window lies under the roofs, None before the first iteration."""
-        return self._point
+    def point(self, now_s: float | None = None) -> OperatingPoint | None:
+        """Where the window lies under the roofs; None before the first iteration, or if the last was long ago."""
+        stale = now_s is not None and self._last_s is not None and now_s - self._last_s > self._stale_s
+        return None if stale else self._point
+
+    def place_under(self, ceilings: Ceilings) -> None:
+        """Measure what comes from now on against these ceilings, as when the device's clock has changed."""
+        self._ceilings = ceilings
 
 
 class GapWindow:
@@ -138,10 +155,6 @@ class GapWindow:
         step = self._weight * difference
         self._mean_s += step
         self._variance = (1.0 - self._weight) * (self._variance + difference * step)
-
-    def clear(self) -> None:
-        """Forget the past, after a pause in which nothing was running."""
-        self._mean_s, self._variance = None, 0.0
 
     @property
     def mean_s(self) -> float | None:

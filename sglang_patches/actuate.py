@@ -29,14 +29,13 @@ def launch_ranges(scheduler: Any) -> tuple[dict[Knob, Range], dict[Knob, str]]:
         ranges[Knob.MAX_RUNNING_REQUESTS] = Range(1, scheduler.max_running_requests)
     if scheduler.chunked_prefill_size is None:
         immovable[Knob.PREFILL_CHUNK_TOKENS] = "chunked prefill is off (--chunked-prefill-size)"
-    elif scheduler.dynamic_chunk_sizer is not None:
-        immovable[Knob.PREFILL_CHUNK_TOKENS] = "--enable-dynamic-chunking sizes the chunks"
     else:
         # A chunk below a page, or below the alignment of deterministic inference, would never make progress.
         low = max(scheduler.page_size, scheduler.truncation_align_size or 1)
         step = lcm(low, CHUNK_STEP_TOKENS)
         high = max(low, scheduler.chunked_prefill_size)
-        ranges[Knob.PREFILL_CHUNK_TOKENS] = Range(low, high, step if step <= high else low)
+        step = step if step <= high else low
+        ranges[Knob.PREFILL_CHUNK_TOKENS] = Range(step, high, step)
     if scheduler.disaggregation_mode is not DisaggregationMode.NULL:
         immovable[Knob.DEFER_PREFILL] = "prefill and decode run on separate servers"
     return ranges, immovable
@@ -57,16 +56,16 @@ class Actuator:
             # A full batch stays closed until a request leaves it, unless it is told that there is room again.
             scheduler.running_batch.batch_is_full = False
         self.knobs = knobs
-        self.apply_chunk()
+        self.apply_chunk(scheduler.running_batch)
 
-    def apply_chunk(self) -> None:
+    def apply_chunk(self, running_batch: Any) -> None:
         """Set the prefill chunk; called every pass, because under mixed chunk its floor follows the running batch."""
         scheduler, tokens, launch = self._scheduler, self.knobs.prefill_chunk_tokens, self._launch.prefill_chunk_tokens
         if tokens is None or launch is None:
             return
         if scheduler.is_mixed_chunk:
             # Decode rows come out of the chunk: what is left for the prompt must reach one page.
-            tokens = min(launch, max(tokens, scheduler.running_batch.batch_size() + scheduler.page_size + 1))
+            tokens = min(launch, max(tokens, running_batch.batch_size() + scheduler.page_size + 1))
         scheduler.chunked_prefill_size = tokens
 
     def allocatable(self, allowed: int, running: int) -> int:

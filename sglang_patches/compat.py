@@ -13,6 +13,9 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from roofline_policies.errors import IncompatibleServer, InputError
 
+ACTIVE = "SGLANG_ROOFLINE_ACTIVE"
+"""Set in the environment of a server with a policy, so that its child processes apply the scheduler hooks."""
+
 TESTED_VERSIONS = ("0.5.23",)
 OVERRIDE_FLAG = "--policy-allow-untested"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookType
+from sglang.srt.runtime_context import get_parallel
 
 from sglang_patches import served_model
 from sglang_patches.agree import KnobsUpdate
@@ -28,8 +29,10 @@ def loop_of(scheduler: Any) -> Loop | None:
 
 def check_model(result: None, scheduler: Any) -> None:
     """Before weights are loaded: refuse a model whose work is not known."""
-    if getattr(scheduler.server_args, SETTINGS, None) is not None:
-        served_model.check(scheduler.model_config)
+    settings = getattr(scheduler.server_args, SETTINGS, None)
+    if settings is not None:
+        model = served_model.check(scheduler.model_config).shard(get_parallel().tp_size)
+        settings.ceilings.compute_ceiling(model.weight_precision)
 
 
 def attach(result: None, scheduler: Any, server_args: Any, port_args: Any) -> None:
@@ -78,16 +81,15 @@ def get_num_allocatable_reqs(
 ) -> int:
     """Actuate max_running_requests."""
     loop = loop_of(scheduler)
-    return allowed if loop is None else loop.actuator.allocatable(allowed, running_bs)
+    narrowed = None if loop is None else loop.allocatable(allowed, running_bs)
+    return allowed if narrowed is None else narrowed
 
 
 def should_defer_prefill(original: Callable[..., bool], scheduler: Any, running_batch: Any) -> bool:
     """Actuate defer_prefill, beside whatever SGLang itself defers, and refresh the chunk for this pass."""
     loop = loop_of(scheduler)
-    if loop is not None:
-        loop.actuator.apply_chunk()
-        if loop.actuator.defers(running_batch):
-            return True
+    if loop is not None and loop.defers(running_batch):
+        return True
     return original(scheduler, running_batch)
 
 

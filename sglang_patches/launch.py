@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from roofline_policies.config import Settings, load
@@ -22,8 +25,14 @@ from sglang_patches import compat
 from sglang_patches.hooks import SCHEDULER_HOOKS, SETTINGS
 from sglang_patches.http import add_route
 
-ACTIVE = "SGLANG_ROOFLINE_ACTIVE"
-"""Set in the environment of a server with a policy, so that its child processes apply the scheduler hooks."""
+UNSUPPORTED: Mapping[str, object] = MappingProxyType({
+    "pp_size": 1,
+    "enable_dp_attention": False,
+    "enable_pdmux": False,
+    "is_embedding": False,
+    "dllm_algorithm": None,
+})  # fmt: skip
+"""Launch arguments under which work would be counted wrongly or not at all, with the values that are fine."""
 
 
 def prepare(
@@ -48,9 +57,16 @@ def prepare(
     settings = load(policy, overrides=words, packages=[name for name in packages.split(",") if name])
     check_server(server_args, settings)
     settings = with_ceilings(settings, server_args)
+    try:
+        pickle.dumps(settings)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"cannot be handed to the scheduler process ({error})", where=settings.source, key="policy",
+            value=settings.policy, allowed="an object of a class at the top level of a module",
+        ) from error  # fmt: skip
     compat.apply(SCHEDULER_HOOKS)
     setattr(server_args, SETTINGS, settings)
-    os.environ[ACTIVE] = "1"
+    os.environ[compat.ACTIVE] = "1"
     add_route()
 
 
@@ -62,7 +78,7 @@ def check_server(server_args: Any, settings: Settings) -> None:
     """
     if (Path(server_args.model_path) / "config.json").is_file():
         ModelShape.from_directory(server_args.model_path)
-    for key, allowed in (("pp_size", 1), ("enable_dp_attention", False)):
+    for key, allowed in UNSUPPORTED.items():
         value = getattr(server_args, key)
         if value != allowed:
             raise InputError(
@@ -108,7 +124,8 @@ def _device_ceilings(device: str, where: str) -> Ceilings:
     print("Roofline: ceilings of this device: from the cache, or measured now (at most 10 s)", file=sys.stderr)
     command = [sys.executable, "-m", "roofline_policies.calibrate", "--device", device, "--json"]
     if device == "cpu":
-        command += ["--threads", os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))]
+        threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # OpenMP takes a list, one per nesting level
+        command += ["--threads", threads or str(os.cpu_count() or 1)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if ran.returncode == 0:
         return Ceilings.from_dict(json.loads(ran.stdout.splitlines()[-1]), "calibration")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -19,6 +20,7 @@ from roofline_policies.view import ForwardMode, QueueState
 from sglang_patches import served_model
 from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
 from sglang_patches.agree import KnobsUpdate, decides_here
+from sglang_patches.device import DeviceWatch
 from sglang_patches.metrics import Metrics
 from sglang_patches.observe import Observer
 from sglang_patches.queues import Queues
@@ -40,23 +42,33 @@ def contained(method: Callable[P, T]) -> Callable[P, T | None]:
 
     @wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T | None:
-        loop = cast(Loop, args[0])
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:  # where the loop meets the server: requests come first
+            cast(Loop, args[0]).give_up(f"{method.__name__} raised {type(error).__name__}: {error}", error)
+            return None
+
+    return guarded
+
+
+def timed(method: Callable[P, T]) -> Callable[P, T]:
+    """Book the time of a method of Loop as what the loop costs an iteration."""
+
+    @wraps(method)
+    def booked(*args: P.args, **kwargs: P.kwargs) -> T:
         before = time.perf_counter()
         try:
             return method(*args, **kwargs)
-        except Exception as error:  # the one place where the loop meets the server: requests come first
-            loop.give_up(f"{method.__name__} raised {type(error).__name__}: {error}", error)
-            return None
         finally:
-            loop.spent_s += time.perf_counter() - before
+            cast(Loop, args[0]).spent_s += time.perf_counter() - before
 
-    return guarded
+    return booked
 
 
 class Loop:
     """Observe, decide and actuate for one scheduler.
 
-    Every rank observes nothing but applies knobs; the deciding rank does the rest (see agree).
+    Every rank applies knobs; the deciding one also observes and decides (see agree).
 
     Raises:
         InputError: the settings ask for something this server cannot do.
@@ -69,13 +81,14 @@ class Loop:
         self.spent_s = 0.0
         self.timer = LoopTimer()
         self.retractions = 0
-        self._queues = Queues(scheduler)
         self.controller: Controller | None = None
+        self._queues = Queues(scheduler)
         self._unreported = 0
         self._decided_s = float("-inf")
         self._next_report_s = time.monotonic() + settings.log_interval_s
-        self._reported_iterations = 0
+        self._reported: tuple[int, State] = (0, State.ACTIVE)
         self._metrics: Metrics | None = None
+        self._device: DeviceWatch | None = None
         if decides_here():
             self._start_deciding()
 
@@ -84,7 +97,6 @@ class Loop:
         if settings.ceilings is None:
             raise InputError("has no ceilings", where=settings.source, key="hardware")
         model = served_model.shape(scheduler.model_config, scheduler.tp_worker, get_parallel().tp_size)
-        settings.ceilings.compute_ceiling(model.weight_precision)  # fails here rather than in the first iteration
         self.observer = Observer(
             model,
             device=scheduler.device,
@@ -103,8 +115,10 @@ class Loop:
             settings=settings.controller,
             started_s=time.monotonic(),
         )
+        if scheduler.device == "cuda":
+            self._device = DeviceWatch(served_model.device_uuid())
         if scheduler.metrics_reporter.enable_metrics:
-            self._metrics = Metrics(model_name=served_model.name())
+            self._metrics = Metrics(model_name=served_model.name(), dp_rank=get_parallel().dp_rank or 0)
         self._wrap_forward()
         logger.info(
             f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.source}"
@@ -112,50 +126,71 @@ class Loop:
 
     def _wrap_forward(self) -> None:
         """Time every forward pass where the scheduler calls its worker, draft and verify steps included."""
-        worker, observer = self.scheduler.model_worker, self.observer
+        worker = self.scheduler.model_worker
         forward = worker.forward_batch_generation
 
         @wraps(forward)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            observer.forward_starts()
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                observer.forward_ends()
+        def forward_with_time(*args: Any, **kwargs: Any) -> Any:
+            self.forward_starts()
+            result = forward(*args, **kwargs)
+            self.forward_ends()
+            return result
 
-        worker.forward_batch_generation = timed
+        worker.forward_batch_generation = forward_with_time
 
     def give_up(self, reason: str, error: BaseException | None = None) -> None:
         """Turn to the launch settings for good; the next decision tells every rank."""
-        logger.error(f"Roofline: {reason}. The launch settings hold from now on.", exc_info=error)
-        if self.controller is not None:
-            self.controller.give_up(reason)
+        controller = self.controller
+        if controller is not None and controller.state is State.ACTIVE:
+            controller.give_up(reason)
+            logger.error(f"Roofline: {reason}. The launch settings hold from now on.", exc_info=error)
 
+    @property
+    def _active(self) -> Controller | None:
+        """The controller while its policy decides; None where another rank decides, and after it was given up."""
+        controller = self.controller
+        return controller if controller is not None and controller.state is State.ACTIVE else None
+
+    @timed
     @contained
     def launching(self, batch: Any) -> None:
-        if self.controller is None:
+        controller = self._active
+        mode = self.observer.launch(batch) if controller is not None else None
+        if controller is None or mode is None:
             return
-        mode = self.observer.launch(batch)
-        if mode is None:
-            return
-        self.controller.launched(mode, time.monotonic())
+        controller.launched(mode, time.monotonic())
         if mode is not ForwardMode.DECODE:
             self._decided_s = float("-inf")  # other requests run from now on: decide anew in the next pass
 
+    @timed
+    @contained
+    def forward_starts(self) -> None:
+        if self._active is not None:
+            self.observer.forward_starts()
+
+    @timed
+    @contained
+    def forward_ends(self) -> None:
+        if self._active is not None:
+            self.observer.forward_ends()
+
+    @timed
     @contained
     def launched(self, batch: Any) -> None:
-        if self.controller is not None:
-            self.observer.launched(batch)
-            self._unreported += 1
-            if self._unreported > STALLED_AFTER and self.controller.state is State.ACTIVE:
-                self.give_up(f"{self._unreported} iterations ran and none reported its work")
+        if self._active is None:
+            return
+        self.observer.launched(batch)
+        self._unreported += 1
+        if self._unreported > STALLED_AFTER:
+            self.give_up(f"{self._unreported} iterations ran and none reported its work")
 
+    @timed
     @contained
     def finished(self, batch: Any, result: Any) -> None:
-        if self.controller is None:
-            return
-        self.observer.finish(batch, result, time.monotonic())
+        if self._active is not None:
+            self.observer.finish(batch, result, time.monotonic())
 
+    @timed
     @contained
     def decide(self) -> KnobsUpdate | None:
         """The update to broadcast, None while nothing changes, where another rank decides, or when none is due."""
@@ -163,15 +198,13 @@ class Loop:
         if controller is None:
             return None
         now_s = time.monotonic()
-        idle = self._queues.idle()
-        if not idle and not self._due(now_s):
+        if self.scheduler._engine_paused or self._queues.idle():
+            self._pause(now_s, controller)
+            return None
+        if controller.state is State.ACTIVE and not self._due(now_s):
             self._account()
             return None
         self._take_records()
-        if idle:
-            self.spent_s = 0.0
-            self._report(now_s)
-            return None
         self._decided_s = now_s
         was = controller.state
         decision = controller.decide(now_s, self._queue(now_s) if was is State.ACTIVE else controller.queue)
@@ -183,12 +216,24 @@ class Loop:
                     f"Roofline. {change.knob.value}: {change.old} -> {change.new} ({change.policy}: {change.reason})"
                 )
         self._account()
-        self._report(now_s)
+        self._report(now_s, controller)
         return KnobsUpdate(decision.knobs) if decision.knobs != self.actuator.knobs else None
 
     @contained
     def apply(self, update: KnobsUpdate) -> None:
         self.actuator.apply(update.knobs)
+
+    @timed
+    @contained
+    def allocatable(self, allowed: int, running: int) -> int:
+        return self.actuator.allocatable(allowed, running)
+
+    @timed
+    @contained
+    def defers(self, running_batch: Any) -> bool:
+        """Whether no prompt enters in this pass; sets the chunk for it, too."""
+        self.actuator.apply_chunk(running_batch)
+        return self.actuator.defers(running_batch)
 
     @contained
     def status(self) -> dict[str, Any] | None:
@@ -200,7 +245,17 @@ class Loop:
         page["policy"] |= {"name": self.settings.name, "source": self.settings.source}
         page["precision"] = self.observer.precision.value
         page["policy_time_s"] = self.timer.to_dict()
+        sample = self._device.latest if self._device is not None else None
+        page["device_now"] = None if sample is None else asdict(sample)
         return page
+
+    def _pause(self, now_s: float, controller: Controller) -> None:
+        """Nothing runs: no time passes for the observer, and nobody waits for a token."""
+        self._take_records()
+        self.observer.interrupt()
+        controller.pause()
+        self.spent_s = 0.0
+        self._report(now_s, controller)
 
     def _due(self, now_s: float) -> bool:
         """Whether a decision could matter now. While requests only decode and no prompt waits, nothing is admitted:
@@ -208,10 +263,11 @@ class Loop:
         return self._queues.prompts() or now_s - self._decided_s >= DECIDE_AT_LEAST_EVERY_S
 
     def _take_records(self) -> None:
-        if self.controller is not None:
+        controller = self._active
+        if controller is not None:
             for record in self.observer.records():
                 self._unreported = 0
-                self.controller.observe(record)
+                controller.observe(record)
 
     def _account(self) -> None:
         self.timer.add(self.spent_s)
@@ -225,15 +281,17 @@ class Loop:
             chunk_tokens=self.actuator.knobs.prefill_chunk_tokens or self.scheduler.max_prefill_tokens,
         )
 
-    def _report(self, now_s: float) -> None:
-        """Now and then, if anything ran since the last time, say where things stand."""
-        controller = self.controller
-        if now_s < self._next_report_s or controller is None:
+    def _report(self, now_s: float, controller: Controller) -> None:
+        """Now and then, if anything happened since the last time, say where things stand."""
+        if now_s < self._next_report_s:
             return
         self._next_report_s = now_s + self.settings.log_interval_s
-        if controller.iterations == self._reported_iterations:
+        if self._device is not None and self.settings.ceilings is not None:
+            controller.place_under(self._device.scale(self.settings.ceilings))
+        here = (controller.iterations, controller.state)
+        if here == self._reported:
             return
-        self._reported_iterations = controller.iterations
+        self._reported = here
         logger.info(log_line(controller))
         if self._metrics is not None:
             self._metrics.publish(controller, self.timer)

@@ -105,6 +105,10 @@ class Observer:
         """Prompt tokens found in the prefix cache over all prompt tokens so far, None before the first prompt."""
         return self._hit_tokens / self._prompt_tokens if self._prompt_tokens else None
 
+    def interrupt(self) -> None:
+        """Note a pause: the next step's time does not begin with the previous one's end."""
+        self._last_done_s = None
+
     @property
     def in_flight(self) -> int:
         """Iterations launched whose result has not been processed."""
@@ -198,11 +202,14 @@ class Observer:
             # A mixed batch lists its decode rows behind the prompts, with one new token each.
             return BatchShape.of(prefill=tuple(zip(batch.extend_lens, batch.prefix_lens, strict=True)))
         requests = len(batch.reqs)
-        context = sum(batch.seq_lens_cpu.tolist())
         width = self._rows_per_request
+        # Backends that need no lengths on the host do not have them here; what a request knows lags by a step at most.
+        known = batch.seq_lens_cpu is not None
+        lengths = batch.seq_lens_cpu.tolist() if known else [request.seqlen for request in batch.reqs]
         if width == 1:
+            context = sum(lengths)
             return BatchShape(requests, requests, context, context, context, requests)
-        return BatchShape.of(prefill=[(width, int(length)) for length in batch.seq_lens_cpu], all_logits=True)
+        return BatchShape.of(prefill=[(width, length) for length in lengths], all_logits=True)
 
     def _padded(self, shape: BatchShape) -> BatchShape:
         index = bisect_left(self._graph_sizes, shape.requests)

@@ -23,7 +23,7 @@ def activate() -> None:
     engine = sys.modules.get("sglang.srt.entrypoints.engine")
     if engine is not None:
         cli.accept_in_engine(engine.Engine)
-    if os.environ.get("SGLANG_ROOFLINE_ACTIVE"):
+    if os.environ.get(compat.ACTIVE):
         from sglang_patches.hooks import SCHEDULER_HOOKS
 
         compat.apply(SCHEDULER_HOOKS)

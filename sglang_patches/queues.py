@@ -36,7 +36,7 @@ class Queues:
         if last is not None and last.forward_mode.is_extend():
             # Prompts just prefilled join the running batch at the next pass; they decode from now on.
             running += max(0, len(last.reqs) - (chunked is not None))
-        next_tokens = 0 if chunked is None else max(0, chunked.seqlen - chunked.prefix_len)
+        next_tokens = 0 if chunked is None else max(0, chunked.seqlen - chunked.extend_end)
         for request in scheduler.waiting_queue:
             if next_tokens >= chunk_tokens:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,11 +27,13 @@ def check(model_config: Any) -> ModelShape:
     Raises:
         InputError: a model family, a quantization or a dtype that the closed forms do not cover.
     """
-    return ModelShape.from_config(
-        model_config.hf_config.to_dict(),
-        weight_precision=_precision(model_config.dtype, "dtype"),
-        where=f"{model_config.model_path}/config.json",
-    )
+    where = f"{model_config.model_path}/config.json"
+    if model_config.quantization is not None:
+        raise InputError(
+            "is not counted", where="served model", key="quantization", value=model_config.quantization, allowed="none"
+        )
+    weights = _precision(model_config.dtype, "dtype")
+    return ModelShape.from_config(model_config.hf_config.to_dict(), weight_precision=weights, where=where)
 
 
 def shape(model_config: Any, tp_worker: Any, tp_size: int) -> ModelShape:
@@ -40,13 +43,7 @@ def shape(model_config: Any, tp_worker: Any, tp_size: int) -> ModelShape:
         InputError: see ``check``.
     """
     kv_precision = _precision(tp_worker.model_runner.kv_cache_dtype, "kv_cache_dtype")
-    whole = ModelShape.from_config(
-        model_config.hf_config.to_dict(),
-        weight_precision=_precision(model_config.dtype, "dtype"),
-        kv_precision=kv_precision,
-        where=f"{model_config.model_path}/config.json",
-    )
-    return whole.shard(tp_size)
+    return replace(check(model_config), kv_precision=kv_precision).shard(tp_size)
 
 
 def rows_per_request(scheduler: Any) -> int:
@@ -59,6 +56,11 @@ def rows_per_request(scheduler: Any) -> int:
 def name() -> str:
     """The name under which the model is served, as SGLang's own metrics label it."""
     return str(get_serving().served_model_name)
+
+
+def device_uuid() -> str:
+    """The current CUDA device by its UUID: NVML does not apply CUDA_VISIBLE_DEVICES, so an index would not do."""
+    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
 def _precision(dtype: Any, key: str) -> Precision:

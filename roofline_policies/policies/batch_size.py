@@ -37,20 +37,20 @@ class BatchSize:
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """A target for max_running_requests, or nothing."""
-        if not view.bounds.movable(Knob.MAX_RUNNING_REQUESTS):
-            return ()
         cap, running = view.knobs.max_running_requests, view.queue.running
         step_s, target_s = view.decode_step_s, view.slo.itl_s
+        if view.decode is None or running == 0 or not view.bounds.movable(Knob.MAX_RUNNING_REQUESTS):
+            return ()
         if step_s is not None and target_s is not None and step_s > target_s:
             # Late gaps have two causes, the decode step and the prefills between steps. The batch is only the first:
-            # lowering it for the second would cost throughput and leave the gaps as they are.
-            reason = f"a decode step of {running} requests takes {step_s * 1e3:.0f} ms, over the ITL target of "
-            # What does not run yet is not the cause: lower what runs, not an idle cap.
-            return (
-                self._towards(min(cap, running) * self.shrink, reason + f"{target_s * 1e3:.0f} ms", Strength.GUARD),
+            # lowering it for the second would cost throughput and leave the gaps as they are. And it is the batch that
+            # took so long, not an idle cap above it, nor the few requests that are left of it.
+            batch = view.decode_requests or running
+            reason = (
+                f"a decode step of {batch:.0f} requests takes {step_s * 1e3:.0f} ms, "
+                f"over the ITL target of {target_s * 1e3:.0f} ms"
             )
-        if view.decode is None:
-            return ()
+            return (self._towards(min(cap, batch) * self.shrink, reason, Strength.GUARD),)
         share = f"{view.decode.compute_fraction:.0%} of the compute ceiling"
         if view.decode.bound is Bound.COMPUTE:
             return (self._towards(cap * self.shrink, f"decode is compute-bound at {share}"),)

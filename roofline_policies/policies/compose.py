@@ -10,11 +10,12 @@ None of the rules depends on the order in which the policies are listed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from roofline_policies.decision import Knob
-from roofline_policies.errors import FieldError
+from roofline_policies.errors import FieldError, PolicyError
 from roofline_policies.policies.base import Kind, Policy, Proposal
 from roofline_policies.view import SchedulerView
 
@@ -46,16 +47,29 @@ def compose(*policies: Policy) -> Composition:
 
 
 def merge(view: SchedulerView, proposals: Iterable[Proposal]) -> tuple[Proposal, ...]:
-    """Proposals of many policies made into at most one target and one cap per knob."""
+    """Proposals of many policies made into at most one target and one cap per knob.
+
+    Raises:
+        PolicyError: something is no Proposal, or its value is no number.
+    """
     targets: dict[Knob, list[Proposal]] = {}
     caps: dict[Knob, Proposal] = {}
     for proposal in proposals:
+        check(proposal)
         if proposal.kind is Kind.TARGET:
             targets.setdefault(proposal.knob, []).append(proposal)
         elif proposal.knob not in caps or _tightness(proposal) < _tightness(caps[proposal.knob]):
             caps[proposal.knob] = proposal
     merged = [_merge_targets(view, knob, rivals) for knob, rivals in targets.items()]
     return (*merged, *caps.values())
+
+
+def check(proposal: object) -> None:
+    """Raise PolicyError unless this is a Proposal with a finite value."""
+    if not isinstance(proposal, Proposal):
+        raise PolicyError(f"proposed {proposal!r}, which is no Proposal")
+    if not isinstance(proposal.value, int | float) or not math.isfinite(proposal.value):
+        raise PolicyError(f"{proposal.policy} proposed {proposal.knob} = {proposal.value!r}")
 
 
 def _tightness(proposal: Proposal) -> tuple[float, int, str, str]:

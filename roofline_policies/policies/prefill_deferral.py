@@ -40,8 +40,8 @@ class PrefillDeferral:
         """A cap on prefill_chunk_tokens and a target for defer_prefill, or nothing while no request decodes."""
         if view.queue.running == 0:
             return ()
-        mean_is_met = view.slo.itl_kind is ItlKind.MEAN_TPOT and (view.itl_s or 0.0) <= (view.slo.itl_s or 0.0)
-        if mean_is_met:
+        target = view.slo.itl_s
+        if view.slo.itl_kind is ItlKind.MEAN_TPOT and target is not None and (view.itl_s or 0.0) <= target:
             # Nobody asked for short gaps, only for a short mean: pacing every chunk would cost throughput for nothing.
             return ()
         return (*self._chunk(view), *self._defer(view))

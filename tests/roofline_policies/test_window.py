@@ -14,6 +14,14 @@ def test_empty_windows_know_nothing():
     assert (gaps.mean_s, gaps.tail_s) == (None, None)
 
 
+def test_a_phase_that_has_not_run_for_long_has_no_point_but_keeps_its_rate():
+    phase = Phase(CEILINGS, 1.0, 0.4)
+    phase.add(record(5.0, step_s=2.0, tokens=8))
+    assert phase.point(15.0) is not None
+    assert phase.point(15.1) is None
+    assert (phase.step_s, phase.tokens_per_s, phase.requests) == (2.0, 4.0, 8.0)
+
+
 def test_one_iteration_is_the_point():
     phase = Phase(CEILINGS, 1.0, 0.4)
     phase.add(record(0.0, step_s=2.0, flops=50, read=5, tokens=8))
@@ -50,5 +58,3 @@ def test_gap_mean_and_tail_match_the_weighted_definition(gaps):
     deviation = np.sqrt(weights @ (np.array(gaps) - mean) ** 2)
     assert window.mean_s == pytest.approx(mean)
     assert window.tail_s == pytest.approx(mean + 2.33 * deviation, rel=1e-6, abs=1e-9)
-    window.clear()
-    assert window.tail_s is None

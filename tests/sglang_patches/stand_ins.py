@@ -55,7 +55,7 @@ class StandInRunningBatch(SimpleNamespace):
 
 def stand_in_scheduler(running=4, **fields):
     return SimpleNamespace(**{
-        "max_running_requests": 64, "chunked_prefill_size": 2048, "dynamic_chunk_sizer": None, "page_size": 16,
+        "max_running_requests": 64, "chunked_prefill_size": 2048,  "page_size": 16,
         "truncation_align_size": None, "disaggregation_mode": DisaggregationMode.NULL, "is_mixed_chunk": False,
         "running_batch": StandInRunningBatch(running), **fields,
     })  # fmt: skip

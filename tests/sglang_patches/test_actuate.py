@@ -12,7 +12,7 @@ def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
     scheduler = stand_in_scheduler()
     assert launch_knobs(scheduler) == Knobs(64, 2048)
     ranges, immovable = launch_ranges(scheduler)
-    assert ranges == {Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(16, 2048, 64)}
+    assert ranges == {Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(64, 2048, 64)}
     assert immovable == {}
 
 
@@ -20,7 +20,6 @@ def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
     ("fields", "knob", "reason"),
     [
         ({"chunked_prefill_size": None}, Knob.PREFILL_CHUNK_TOKENS, "chunked prefill is off"),
-        ({"dynamic_chunk_sizer": object()}, Knob.PREFILL_CHUNK_TOKENS, "--enable-dynamic-chunking"),
         ({"disaggregation_mode": DisaggregationMode.DECODE}, Knob.DEFER_PREFILL, "separate servers"),
     ],
 )
@@ -32,7 +31,7 @@ def test_a_knob_that_cannot_move_is_named_with_the_reason(fields, knob, reason):
 
 def test_pages_and_tiles_are_both_kept():
     ranges, _ = launch_ranges(stand_in_scheduler(page_size=96))
-    assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(96, 2048, 192)
+    assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(192, 2048, 192)
     ranges, _ = launch_ranges(stand_in_scheduler(chunked_prefill_size=32))
     assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(16, 32, 16)
 
@@ -56,8 +55,7 @@ def test_under_mixed_chunk_a_page_is_left_for_the_prompt():
     actuator = Actuator(scheduler)
     actuator.apply(Knobs(64, 32))
     assert scheduler.chunked_prefill_size == 40 + 16 + 1
-    scheduler.running_batch = StandInRunningBatch(2)
-    actuator.apply_chunk()
+    actuator.apply_chunk(StandInRunningBatch(2))  # the batch of this pass, whatever the scheduler still holds
     assert scheduler.chunked_prefill_size == 32
 
 

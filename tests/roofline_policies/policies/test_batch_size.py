@@ -36,9 +36,10 @@ def test_compute_bound_lowers_the_batch():
 
 
 def test_a_late_decode_step_lowers_what_runs_as_a_guard():
-    seen = view(Knobs(64, 512), Slo(itl_s=0.1), queue=BUSY, decode=point(Bound.MEMORY), decode_step_s=0.15)
+    seen = view(Knobs(64, 512), Slo(itl_s=0.1), queue=QueueState(running=3), decode=point(Bound.MEMORY),
+                decode_step_s=0.15, decode_requests=32.0)  # fmt: skip
     proposal = only(BatchSize(shrink=0.5).propose(seen))
-    assert proposal.value == 16  # half of the 32 that run, not of the idle cap of 64
+    assert proposal.value == 16  # half of the 32 that took so long, not of the idle cap of 64 or the 3 left
     assert proposal.strength is Strength.GUARD
     assert proposal.reason == "a decode step of 32 requests takes 150 ms, over the ITL target of 100 ms"
 
@@ -51,6 +52,9 @@ def test_late_gaps_that_decode_does_not_cause_leave_the_batch_alone():
 @pytest.mark.parametrize(
     "seen",
     [
+        view(
+            Knobs(32, 512), Slo(itl_s=0.1), queue=QueueState(running=0), decode=point(Bound.MEMORY), decode_step_s=9.0
+        ),
         view(Knobs(32, 512), queue=BUSY),  # no decode iteration yet
         view(Knobs(32, 512), queue=QueueState(running=32, waiting=0), decode=point(Bound.MEMORY)),
         view(Knobs(32, 512), queue=QueueState(running=20, waiting=5), decode=point(Bound.MEMORY)),  # cap not reached

@@ -1,0 +1,77 @@
+"""The documentation's code runs, its commands exist, its links lead somewhere."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from views import view
+
+from roofline_policies.config import load
+from roofline_policies.decision import Knob
+from roofline_policies.policies import BatchSize, PrefillDeferral, compose
+from roofline_policies.view import QueueState
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(code):
+    namespace = {"__name__": "example"}
+    exec(compile(code, "example", "exec"), namespace)
+    return namespace
+
+
+def test_readmes_policy_is_ten_lines_and_works():
+    (code,) = blocks(ROOT / "README.md", "python")
+    assert len([line for line in code.splitlines() if line]) <= 10
+    policy = run(code)["QuietNights"]()
+    (proposal,) = policy.propose(view(queue=QueueState(running=3)))
+    assert (proposal.knob, proposal.value) == (Knob.PREFILL_CHUNK_TOKENS, 512)
+    assert policy.propose(view(queue=QueueState(waiting=1))) == ()
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (code,) = blocks(ROOT / "docs" / "write-a-policy.md", "python")
+    (tmp_path / "mine.py").write_text(code)
+    (text,) = blocks(ROOT / "docs" / "write-a-policy.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("mine", None)
+
+
+def test_the_pages_policy_loads_alone_and_in_yaml_and_python_alike(mine):
+    alone = load("mine:SaveMemory").policy
+    full = view(queue=QueueState(running=5, kv_use=0.95))
+    assert alone.propose(full)[0].value == 5
+    assert alone.propose(view(queue=QueueState(running=5, kv_use=0.5))) == ()
+    in_yaml = load(str(mine / "mine.yaml"), packages=["mine"]).policy
+    assert in_yaml == compose(BatchSize(), PrefillDeferral(), type(alone)(0.85))
+
+
+def test_the_commands_of_readme_are_targets_of_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z-]+)", "".join(page.read_text() for page in PAGES)))
+    assert {"demo", "test"} <= named <= targets
+    assert "make lint test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_modules_that_are_run_exist():
+    for page in PAGES:
+        for module in re.findall(r"python -m ((?:bench|roofline_policies)[.\w]+)", page.read_text()):
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{page.name}: {module}"
+
+
+def test_links_and_named_files_exist():
+    for page in PAGES:
+        text = page.read_text()
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for path in re.findall(r"`((?:roofline_policies|sglang_patches|bench|conf|docs|tests)/[\w./-]+)`", text):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
