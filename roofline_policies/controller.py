@@ -191,7 +191,10 @@ class Controller:
     def view(self, now_s: float, queue: QueueState) -> SchedulerView:
         """What the policies see at this moment."""
         mean_judged = self.slo.itl_kind is ItlKind.MEAN_TPOT
-        rate = self.prefill.tokens_per_s
+        rate, last_rate = self.prefill.tokens_per_s, self.prefill.last_tokens_per_s
+        if rate is not None and last_rate is not None and queue.chunk_in_flight:
+            # A chunk late in a prompt attends to more: the next one takes after the last one, not after the mean.
+            rate = min(rate, last_rate)
         return SchedulerView(
             now_s=now_s,
             queue=queue,

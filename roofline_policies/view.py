@@ -103,7 +103,8 @@ class SchedulerView(NamedTuple):
     now_s: monotonic seconds; a policy has no clock of its own.
     prefill, decode: operating points of the recent past, None where there was no such iteration.
     decode_step_s: mean seconds of the last decode iterations, None before the first; decode_requests: their mean batch.
-    prefill_tokens_per_s: rate at which prompt tokens were computed, None before the first prefill.
+    prefill_tokens_per_s: rate at which the next prompt tokens are expected to be computed, from the last ones; None
+        before the first prefill.
     itl_s: the running requests' recent inter-token latency as the SLO's kind judges it (the slow tail of the gaps
         for per_gap, their mean for mean_tpot), None before the first gap.
     since_decode_s: time since the running requests last had a decode step launched, 0 when nothing runs.

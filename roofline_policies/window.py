@@ -25,6 +25,7 @@ class Phase:
         "_flops",
         "_half_life_s",
         "_iterations",
+        "_last_rate",
         "_last_s",
         "_memory_s",
         "_overhead_below",
@@ -48,6 +49,7 @@ class Phase:
         self._stale_s = STALE_HALF_LIVES * half_life_s
         self._overhead_below = overhead_below
         self._last_s: float | None = None
+        self._last_rate: float | None = None
         self._flops = self._bytes = self._compute_s = self._memory_s = 0.0
         self._seconds = self._tokens = self._requests = self._iterations = 0.0
         self._point: OperatingPoint | None = None
@@ -63,6 +65,7 @@ class Phase:
         """
         keep = 1.0 if self._last_s is None else 0.5 ** (max(0.0, record.done_s - self._last_s) / self._half_life_s)
         self._last_s = record.done_s
+        self._last_rate = record.new_tokens / record.step_s
         work = record.work
         roof = roof_time(work, self._ceilings)
         issued_flops, compulsory_bytes = work.issued.total, work.compulsory.total
@@ -118,6 +121,11 @@ class Phase:
     def tokens_per_s(self) -> float | None:
         """New tokens per second of this phase's own time, None before the first iteration."""
         return self._tokens / self._seconds if self._seconds else None
+
+    @property
+    def last_tokens_per_s(self) -> float | None:
+        """New tokens per second of the last iteration alone, None before the first."""
+        return self._last_rate
 
     def point(self, now_s: float | None = None) -> OperatingPoint | None:
         """Where the window lies under the roofs; None before the first iteration, or if the last was long ago."""

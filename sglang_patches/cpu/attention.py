@@ -1,8 +1,8 @@
 """Prefill attention on a CPU that computes the new rows alone.
 
 SGLang's ``torch_native`` backend pads the queries of a chunk to the whole context: a late chunk of a prompt costs as
-much as the prompt up to there, and FLOPs counted from shapes would be wrong. Here a chunk of n tokens behind a prefix of p
-costs n x (p + n) scores. Encoder-decoder models, sliding windows and unmasked attention keep SGLang's own path.
+much as the prompt up to there, and FLOPs counted from shapes would be wrong. Here a chunk of n tokens behind a prefix
+of p costs n x (p + n) scores. Encoder-decoder models, sliding windows and unmasked attention keep SGLang's own path.
 """
 
 from __future__ import annotations

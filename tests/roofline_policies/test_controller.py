@@ -101,6 +101,16 @@ def test_prefill_and_decode_are_placed_apart_and_mixed_steps_in_neither():
     assert loop.mixed.point().flops_per_s == 50.0
 
 
+def test_the_next_chunk_of_a_prompt_is_expected_to_take_after_the_last():
+    loop = controller(Static())
+    loop.observe(record(1.0, 1.0, mode=ForwardMode.PREFILL, tokens=900))
+    loop.observe(record(1.0, 1.0, mode=ForwardMode.PREFILL, tokens=100))
+    assert loop.view(1.0, BUSY).prefill_tokens_per_s == 500.0
+    assert loop.view(1.0, BUSY._replace(chunk_in_flight=True)).prefill_tokens_per_s == 100.0
+    loop.observe(record(1.0, 1.0, mode=ForwardMode.PREFILL, tokens=2000))
+    assert loop.view(1.0, BUSY._replace(chunk_in_flight=True)).prefill_tokens_per_s == 1000.0
+
+
 def test_gaps_run_from_token_to_token_across_prefills_and_not_across_a_pause():
     loop = controller(Static(), Slo(itl_s=1.0, itl_kind=ItlKind.MEAN_TPOT))
     loop.observe(record(1.0))

@@ -1,0 +1,31 @@
+"""The report in a real browser, where there is one: every figure is drawn, nothing is fetched, nothing fails."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_report import RUNS, result_of
+
+from bench.report import write_report
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_every_figure_is_drawn(tmp_path: Path) -> None:
+    assert BROWSER is not None
+    page = write_report(tmp_path / "report.html", result_of(RUNS), RUNS)
+    command = [BROWSER, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+    command += ["--virtual-time-budget=20000", "--dump-dom", page.as_uri()]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    for figure in ("latency", "load", "knobs", "roofline"):
+        drawn = ran.stdout.partition(f'<div id="{figure}"')[2]
+        assert 'class="main-svg"' in drawn.partition("<h2>")[0], figure
+    assert not re.findall(r"CONSOLE.*(?:Error|Refused|Failed).*", ran.stderr)
