@@ -1,7 +1,7 @@
 """Ends a test session that imported SGLang without tearing the interpreter down.
 
-Extensions that SGLang imports (tvm_ffi, cuda.bindings) can crash in that, after every test has run and been reported, and
-a green run would exit with 139. The session's own exit status is kept.
+Extensions that SGLang imports (tvm_ffi, cuda.bindings) can crash in that, after every test has run and been reported,
+and a green run would exit with 139. The session's own exit status is kept.
 """
 
 import os
