@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 
 from roofline_policies.decision import Bounds, Decision, Knob, KnobChange, Knobs
@@ -236,7 +236,7 @@ class Controller:
         reason = f"fallback: {self.fallback_reason}"
         changes = tuple(
             KnobChange(knob, old, new, reason, "controller")
-            for knob in (Knob(field.name) for field in fields(Knobs))
+            for knob in Knob
             for old, new in ((self.knobs.get(knob), self.launch.get(knob)),)
             if old is not None and new is not None and old != new
         )
