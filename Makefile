@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Models and data are local; nothing is fetched at run time.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test test-fast lint bench requirements clean
+.PHONY: setup demo test test-fast lint bench kernels requirements clean
 
 setup: $(READY)
 
@@ -26,11 +26,14 @@ demo: setup
 	$(BIN)/python -m bench.demo_model .cache/demo_model
 	$(BIN)/python -m bench.live experiment=demo
 
+# Triton's interpreter is chosen when Triton is imported, so what it runs has a process of its own.
 test: setup
 	$(BIN)/python -m pytest --durations=10
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest --durations=10 tests/interpreted
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" tests/interpreted
 
 lint: setup
 	$(BIN)/ruff check .
@@ -41,6 +44,10 @@ bench: setup
 	$(BIN)/python -m pytest tests/sglang_patches/bench_loop.py --benchmark-only --benchmark-columns=median,iqr,min,max,rounds -o addopts=""
 	$(BIN)/python -m bench.demo_model .cache/demo_model
 	$(BIN)/python -m bench.live experiment=demo repeats=3 name=paired
+
+# What counting costs the attention kernels in machine code; compiles for sm_90, no GPU needed.
+kernels: setup
+	$(BIN)/python -m roofline_policies.counting bench
 
 # Pins for every platform, without a registry's address.
 requirements:

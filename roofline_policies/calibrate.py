@@ -335,7 +335,7 @@ def _cuda_timer(operation: Operation, repeats: int) -> list[float]:
 
     marks = []
     for _ in range(repeats):
-        marks.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])  # type: ignore[no-untyped-call]
+        marks.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])
         marks[-1][0].record()
         operation()
         marks[-1][1].record()

@@ -62,3 +62,19 @@ class FieldError(RooflineError, ValueError):
         self.value = value
         self.allowed = allowed
         super().__init__(f"{key} = {value!r}; allowed: {allowed}")
+
+
+class Uncountable(RooflineError):
+    """A Triton kernel contains something whose bytes or FLOPs cannot be counted; ``counted`` refuses it.
+
+    The message is one line: ``file:line: kernel: construct: why``.
+    """
+
+    def __init__(self, kernel: str, construct: str, why: str, *, file: str = "", line: int = 0) -> None:
+        self.kernel = kernel
+        self.construct = construct
+        self.why = why
+        self.file = file
+        self.line = line
+        where = f"{file}:{line}: " if file else ""
+        super().__init__(f"{where}{kernel}: {construct}: {why}")

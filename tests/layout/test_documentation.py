@@ -1,6 +1,8 @@
 """The documentation's code runs, its commands exist, its links lead somewhere."""
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,12 +29,39 @@ def run(code):
 
 
 def test_readmes_policy_is_ten_lines_and_works():
-    (code,) = blocks(ROOT / "README.md", "python")
+    code, _ = blocks(ROOT / "README.md", "python")
     assert len([line for line in code.splitlines() if line]) <= 10
     policy = run(code)["QuietNights"]()
     (proposal,) = policy.propose(view(queue=QueueState(running=3)))
     assert (proposal.knob, proposal.value) == (Knob.PREFILL_CHUNK_TOKENS, 512)
     assert policy.propose(view(queue=QueueState(waiting=1))) == ()
+
+
+def interpreted(folder, name, code):
+    """What a program prints under Triton's interpreter, its folder left out."""
+    (folder / name).write_text(code)
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, name], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.replace(f"{folder}{os.sep}", "")
+
+
+def test_the_page_on_counting_prints_what_it_says(tmp_path):
+    page = ROOT / "docs" / "count-a-kernel.md"
+    assert interpreted(tmp_path, "count_add.py", "".join(blocks(page, "python"))) == "".join(blocks(page, "text"))
+
+
+def test_readmes_kernel_counts(tmp_path):
+    definition = blocks(ROOT / "docs" / "count-a-kernel.md", "python")[0].partition("add = counted(add)")[0]
+    _, code = blocks(ROOT / "README.md", "python")
+    assert len([line for line in code.splitlines() if line]) == 5
+    assert interpreted(tmp_path, "readme.py", definition + code) == code.rpartition("# ")[2]
+
+
+def test_architecture_names_every_module_of_counting():
+    table = (ROOT / "docs" / "architecture.md").read_text()
+    modules = {path.stem for path in (ROOT / "roofline_policies" / "counting").glob("*.py")} - {"__init__"}
+    assert {name for name in modules if f"`{name}`" not in table} == set()
 
 
 @pytest.fixture
@@ -65,13 +94,15 @@ def test_the_commands_of_readme_are_targets_of_the_makefile():
 def test_modules_that_are_run_exist():
     for page in PAGES:
         for module in re.findall(r"python -m ((?:bench|roofline_policies)[.\w]+)", page.read_text()):
-            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{page.name}: {module}"
+            path = ROOT / module.replace(".", "/")
+            assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"{page.name}: {module}"
 
 
 def test_links_and_named_files_exist():
     for page in PAGES:
         text = page.read_text()
-        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)  # code has brackets of its own
+        for target in re.findall(r"\]\(([^)#:]+)\)", prose):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
         for path in re.findall(r"`((?:roofline_policies|sglang_patches|bench|conf|docs|tests)/[\w./-]+)`", text):
             assert (ROOT / path).exists(), f"{page.name}: {path}"

@@ -10,13 +10,28 @@ ROOT = Path(__file__).parents[2]
 # A module may import from its own layer and the layers above it in this list (earlier ones).
 LAYERS = [
     {"errors", "work"},
-    {"nvml", "roofline", "hardware", "calibrate"},
-    {"batch", "model", "model_config"},
+    {"nvml", "roofline", "hardware", "calibrate", "counting"},
+    {"batch", "efficiency", "kernel_time", "model", "model_config", "predict"},
     {"decision", "view"},
     {"policies"},
     {"window", "transitions", "controller", "status", "fields", "targets", "config"},
 ]
 LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
+
+# The same inside roofline_policies/counting: what kernels call while they are traced, what rewrites, what measures.
+COUNTING_LAYERS = [
+    {"sass", "scalars", "sites", "slots", "stand_ins"},
+    {"callees", "census", "lanes", "ledger", "machine_code", "trace"},
+    {"masks", "occupancy", "structure", "twin"},
+    {"source", "traced"},
+    {"count_sites"},
+    {"expressions"},
+    {"build", "rewrite"},
+    {"kernel"},
+    {"cost", "explain"},
+    {"__main__"},
+]
+COUNTING_LAYER_OF = {name: index for index, layer in enumerate(COUNTING_LAYERS) for name in layer}
 
 
 def modules(package):
@@ -35,17 +50,39 @@ def imports(path):
             yield node.module, id(node) in top
 
 
+def submodules(path, package):
+    """The modules of a package that a file imports, by their names in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == package:
+            yield from (alias.name for alias in node.names)
+    yield from (name.removeprefix(f"{package}.") for name, _ in imports(path) if name.startswith(f"{package}."))
+
+
+def counts(path):
+    return path.is_relative_to(ROOT / "roofline_policies" / "counting")
+
+
 def names(path):
     return {name.partition(".")[0] for name, _ in imports(path)}
 
 
 @pytest.mark.parametrize("path", modules("roofline_policies"), ids=lambda path: path.stem)
 def test_the_library_knows_neither_the_server_nor_the_bench(path):
-    assert names(path).isdisjoint({"sglang", "sgl_kernel", "sglang_patches", "bench", "triton"})
+    assert names(path).isdisjoint({"sglang", "sgl_kernel", "sglang_patches", "bench"})
+    assert counts(path) or "triton" not in names(path)
 
 
 @pytest.mark.parametrize("path", modules("roofline_policies"), ids=lambda path: path.stem)
-def test_torch_is_for_the_calibration_alone_and_only_when_it_runs(path):
+def test_counting_is_a_leaf_of_the_library(path):
+    """Whoever imports it imports torch and Triton."""
+    assert counts(path) or "counting" not in submodules(path, "roofline_policies")
+    assert counts(path) or not [*submodules(path, "roofline_policies.counting")]
+
+
+@pytest.mark.parametrize("path", modules("roofline_policies"), ids=lambda path: path.stem)
+def test_torch_is_for_counting_and_for_the_calibration_when_it_runs(path):
+    if counts(path):
+        return
     uses = [at_top for name, at_top in imports(path) if name.partition(".")[0] == "torch"]
     assert not any(uses)
     assert not uses or path.stem == "calibrate"
@@ -68,9 +105,20 @@ def test_layers_are_kept(path):
             assert LAYER_OF[module.partition(".")[0]] <= LAYER_OF[here], f"{here} imports {module}"
 
 
+@pytest.mark.parametrize("path", modules("roofline_policies/counting"), ids=lambda path: path.stem)
+def test_layers_are_kept_inside_counting(path):
+    if path.stem == "__init__":
+        return
+    for name in submodules(path, "roofline_policies.counting"):
+        assert COUNTING_LAYER_OF[name] <= COUNTING_LAYER_OF[path.stem], f"{path.stem} imports {name}"
+
+
 @pytest.mark.parametrize("path", modules("bench"), ids=lambda path: path.stem)
 def test_the_bench_talks_to_servers_not_to_their_insides(path):
-    assert names(path).isdisjoint({"sglang", "sgl_kernel", "sglang_patches"})
+    """But for bench/kernels, which launches SGLang's kernels as SGLang does."""
+    own_kernels = path.is_relative_to(ROOT / "bench" / "kernels")
+    assert names(path).isdisjoint({"sgl_kernel", "sglang_patches"})
+    assert own_kernels or "sglang" not in names(path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""From rewritten source to functions that Triton compiles or interprets."""
+
+from __future__ import annotations
+import __future__
+
+import hashlib
+import inspect
+import linecache
+from functools import cache
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from triton.runtime.interpreter import InterpretedFunction
+
+from roofline_policies.counting import lanes, masks, scalars, slots, trace, traced
+from roofline_policies.counting.callees import Kernel
+from roofline_policies.counting.occupancy import CountingFunction
+from roofline_policies.counting.source import DEFAULT
+from roofline_policies.counting.structure import MODULE
+from roofline_policies.counting.twin import Rewritten
+
+
+@cache
+def version() -> str:
+    """A digest of the code that emits the counting.
+
+    Triton caches compiled kernels by their source. What a kernel calls in ``traced`` is not part of that, so the digest
+    is written into the source: an older cache entry is never taken for a newer way of counting.
+    """
+    digest = hashlib.sha256()
+    for module in (traced, masks, trace, lanes, scalars, slots):
+        digest.update(Path(inspect.getfile(module)).read_bytes())
+    digest.update(repr((slots.DOT, slots.USED)).encode())
+    return digest.hexdigest()[:12]
+
+
+class Builder:
+    """Builds a rewritten function and the helpers it calls, each once."""
+
+    def __init__(self) -> None:
+        self._built: dict[int, Kernel] = {}
+        self._kept: list[Rewritten] = []  # an id is good only as long as its object lives
+
+    def build(self, rewritten: Rewritten, like: Kernel) -> Kernel:
+        """The counting twin of ``like``, under ``triton.jit`` with the same options."""
+        if id(rewritten) not in self._built:
+            self._kept.append(rewritten)
+            function = self._function(rewritten)
+            self._built[id(rewritten)] = _under_jit(function, like)
+        return self._built[id(rewritten)]
+
+    def _function(self, rewritten: Rewritten) -> FunctionType:
+        original: Any = rewritten.original
+        source = rewritten.source
+        digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+        filename = f"<counting {original.__module__}.{original.__qualname__} {digest}>"
+        # inspect, and with it Triton, finds the source of a function by its file name, here in the cache of lines.
+        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+        helpers = {name: self.build(helper, helper.kernel) for name, helper in rewritten.helpers.items()}
+        namespace: dict[str, Any] = {
+            **original.__globals__,
+            **inspect.getclosurevars(original).nonlocals,
+            **helpers,
+            **_defaults(rewritten, helpers),
+            MODULE: traced,
+        }
+        # Annotations were evaluated when the original was defined.
+        flags = __future__.annotations.compiler_flag
+        exec(compile(source, filename, "exec", flags=flags, dont_inherit=True), namespace)
+        function = namespace[original.__name__]
+        assert isinstance(function, FunctionType)
+        function.__module__ = original.__module__
+        function.__qualname__ = original.__qualname__
+        function.__annotations__ = original.__annotations__
+        return function
+
+
+def _defaults(rewritten: Rewritten, helpers: dict[str, Kernel]) -> dict[str, Any]:
+    """The values of the names that stand for defaults."""
+    values = {name: parameter.default for name, parameter in inspect.signature(rewritten.original).parameters.items()}
+    return {
+        DEFAULT + name: values[name] if counting is None else helpers[counting]
+        for name, counting in rewritten.defaults.items()
+    }
+
+
+def _under_jit(function: FunctionType, like: Kernel) -> Kernel:
+    if isinstance(like, InterpretedFunction):
+        return InterpretedFunction(function, **like.kwargs)
+    return CountingFunction(
+        function,
+        like,
+        version=like.version,
+        do_not_specialize=like.do_not_specialize,
+        do_not_specialize_on_alignment=like.do_not_specialize_on_alignment,
+        debug=like.debug,
+        noinline=like.noinline,
+        repr=like._repr,
+        launch_metadata=like.launch_metadata,
+    )

@@ -1,0 +1,358 @@
+"""Expressions: what is evaluated in them, in which order, and what has to go before their statement to be counted."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from roofline_policies.counting.callees import (
+    UNRESOLVED,
+    Access,
+    Helper,
+    Kernel,
+    Other,
+    assembly_touches_memory,
+    is_of_the_language,
+)
+from roofline_policies.counting.count_sites import Scope, SiteCounter
+from roofline_policies.counting.sites import Cost, Kind, Site
+from roofline_policies.counting.source import COUNTS, LEDGER, RESERVED, Source, assign, negated, use
+from roofline_policies.counting.structure import ARANGE, SHAPE, Flow, Translator, Untranslatable, loaded, traced_call
+from roofline_policies.counting.twin import Helpers, Rewritten
+
+_REDUCTIONS = frozenset({"sum", "max", "min", "argmax", "argmin", "xor_sum", "reduce_or", "item"})
+
+
+class Expressions:
+    """Rewrites the expressions of one function.
+
+    scopes: the loops around the statement at hand, innermost last.
+    inherited: sites of the helpers that are called. helpers: their names in the rewritten source.
+    functions: parameters that are called. counts: whether anything is counted at all.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        library: Helpers,
+        flow: Flow,
+        translator: Translator,
+        sites: SiteCounter,
+        scopes: list[Scope],
+    ) -> None:
+        self._source = source
+        self._library = library
+        self._flow = flow
+        self._translator = translator
+        self._sites = sites
+        self._scopes = scopes
+        self._before: list[ast.stmt] = []
+        self._guards: list[ast.expr] = []
+        self._hoisting = False
+        self._discards = False
+        self._temporaries = 0
+        self.inherited: list[Site] = []
+        self.helpers: dict[str, Rewritten] = {}
+        self.functions: set[str] = set()
+        self.counts = False
+
+    def temporary(self, kind: str) -> str:
+        """A name that nothing else has."""
+        self._temporaries += 1
+        return f"{RESERVED}_{kind}{self._temporaries}"
+
+    def rewrite(
+        self, *nodes: ast.expr | None, root: bool = False, discards: bool = False
+    ) -> tuple[list[ast.stmt], list[ast.expr | None]]:
+        """Statements to go before the one these expressions are part of, and what becomes of the expressions.
+
+        root: the expression is all of the statement, or all that it assigns. discards: nobody looks at its value.
+        """
+        self._discards = discards
+        effects = [call for node in nodes if node is not None for call in self.effects(node)]
+        outer = self._before, self._hoisting
+        # Where something that may write is taken out of an expression, what was evaluated before it goes out first.
+        moves = [call for call in effects if self._must_move(call)]
+        self._before, self._hoisting = [], len(effects) > 1 and bool(moves)
+        try:
+            result = [
+                None if node is None else self._expression(node, root=root and isinstance(node, ast.Call))
+                for node in nodes
+            ]
+            return self._before, result
+        finally:
+            self._before, self._hoisting = outer
+
+    def _must_move(self, call: ast.Call) -> bool:
+        callee = self._source.callee(call)
+        return not isinstance(callee, Access) or callee.kind is Kind.ATOMIC
+
+    def effects(self, node: ast.AST) -> list[ast.Call]:
+        """The calls in ``node`` that are counted."""
+        return [call for call in ast.walk(node) if isinstance(call, ast.Call) and self._is_effect(call)]
+
+    def has_effects(self, node: ast.AST) -> bool:
+        return bool(self.effects(node))
+
+    def _is_effect(self, call: ast.Call) -> bool:
+        callee = self._source.callee(call)
+        if isinstance(callee, Helper):
+            return self._library.helper(callee.function).counts
+        return isinstance(callee, Access) or callee is Other.PARAMETER
+
+    def needs_room(self, choice: ast.IfExp) -> bool:
+        """Whether a conditional expression has to become a statement: to count a helper in it, or before its test."""
+        return self.has_effects(choice.test) or any(
+            not isinstance(self._source.callee(call), Access)
+            for branch in (choice.body, choice.orelse)
+            for call in self.effects(branch)
+        )
+
+    def _may_write(self, call: ast.Call) -> bool:
+        callee = self._source.callee(call)
+        return not isinstance(callee, Access) or callee.writes
+
+    @contextmanager
+    def _guarded(self, condition: ast.expr) -> Iterator[None]:
+        self._guards.append(condition)
+        yield
+        self._guards.pop()
+
+    def _expression(self, node: ast.expr, *, root: bool = False, hoist: bool = False) -> ast.expr:
+        match node:
+            case ast.Call():
+                return self._call(node, root=root, hoist=hoist or self._hoisting)
+            case ast.IfExp():
+                node.test = self._expression(node.test, hoist=True)  # it is evaluated again, to count what it guards
+                with self._guarded(node.test):
+                    node.body = self._expression(node.body, hoist=hoist)
+                with self._guarded(negated(node.test)):
+                    node.orelse = self._expression(node.orelse, hoist=hoist)
+                return node
+            case ast.BoolOp():
+                operator = ast.Constant("and" if isinstance(node.op, ast.And) else "or")
+                for position, value in enumerate(node.values):
+                    if not position or not self.has_effects(value):
+                        node.values[position] = self._expression(value, hoist=hoist)
+                        continue
+                    if any(self._may_write(call) for one in node.values[:position] for call in self.effects(one)):
+                        self._source.refuse(node, ast.unparse(node), "an operand that writes decides what is evaluated")
+                    with self._guarded(traced_call("reached", operator, *node.values[:position])):
+                        node.values[position] = self._expression(value, hoist=hoist)
+                return node
+            case ast.ListComp() | ast.GeneratorExp() | ast.SetComp() | ast.DictComp() | ast.Lambda():
+                if self.has_effects(node):
+                    self._source.refuse(node, "comprehension", "with an access or a product inside")
+                return node
+            case ast.NamedExpr(target=target):
+                node.value = self._expression(node.value, hoist=hoist)
+                self.bind(target, None)
+                return node
+        for name, value in ast.iter_fields(node):
+            if isinstance(value, ast.expr):
+                setattr(node, name, self._expression(value, hoist=hoist))
+            elif isinstance(value, list):
+                value[:] = [self._expression(one, hoist=hoist) if isinstance(one, ast.expr) else one for one in value]
+        return node
+
+    def _call(self, node: ast.Call, *, root: bool, hoist: bool) -> ast.expr:
+        callee = self._source.callee(node)
+        construct = ast.unparse(node)
+        match callee:
+            case Access():
+                self._arguments_of(node, hoist=False, needed=self._sites.needed(node, callee))
+                self._add_before(
+                    self._sites.count(node, callee, self._scopes[-1], construct, guarded=bool(self._guards))
+                )
+                self.counts = True
+                if self._library.shadow and callee.writes and not (root and self._discards):
+                    self._source.refuse(node, "result of an atomic", "a twin that writes nothing cannot know it")
+                return self._hoist(node) if hoist and not root else node
+            case Helper(function):
+                rewritten = self._library.helper(function)
+                self.inherited += rewritten.sites
+                self._arguments_of(node, hoist=rewritten.counts)
+                return self._helper_call(node, rewritten) if rewritten.counts else node
+            case Other.PARAMETER:
+                assert isinstance(node.func, ast.Name)
+                self.functions.add(node.func.id)
+                self._arguments_of(node, hoist=True)
+                return self._counted_call(node)
+            case Other.ASSEMBLY:
+                if assembly_touches_memory(node, self._source.names):
+                    self._sites.report(Kind.ASSEMBLY, Cost.NOT_EXACT, node, construct)
+            case Other.UNKNOWN if isinstance(node.func, ast.Name) and node.func.id not in self._source.names.local:
+                known = self._source.names.resolve(node.func) is not UNRESOLVED
+                why = "what it does to memory is not known" if known else "it is not defined, or not yet"
+                self._source.refuse(node, f"call of {node.func.id}", why)
+            case Other.UNKNOWN:
+                self._source.refuse(node, f"call of {ast.unparse(node.func)}", "what it does to memory is not known")
+            case Other.PURE:
+                self._refuse_hidden_access(node)
+        self._arguments_of(node, hoist=hoist)
+        return node
+
+    def _refuse_hidden_access(self, node: ast.Call) -> None:
+        """Functions passed to ``tl.reduce`` and its kin run out of our sight."""
+        for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
+            target = self._source.names.resolve(argument)
+            if not isinstance(target, Kernel) or is_of_the_language(target):
+                continue
+            if self._library.helper(target).counts:
+                self._source.refuse(node, f"{ast.unparse(argument)} as an argument", "it accesses memory")
+
+    def _arguments_of(self, node: ast.Call, *, hoist: bool, needed: frozenset[int] = frozenset()) -> None:
+        """Rewrite the arguments of a call; those in ``needed`` (by identity) are left without effects."""
+        if isinstance(node.func, ast.Attribute):
+            node.func.value = self._expression(node.func.value, hoist=hoist or id(node.func.value) in needed)
+        node.args = [self._expression(one, hoist=hoist or id(one) in needed) for one in node.args]
+        for keyword in node.keywords:
+            keyword.value = self._expression(keyword.value, hoist=hoist or id(keyword.value) in needed)
+
+    def _hoist(self, node: ast.expr) -> ast.Name:
+        """Evaluate ``node`` into a name of its own, before the statement."""
+        if self._guards:
+            self._source.refuse(
+                node, ast.unparse(node), "its result is needed to count something else, but it may not be evaluated"
+            )
+        name = self.temporary("t")
+        self._before.append(assign(name, node))
+        self.bind(ast.Name(name, ast.Store()), None)
+        self._flow.now[name].block = any(
+            definition.block or definition.structured
+            for used in loaded(node)
+            if (definition := self._flow.now.get(used)) is not None and used != name
+        )
+        return use(name)
+
+    def _add_before(self, statement: ast.stmt) -> None:
+        for guard in reversed(self._guards):
+            statement = ast.If(copy.deepcopy(guard), [statement], [])
+        self._before.append(statement)
+
+    def _helper_call(self, node: ast.Call, rewritten: Rewritten) -> ast.expr:
+        name = self._helper_name(rewritten)
+        node.func = use(name)
+        self._functions_for(node, rewritten)
+        if rewritten.shapes and not any(isinstance(one, ast.Starred) for one in node.args):
+            signature = inspect.signature(rewritten.original)
+            try:
+                bound = signature.bind(*node.args, **{one.arg: one.value for one in node.keywords if one.arg})
+            except TypeError as error:
+                self._source.refuse(node, f"call of {rewritten.original.__name__}", str(error))
+            for parameter in rewritten.shapes:
+                shape = self._shape_for(bound.arguments.get(parameter))
+                if shape is not None:
+                    node.keywords.append(ast.keyword(SHAPE + parameter, traced_call("pack", shape)))
+        return self._counted_call(node)
+
+    def _functions_for(self, node: ast.Call, rewritten: Rewritten) -> None:
+        """Functions that a helper is given and calls have to be counting ones."""
+        if not rewritten.functions:
+            return
+        parameters = inspect.signature(rewritten.original).parameters
+        order = list(parameters)
+        given = {*order[: len(node.args)], *(keyword.arg for keyword in node.keywords)}
+        for parameter in rewritten.functions - given:
+            if not isinstance(parameters[parameter].default, Kernel):
+                self.counting_form(parameters[parameter].default, node)
+        named = zip(order, node.args, strict=False)
+        node.args = [self._argument_function(one, parameter in rewritten.functions) for parameter, one in named]
+        for keyword in node.keywords:
+            keyword.value = self._argument_function(keyword.value, keyword.arg in rewritten.functions)
+
+    def _argument_function(self, value: ast.expr, is_called: bool) -> ast.expr:
+        if not is_called:
+            return value
+        if isinstance(value, ast.Name) and value.id in self._source.parameters:
+            self.functions.add(value.id)
+            return value
+        return self.counting_form(self._source.names.resolve(value), value) or value
+
+    def counting_form(self, function: object, where: ast.AST) -> ast.Name | None:
+        """The name of the counting form of a function that is passed to be called; None where it is none.
+
+        Raises:
+            Uncountable: it is something else that can be called.
+        """
+        if isinstance(function, Kernel):
+            return self.counting_function(function)
+        if function is not UNRESOLVED and callable(function):
+            name = getattr(function, "__name__", repr(function))
+            self._source.refuse(where, f"{name} as an argument", "it is called, and is no function under triton.jit")
+        return None
+
+    def counting_function(self, function: Kernel) -> ast.Name:
+        """The name of the counting form of ``function``."""
+        helper = self._library.helper(function)
+        self.inherited += helper.sites
+        return use(self._helper_name(helper))
+
+    def _helper_name(self, rewritten: Rewritten) -> str:
+        name = base = f"{RESERVED}_{rewritten.original.__name__}"
+        number = 1
+        while self.helpers.get(name, rewritten) is not rewritten:
+            number += 1
+            name = f"{base}_{number}"
+        self.helpers[name] = rewritten
+        return name
+
+    def _shape_for(self, argument: object) -> ast.expr | None:
+        """The shape of an argument, where the source shows one."""
+        if not isinstance(argument, ast.expr) or self.has_effects(argument):
+            return None
+        if not self._traits(argument)[0]:
+            return None
+        try:
+            return self._translator.shape(argument)
+        except Untranslatable:
+            return None
+
+    def _counted_call(self, node: ast.Call) -> ast.expr:
+        self.counts = True
+        node.keywords.append(ast.keyword(LEDGER, use(LEDGER)))
+        result = self._hoist(node)
+        self._add_before(
+            assign(COUNTS, traced_call("merge", use(COUNTS), ast.Subscript(result, ast.Constant(1), ast.Load())))
+        )
+        return ast.Subscript(use(result.id), ast.Constant(0), ast.Load())
+
+    def bind(self, target: ast.expr, value: ast.expr | None) -> None:
+        match target, value:
+            case ast.Name(id=name), _:
+                replayable = value is not None and not self.has_effects(value)
+                structured, block = self._traits(value)
+                self._flow.assign(
+                    name,
+                    copy.deepcopy(value) if replayable else None,
+                    block=block,
+                    structured=structured and replayable,
+                )
+            case ast.Tuple(elts=targets), ast.Tuple(elts=values) if len(targets) == len(values):
+                for one in targets:  # all values are evaluated before any name changes
+                    self.bind(one, None)
+            case ((ast.Tuple(elts=targets) | ast.List(elts=targets)), _):
+                for one in targets:
+                    self.bind(one, None)
+
+    def _traits(self, value: ast.expr | None) -> tuple[bool, bool]:
+        """Whether a value is made from ``tl.arange``, and whether it is a block as far as the source tells."""
+        if value is None:
+            return False, True
+        used = [self._flow.now[name] for name in loaded(value) if name in self._flow.now]
+        calls = [n for n in ast.walk(value) if isinstance(n, ast.Call)]
+        makes = any(self._source.names.resolve(call.func) is ARANGE for call in calls)
+        structured = makes or any(definition.structured for definition in used)
+        block = makes or any(d.block or (d.structured and not d.parameter) for d in used)
+        if isinstance(value, ast.Call):
+            function = value.func.attr if isinstance(value.func, ast.Attribute) else ""
+            if function in _REDUCTIONS:
+                return False, False
+            if function in ("zeros", "full") and value.args and isinstance(value.args[0], ast.Tuple | ast.List):
+                return False, bool(value.args[0].elts)
+            if function in ("zeros", "full", "dot"):
+                return False, True
+        return structured, block

@@ -1,0 +1,83 @@
+"""Keeps counting from costing a resident block: where it would, the twin is held to the registers of the original."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from types import FunctionType
+from typing import Any
+
+from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime.jit import JITFunction
+
+from roofline_policies.counting.machine_code import SM_LIMITS, MachineCodeError, read
+
+
+class CountingFunction(JITFunction):  # type: ignore[misc]  # Triton is not typed
+    """A counting twin under ``triton.jit``.
+
+    A few registers more can be one too many for as many blocks as the original has on a multiprocessor. So when a twin
+    is compiled for CUDA the original is compiled too (or found in Triton's cache), and where fewer blocks of the twin
+    fit, it is compiled again with ``maxnreg``; that is kept unless it spills more.
+    """
+
+    def __init__(self, function: FunctionType, original: JITFunction, **options: Any) -> None:
+        super().__init__(function, **options)
+        self._original = original
+
+    @property
+    def cache_key(self) -> str:
+        """As Triton's; and the globals that were compiled in are those of the original, which may change under it."""
+        key: str = JITFunction.cache_key.fget(self)
+        mine, its = self.fn.__globals__, self._original.fn.__globals__
+        self.used_global_vals: dict[tuple[str, int], tuple[Any, dict[str, Any]]] = {
+            place: (value, its if where is mine and place[0] in its else where)
+            for place, (value, where) in self.used_global_vals.items()
+        }
+        return key
+
+    def _do_compile(
+        self, key: Any, signature: Any, device: Any, constexprs: Any, options: Any, attrs: Any, warmup: bool
+    ) -> Any:
+        kernel = super()._do_compile(key, signature, device, constexprs, options, attrs, warmup)
+        target = self.device_caches[device][2]
+        if not isinstance(kernel, CompiledKernel) or target.backend != "cuda" or target.arch not in SM_LIMITS:
+            return kernel
+        # Functions among the arguments are counting ones; the original would take others.
+        if options.maxnreg is not None or any(isinstance(value, JITFunction) for value in constexprs.values()):
+            return kernel
+        source = ASTSource(
+            self._original,
+            {name: kind for name, kind in signature.items() if name in self._original.arg_names},
+            {path: value for path, value in constexprs.items() if path[0] < len(self._original.params)},
+            {path: value for path, value in attrs.items() if path[0] < len(self._original.params)},
+        )
+        try:
+            return self._keep_blocks(kernel, source, key, signature, device, constexprs, options, attrs, warmup)
+        except (MachineCodeError, OSError, subprocess.SubprocessError):  # no cuobjdump: a block may be lost, no launch
+            return kernel
+
+    def _keep_blocks(
+        self,
+        kernel: CompiledKernel,
+        source: ASTSource,
+        key: Any,
+        signature: Any,
+        device: Any,
+        constexprs: Any,
+        options: Any,
+        attrs: Any,
+        warmup: bool,
+    ) -> CompiledKernel:
+        """``kernel``, or the same held to the registers of the original (``source``) where that saves a block."""
+        target = self.device_caches[device][2]
+        original = read(self.compile(source, target=target, options=options.__dict__), capability=target.arch)
+        twin = read(kernel, capability=target.arch)
+        if twin.resident_blocks >= original.resident_blocks:
+            return kernel
+        capped = replace(options, maxnreg=original.registers)
+        held = super()._do_compile(key, signature, device, constexprs, capped, attrs, warmup)
+        if read(held, capability=target.arch).spill_store_bytes <= twin.spill_store_bytes:
+            return held
+        self.device_caches[device][0][key] = kernel
+        return kernel

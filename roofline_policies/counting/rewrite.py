@@ -1,0 +1,360 @@
+"""Rewrites the source of a kernel so that it counts its own bytes and FLOPs.
+
+Beside each access or product goes a statement that counts it, ``roofline_counts = roofline.load(roofline_counts, ...)``
+(see ``traced``); what a kernel computes stays as it is. Helpers that count take a ledger and return their value and
+their counts. A site in a counted loop is noted in the loop and counted once behind it wherever its mask is a function
+of the loop's variable and of values that the loop leaves alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+from types import FunctionType
+
+from triton.language import core
+
+from roofline_policies.counting.callees import Access, Kernel
+from roofline_policies.counting.count_sites import Scope, SiteCounter
+from roofline_policies.counting.expressions import Expressions
+from roofline_policies.counting.source import COUNTS, DEFAULT, LEDGER, Source, assign, negated, use
+from roofline_policies.counting.structure import SHAPE, Flow, Loop, Translator, assigned, loaded, traced_call
+from roofline_policies.counting.twin import Rewritten
+from roofline_policies.errors import Uncountable
+
+
+class Library:
+    """The rewritten forms of all helpers that one kernel can reach, each made once."""
+
+    def __init__(self, version: str, *, shadow: bool = False) -> None:
+        self.version = version
+        self.shadow = shadow
+        self._helpers: dict[FunctionType, Rewritten] = {}
+        self._open: list[FunctionType] = []
+
+    def helper(self, kernel: Kernel) -> Rewritten:
+        """The counting form of a function called inside kernels."""
+        if kernel.fn in self._open:
+            raise Uncountable(kernel.fn.__qualname__, "recursion", "it calls itself, which Triton does not compile")
+        if kernel.fn not in self._helpers:
+            self._open.append(kernel.fn)
+            try:
+                self._helpers[kernel.fn] = Rewriter(kernel, self, helper=True).rewritten()
+            finally:
+                self._open.pop()
+        return self._helpers[kernel.fn]
+
+
+def rewrite(kernel: Kernel, library: Library) -> Rewritten:
+    """The counting form of a kernel that is launched.
+
+    Raises:
+        Uncountable: something in it, or in a helper it calls, cannot be counted.
+    """
+    return Rewriter(kernel, library, helper=False).rewritten()
+
+
+_TRITON_RANGE = core.range  # the interpreter has another in its place for a while
+_REFUSED_STATEMENTS = {
+    ast.Break: "break",
+    ast.Continue: "continue",
+    ast.FunctionDef: "function inside a kernel",
+    ast.ClassDef: "class inside a kernel",
+    ast.Try: "try",
+    ast.Match: "match",
+    ast.Global: "global",
+    ast.Nonlocal: "nonlocal",
+}
+
+
+class Rewriter:
+    """Rewrites one function, statement by statement; ``_flow`` follows along."""
+
+    def __init__(self, kernel: Kernel, library: Library, *, helper: bool) -> None:
+        self._source = Source(kernel)
+        self._library = library
+        self._helper = helper
+        self._flow = Flow()
+        for argument in self._source.arguments:
+            definition = self._flow.assign(argument.arg)
+            definition.parameter = True
+            definition.structured = helper and argument.arg not in self._source.constants
+        self._shapes: list[str] = []
+        translator = Translator(self._flow, self._source.names, self._source.is_constant, self._want_shape)
+        self._sites = SiteCounter(self._source, translator)
+        self._scopes: list[Scope] = [Scope()]
+        self._expressions = Expressions(self._source, library, self._flow, translator, self._sites, self._scopes)
+
+    def _want_shape(self, parameter: str) -> None:
+        if parameter not in self._shapes:
+            self._shapes.append(parameter)
+
+    def rewritten(self) -> Rewritten:
+        """The function's counting form."""
+        body = self._block(self._source.tree.body)
+        docstring = body[:1] if ast.get_docstring(self._source.tree) is not None else []
+        begin = assign(COUNTS, traced_call("begin", use(LEDGER), ast.Constant(self._library.version)))
+        body = [*docstring, begin, *body[len(docstring) :]]
+        if not isinstance(body[-1], ast.Return):
+            body += self._leave(None)
+        arguments = self._source.tree.args
+        defaults: dict[str, str | None] = {}
+        self._take_defaults(
+            arguments.args[len(arguments.args) - len(arguments.defaults) :], arguments.defaults, defaults
+        )
+        self._take_defaults(arguments.kwonlyargs, arguments.kw_defaults, defaults)
+        for name in (*(SHAPE + one for one in self._shapes), LEDGER):
+            arguments.args.append(ast.arg(name))
+            arguments.defaults.append(ast.Constant(None))
+        self._source.tree.decorator_list = []
+        self._source.tree.returns = None
+        self._source.tree.body = body
+        module = ast.fix_missing_locations(ast.Module([self._source.tree], []))
+        return Rewritten(
+            kernel=self._source.kernel,
+            source=ast.unparse(module) + "\n",
+            sites=(*self._sites.sites, *dict.fromkeys(self._expressions.inherited)),
+            counts=self._expressions.counts,
+            helpers=self._expressions.helpers,
+            shapes=tuple(self._shapes),
+            functions=frozenset(self._expressions.functions),
+            defaults=defaults,
+        )
+
+    def _take_defaults(
+        self, arguments: list[ast.arg], nodes: list[ast.expr] | list[ast.expr | None], defaults: dict[str, str | None]
+    ) -> None:
+        """Give defaults names: Python evaluated them when the function was defined, and now they might be others.
+
+        defaults: gets the parameter, and where it is called the name of the counting form of the default.
+        """
+        values = inspect.signature(self._source.function).parameters
+        for position, (argument, node) in enumerate(zip(arguments, nodes, strict=True)):
+            if node is None or isinstance(node, ast.Constant):
+                continue
+            called = argument.arg in self._expressions.functions
+            value = values[argument.arg].default
+            counts = called and isinstance(value, Kernel)
+            defaults[argument.arg] = self._expressions.counting_function(value).id if counts else None
+            nodes[position] = use(DEFAULT + argument.arg)
+
+    def _block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+        result: list[ast.stmt] = []
+        for statement in statements:
+            result += self._statement(statement)
+            if isinstance(statement, ast.Return):  # what follows is never reached, and Triton does not look at it
+                break
+        return result
+
+    def _statement(self, node: ast.stmt) -> list[ast.stmt]:
+        refused = _REFUSED_STATEMENTS.get(type(node))
+        if refused is not None:
+            self._source.refuse(
+                node, refused, "Triton does not compile it" if refused in ("break", "continue") else "not followed"
+            )
+        match node:
+            case ast.If():
+                return self._if(node)
+            case ast.For():
+                return self._for(node)
+            case ast.While():
+                return self._while(node)
+            case ast.Return():
+                before, (value,) = self._expressions.rewrite(node.value)
+                return before + self._leave(value)
+            case ast.Assign(targets=[target], value=ast.IfExp() as choice) if self._expressions.needs_room(choice):
+                return self._if(self._as_if(node, target, choice))
+            case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
+                return self._assignment(node)
+            case ast.Expr(value=ast.Call() as call):
+                return self._call_statement(node, call)
+            case ast.With():
+                before = []
+                for item in node.items:
+                    more, (context,) = self._expressions.rewrite(item.context_expr)
+                    before += more
+                    item.context_expr = context or item.context_expr
+                node.body = self._block(node.body)
+                return [*before, node]
+        before = []
+        for name, value in ast.iter_fields(node):
+            if isinstance(value, ast.expr):
+                more, (new,) = self._expressions.rewrite(value)
+                before += more
+                setattr(node, name, new)
+        return [*before, node]
+
+    def _leave(self, value: ast.expr | None) -> list[ast.stmt]:
+        if self._helper:
+            return [ast.Return(ast.Tuple([value or ast.Constant(None), use(COUNTS)], ast.Load()))]
+        return [ast.Expr(traced_call("flush", use(LEDGER), use(COUNTS))), ast.Return(value)]
+
+    def _call_statement(self, node: ast.Expr, call: ast.Call) -> list[ast.stmt]:
+        callee = self._source.callee(call)
+        before, (value,) = self._expressions.rewrite(call, root=True, discards=True)
+        if isinstance(callee, Access) and callee.writes and self._library.shadow:
+            return before  # the twin writes nothing; what led to the address is still there, where counting needs it
+        # Where a helper was called, what is left is its value, and nobody wants that.
+        return [*before, ast.Expr(value)] if isinstance(value, ast.Call) else before
+
+    def _assignment(self, node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[ast.stmt]:
+        before, (value,) = self._expressions.rewrite(node.value, root=True)
+        node.value = value
+        match node:
+            case ast.Assign(targets=[ast.Name() | ast.Tuple() | ast.List() as target]):
+                self._expressions.bind(target, value)
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
+                if "constexpr" in ast.unparse(annotation):
+                    self._source.constants.add(name)
+                if value is not None:
+                    self._expressions.bind(node.target, value)
+            case ast.AugAssign(target=ast.Name(id=name), op=operator):
+                self._expressions.bind(node.target, ast.BinOp(use(name), operator, copy.deepcopy(node.value)))
+            case _:
+                self._source.refuse(node, "assignment", "to something else than one name or a tuple of names")
+        return [*before, node]
+
+    def _as_if(self, node: ast.Assign, target: ast.expr, choice: ast.IfExp) -> ast.If:
+        """``x = a if c else b`` as a statement: Triton treats the two alike, and a statement has room for counting."""
+
+        def branch(value: ast.expr) -> list[ast.stmt]:
+            return [ast.copy_location(ast.Assign([copy.deepcopy(target)], value), node)]
+
+        return ast.copy_location(ast.If(choice.test, branch(choice.body), branch(choice.orelse)), node)
+
+    def _if(self, node: ast.If) -> list[ast.stmt]:
+        constant = self._source.is_constant(node.test) and not self._expressions.has_effects(node.test)
+        original_test = copy.deepcopy(node.test)
+        before, (test,) = self._expressions.rewrite(node.test)
+        assert test is not None
+        node.test = test
+        start = dict(self._flow.now)
+        loop = self._scopes[-1].loop
+        # A constant that the loop's body defines is none behind the loop.
+        lasting = constant and not (loop and loaded(original_test) & loop.changes)
+        node.body = self._branch(node.body, original_test if lasting else None, self._certain(original_test))
+        then = self._flow.now
+        self._flow.now = start
+        node.orelse = self._branch(node.orelse, negated(original_test) if lasting else None, None)
+        orelse = self._flow.now
+        if node.body and isinstance(node.body[-1], ast.Return):
+            self._flow.now = orelse
+        elif node.orelse and isinstance(node.orelse[-1], ast.Return):
+            self._flow.now = then
+        else:
+            self._flow.join(original_test if constant else None, then, orelse)
+        return [*before, node]
+
+    def _branch(
+        self, statements: list[ast.stmt], constant: ast.expr | None, certain: ast.expr | None
+    ) -> list[ast.stmt]:
+        """One branch of an ``if``: under a constant condition, one that holds where ``certain`` does, or any other."""
+        self._flow.now = dict(self._flow.now)
+        scope = self._scopes[-1]
+        if constant is None and certain is None:
+            scope.branches += 1
+            try:
+                return self._block(statements)
+            finally:
+                scope.branches -= 1
+        conditions = scope.certain if constant is None else scope.tests
+        conditions.append(constant or certain or ast.Constant(True))
+        try:
+            return self._block(statements)
+        finally:
+            conditions.pop()
+
+    def _certain(self, test: ast.expr) -> ast.expr | None:
+        """A constant condition under which ``test``, which is none, holds.
+
+        Its name is True then, or False after ``not``: ``skip = False``, then ``if MASKED: skip = ...``, then
+        ``if not skip:``.
+        """
+        wanted = True
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            test, wanted = test.operand, False
+        definition = self._flow.now.get(test.id) if isinstance(test, ast.Name) else None
+        if definition is None or definition.choice is None:
+            return None
+        condition, *branches = definition.choice
+        for branch, holds in zip(branches, (condition, negated(condition)), strict=True):
+            if branch is not None and isinstance(branch.value, ast.Constant) and branch.value.value is wanted:
+                return holds
+        return None
+
+    def _for(self, node: ast.For) -> list[ast.stmt]:
+        if not isinstance(node.iter, ast.Call) or not isinstance(node.target, ast.Name) or node.orelse:
+            self._source.refuse(node, "for", "over something that is no range")
+        before = self._arguments(node.iter)
+        changes = frozenset(assigned(node.body) | {node.target.id})
+        outside = dict(self._flow.now)
+        self._flow.forget(changes)
+        variable = self._flow.assign(node.target.id)
+        scope = Scope(node.target.id)
+        bounds = self._bounds(node.iter, changes)
+        if bounds is not None:
+            scope.loop, scope.bounds = Loop(variable, outside, changes), bounds
+        kept: list[ast.stmt] = []
+        if node.target.id in assigned(node.body):
+            scope.variable = self._expressions.temporary("v")
+            kept = [assign(scope.variable, use(node.target.id))]
+        self._scopes.append(scope)
+        body = self._block(node.body)
+        self._scopes.pop()
+        node.body = [*kept, *body] if scope.after else body
+        self._flow.forget(changes)
+        return [*before, node, *scope.after]
+
+    def _arguments(self, call: ast.Call) -> list[ast.stmt]:
+        """Rewrite the arguments of the ``range`` of a loop; they are evaluated once, before it."""
+        before, values = self._expressions.rewrite(*call.args, *(keyword.value for keyword in call.keywords))
+        rewritten = [value for value in values if value is not None]
+        call.args, others = rewritten[: len(call.args)], rewritten[len(call.args) :]
+        for keyword, value in zip(call.keywords, others, strict=True):
+            keyword.value = value
+        return before
+
+    def _bounds(self, call: ast.Call, changes: frozenset[str]) -> tuple[ast.expr, ast.expr, ast.expr] | None:
+        """Start, stop and step of a ``range`` that mean the same behind its loop; else None."""
+        if self._source.names.resolve(call.func) not in (range, _TRITON_RANGE):
+            return None
+        given: list[ast.expr | None] = [None, None, None]
+        positional = call.args
+        if len(positional) == 1:
+            given[1] = positional[0]
+        else:
+            given[: len(positional)] = positional
+        for keyword in call.keywords:
+            if keyword.arg in ("arg1", "arg2", "start", "end", "step", None):
+                if keyword.arg != "step":
+                    return None
+                given[2] = keyword.value
+        start, stop, step = given[0] or ast.Constant(0), given[1], given[2] or ast.Constant(1)
+        if stop is None or any(
+            self._expressions.has_effects(one) or loaded(one) & changes for one in (start, stop, step)
+        ):
+            return None
+        return copy.deepcopy((start, stop, step))
+
+    def _while(self, node: ast.While) -> list[ast.stmt]:
+        changes = assigned(node.body) | assigned([node.test])
+        self._flow.forget(changes)
+        if self._library.shadow and self._expressions.has_effects(node.test):
+            self._source.refuse(
+                node, "while", "waits for memory, which a twin that writes nothing might wait for for ever"
+            )
+        as_it_was = ast.dump(node.test)
+        self._scopes.append(Scope())
+        before, (test,) = self._expressions.rewrite(node.test)
+        if test is None or ast.dump(test) != as_it_was:
+            self._source.refuse(
+                node.test, "condition of while", "calls a helper that accesses memory, or one access inside another"
+            )
+        self._scopes.append(Scope())
+        body = self._block(node.body)
+        self._scopes.pop()
+        self._flow.forget(changes)
+        # The condition is evaluated once before the loop and once after each pass through its body.
+        node.body = body + copy.deepcopy(before)
+        return [*before, node]

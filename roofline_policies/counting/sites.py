@@ -1,0 +1,58 @@
+"""The report on a kernel: each place that moves bytes or multiplies matrices, and how it is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What happens at a site."""
+
+    LOAD = "load"
+    STORE = "store"
+    ATOMIC = "atomic"
+    DOT = "dot"
+    ASSEMBLY = "assembly"  # inline assembly: invisible to us
+
+
+class Cost(StrEnum):
+    """How a site is counted. All but the last are exact."""
+
+    CONSTANT = "constant"  # no mask: known when the kernel is compiled
+    AFFINE = "affine"  # from the ends of the mask's interval: a few scalar instructions
+    REDUCTION = "reduction"  # by adding up the mask: a reduction across the warps of a program
+    NOT_EXACT = "not exact"  # not counted; the kernel's counts are lower bounds
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the source of a kernel or of a helper it calls.
+
+    after_loop: its count over a loop is one closed form, evaluated behind the loop.
+    cost: what the source promises. Where the compiler finds a block in place of a scalar (a helper called with another
+        argument than the source suggests), an affine site is counted by a reduction: as exact, only dearer.
+    """
+
+    kind: Kind
+    cost: Cost
+    file: str
+    line: int
+    construct: str
+    after_loop: bool = False
+
+    def __str__(self) -> str:
+        behind = ", after the loop" if self.after_loop else ""
+        return f"{self.file}:{self.line}: {self.kind}: {self.cost}{behind}: {self.construct}"
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """All sites of a kernel and of the helpers it calls."""
+
+    sites: tuple[Site, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the counts are exact: no site is left out."""
+        return all(site.cost is not Cost.NOT_EXACT for site in self.sites)

@@ -1,0 +1,147 @@
+"""The source of a kernel, as rewriting finds it: its syntax tree, its names, and what it may not contain."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+import textwrap
+from types import FunctionType
+from typing import NoReturn
+
+from triton.runtime.jit import ConstexprFunction, JITFunction
+
+from roofline_policies.counting.callees import UNRESOLVED, Callee, Kernel, Names, classify
+from roofline_policies.counting.structure import assigned, loaded
+from roofline_policies.errors import Uncountable
+
+LEDGER = "roofline_ledger"
+"""The parameter a counting kernel is given its counters in: a pointer to int64, or None."""
+
+COUNTS = "roofline_counts"
+"""The variable its counts are kept in."""
+
+DEFAULT = "roofline_default_"
+"""Prefix of the names that stand for the values of parameters' defaults."""
+
+RESERVED = "roofline"
+"""Every name that rewriting adds starts with this."""
+
+
+def use(identifier: str) -> ast.Name:
+    """A use of ``identifier``."""
+    return ast.Name(identifier, ast.Load())
+
+
+def assign(identifier: str, value: ast.expr) -> ast.stmt:
+    """``identifier = value``."""
+    return ast.Assign([ast.Name(identifier, ast.Store())], value, lineno=0)
+
+
+def negated(test: ast.expr) -> ast.expr:
+    """``not test``."""
+    return ast.UnaryOp(ast.Not(), test)
+
+
+class Source:
+    """One function under ``triton.jit``.
+
+    tree: its definition; rewriting changes it in place.
+    parameters: its parameters. constants: names whose values the compiler knows.
+
+    Raises:
+        Uncountable: there is no source, or it is none that can be followed.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.function: FunctionType = kernel.fn
+        self.file = self.function.__code__.co_filename
+        self.tree, self.first_line = self._parse()
+        self.parameters = frozenset(argument.arg for argument in self.arguments)
+        stored = assigned(self.tree.body)
+        self.names = Names(self.function, self.parameters | stored)
+        annotated = {a.arg for a in self.arguments if "constexpr" in ast.unparse(a.annotation or use(""))}
+        self.constants = annotated - stored
+        self._unchanged = self.parameters - stored
+        self._check()
+
+    def _parse(self) -> tuple[ast.FunctionDef, int]:
+        try:
+            if isinstance(self.kernel, JITFunction):
+                # As Triton read it: the file may have changed since.
+                lines, first = self.kernel.raw_src, self.kernel.starting_line_number
+            else:
+                lines, first = inspect.getsourcelines(self.function)
+            tree = ast.parse(textwrap.dedent("".join(lines)))
+        except (OSError, TypeError, SyntaxError) as error:
+            raise Uncountable(
+                self.function.__qualname__, "source", f"not available ({error}); define the kernel in a file"
+            ) from error
+        (node,) = tree.body
+        if not isinstance(node, ast.FunctionDef):
+            raise Uncountable(
+                self.function.__qualname__, "source", "is no function definition", file=self.file, line=first
+            )
+        return node, first
+
+    def _check(self) -> None:
+        for node in ast.walk(self.tree):
+            used = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else ""
+            if used.startswith(RESERVED):
+                self.refuse(node, f"name {used}", f"names that begin with {RESERVED} are taken by the counting code")
+        if self.tree.args.vararg or self.tree.args.kwarg:
+            self.refuse(self.tree, "variable arguments", "which of them are pointers cannot be told")
+
+    @property
+    def arguments(self) -> list[ast.arg]:
+        """The parameters in their order."""
+        given = self.tree.args
+        return [*given.posonlyargs, *given.args, *given.kwonlyargs]
+
+    def line(self, node: ast.AST) -> int:
+        """The line of ``node`` in its file."""
+        return self.first_line + getattr(node, "lineno", 1) - 1
+
+    def refuse(self, node: ast.AST, construct: str, why: str) -> NoReturn:
+        """Say that ``node`` cannot be counted."""
+        raise Uncountable(self.function.__qualname__, construct, why, file=self.file, line=self.line(node))
+
+    def callee(self, call: ast.Call) -> Callee:
+        """What ``call`` does."""
+        return classify(call, self.names, self.parameters)
+
+    def is_constant(self, test: ast.expr) -> bool:
+        """Whether ``test``, which accesses no memory, is a constant of the compilation and stays what it is."""
+        match test:
+            case ast.BoolOp(values=values):
+                return all(map(self.is_constant, values))
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return self.is_constant(operand)
+            case ast.Compare(left=ast.Name(id=left), ops=[ast.Is() | ast.IsNot()], comparators=[ast.Constant()]):
+                return left in self._unchanged or left in self.constants
+        if not all(self._is_constant_call(node) for node in ast.walk(test) if isinstance(node, ast.Call)):
+            return False
+        of_type = {
+            node.value.id
+            for node in ast.walk(test)
+            if isinstance(node, ast.Attribute) and node.attr in ("dtype", "type") and isinstance(node.value, ast.Name)
+        }
+        return all(
+            used in self.constants or used not in self.names.local or (used in of_type and used in self._unchanged)
+            for used in loaded(test)
+        )
+
+    def _is_constant_call(self, call: ast.Call) -> bool:
+        """Whether a call in a test gives a constant for constant arguments: Triton runs it in Python."""
+        target = self.names.resolve(call.func)
+        if isinstance(target, ConstexprFunction):
+            return True
+        if target is not UNRESOLVED and getattr(builtins, getattr(target, "__name__", ""), None) is target:
+            return True
+        # A question to a type, `x.dtype.is_fp8()`.
+        return (
+            isinstance(call.func, ast.Attribute)
+            and isinstance(call.func.value, ast.Attribute)
+            and call.func.value.attr in ("dtype", "type", "element_ty")
+        )

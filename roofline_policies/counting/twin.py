@@ -1,0 +1,49 @@
+"""A function and its counting twin, as source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Protocol
+
+from roofline_policies.counting.callees import Kernel
+from roofline_policies.counting.sites import Site
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A function and its counting twin.
+
+    sites: its own and those of its helpers.
+    counts: whether there is anything to count: a site, or a call of a function it is given.
+    helpers: names in ``source`` that stand for other rewritten functions.
+    shapes: parameters whose shape a caller should pass along.
+    functions: parameters it calls.
+    defaults: parameters whose default ``source`` only names, with the name of the counting form where that is called.
+    """
+
+    kernel: Kernel
+    source: str
+    sites: tuple[Site, ...]
+    counts: bool
+    helpers: dict[str, Rewritten]
+    shapes: tuple[str, ...]
+    functions: frozenset[str]
+    defaults: dict[str, str | None]
+
+    @property
+    def original(self) -> FunctionType:
+        """The Python function it was made from."""
+        function: FunctionType = self.kernel.fn
+        return function
+
+
+class Helpers(Protocol):
+    """Where the twins of the functions that a kernel calls come from."""
+
+    @property
+    def shadow(self) -> bool:
+        """Whether twins only count, and write nothing."""
+
+    def helper(self, kernel: Kernel) -> Rewritten:
+        """The twin of a function that is called inside kernels."""
