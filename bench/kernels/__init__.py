@@ -1,0 +1,1 @@
+"""Launches of the Triton kernels that SGLang runs, with tensors as the server would pass them."""

@@ -1,0 +1,53 @@
+"""The part of model.py's closed form that attention kernels answer for."""
+
+from __future__ import annotations
+
+from roofline_policies.batch import BatchShape
+from roofline_policies.model import ModelShape
+from roofline_policies.work import Bytes, Flops, Precision, Work
+
+LAYERS = 2
+
+
+def model(heads: int, kv_heads: int, head_dim: int, precision: Precision) -> ModelShape:
+    """LAYERS layers with this attention; the other sizes do not matter here."""
+    return ModelShape(
+        family="llama",
+        hidden_size=heads * head_dim,
+        num_layers=LAYERS,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=64,
+        vocab_size=100,
+        tied_embeddings=False,
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        weight_precision=precision,
+        kv_precision=precision,
+    )
+
+
+def attention_part(shape: ModelShape, batch: BatchShape) -> Work:
+    """Of the model's Work what Q K^T, P V and the reads of keys and values contribute: all that sees the contexts.
+
+    Source: model.py has the terms `per_pair * pairs` (issued), `per_pair * causal_pairs` (useful), `kv_bytes *
+    context_tokens` (requested) and `kv_bytes * (context_tokens - new)` (compulsory).
+    """
+    whole = shape.work(batch)
+    rest = shape.work(batch._replace(pairs=0, causal_pairs=0, context_tokens=batch.new_tokens))
+    own = shape.kv_bytes_per_token * batch.new_tokens  # left in `rest` so that compulsory bytes stay above zero
+
+    def less(a: tuple[int, ...], b: tuple[int, ...]) -> list[int]:
+        return [x - y for x, y in zip(a, b, strict=True)]
+
+    requested, compulsory = less(whole.requested, rest.requested), less(whole.compulsory, rest.compulsory)
+    assert requested[1] == compulsory[1] == 0
+    return Work(
+        Flops(*less(whole.issued, rest.issued)),
+        Flops(*less(whole.useful, rest.useful)),
+        Bytes(requested[0] + own),
+        Bytes(compulsory[0]),
+    )

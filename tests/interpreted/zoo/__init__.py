@@ -1,0 +1,53 @@
+"""The kernel zoo: one small Triton kernel per construct that counting has to get right.
+
+Each specimen knows how to draw shapes, launch itself and, where there is one, its closed form. Blocks are tiny:
+the interpreter takes about as long for an operation on 8 elements as on 8,000.
+"""
+
+# In the order of the zoo, which is the order of the tests.
+# isort: off
+from zoo.specimen import ZOO, Specimen, normal
+from zoo.masks import add_kernel
+from zoo.bounds import wrapping_kernel
+from zoo.blocks import copy_2d_kernel
+from zoo.products import matmul_steps_kernel, matmul_tiles_kernel
+from zoo import pointers_and_descriptors
+from zoo.helpers import helper_on_diagonal_kernel, helpers_kernel
+from zoo.loops import softmax_kernel, while_test_kernel
+from zoo import moving_bounds
+from zoo import loops_in_helpers
+from zoo import reused_names
+from zoo import branches
+from zoo.places import no_memory_kernel
+from zoo.atomics import histogram_kernel
+from zoo import reductions
+from zoo import autotuning
+from zoo import reviewed
+from zoo import narrow_and_wide
+# isort: on
+
+__all__ = [
+    "ZOO",
+    "Specimen",
+    "add_kernel",
+    "autotuning",
+    "branches",
+    "copy_2d_kernel",
+    "helper_on_diagonal_kernel",
+    "helpers_kernel",
+    "histogram_kernel",
+    "loops_in_helpers",
+    "matmul_steps_kernel",
+    "matmul_tiles_kernel",
+    "moving_bounds",
+    "narrow_and_wide",
+    "no_memory_kernel",
+    "normal",
+    "pointers_and_descriptors",
+    "reductions",
+    "reused_names",
+    "reviewed",
+    "softmax_kernel",
+    "while_test_kernel",
+    "wrapping_kernel",
+]
