@@ -19,8 +19,8 @@ class BatchShape(NamedTuple):
     logit_rows: valid rows that go through the output head.
     padded_rows: rows added to reach a captured size; they cost linear FLOPs and carry no request.
     padded_logit_rows: how many of them go through the output head as well.
-
-    A prefix shared by several requests is counted once per request: a shape does not know which pages coincide.
+    shared_tokens: KV tokens of ``context_tokens`` that are one of another request's too: a prefix that n requests share
+        is counted n times there and n - 1 times here.
     """
 
     requests: int = 0
@@ -31,6 +31,7 @@ class BatchShape(NamedTuple):
     logit_rows: int = 0
     padded_rows: int = 0
     padded_logit_rows: int = 0
+    shared_tokens: int = 0
 
     @classmethod
     def of(
@@ -40,6 +41,7 @@ class BatchShape(NamedTuple):
         padded_rows: int = 0,
         *,
         all_logits: bool = False,
+        shared_tokens: int = 0,
     ) -> BatchShape:
         """Sum up a batch; O(requests).
 
@@ -51,6 +53,8 @@ class BatchShape(NamedTuple):
             all_logits: every new token needs logits, as in a verify step of speculative decoding, or where the
                 logprobs of a whole prompt are asked for. Otherwise one row per request: SGLang computes logits for
                 the last new token of each request, unfinished chunks included.
+
+            shared_tokens: KV tokens that several requests read, beyond the first of them.
 
         Raises:
             InputError: a length that no batch can have.
@@ -78,9 +82,13 @@ class BatchShape(NamedTuple):
         if padded_rows < 0:
             raise _refuse("padded_rows", padded_rows, ">= 0")
         requests = len(prefill) + decodes
+        if not 0 <= shared_tokens <= context - new:
+            raise _refuse("shared_tokens", shared_tokens, f"0 to {context - new}, the tokens that are not new")
         logit_rows = new if all_logits else requests
         padded_logit_rows = 0 if prefill and not all_logits else padded_rows
-        return cls(requests, new, context, pairs, causal_pairs, logit_rows, padded_rows, padded_logit_rows)
+        return cls(
+            requests, new, context, pairs, causal_pairs, logit_rows, padded_rows, padded_logit_rows, shared_tokens
+        )
 
     def __add__(self, other: BatchShape) -> BatchShape:  # type: ignore[override]  # shapes add, they do not concatenate
         return BatchShape(
@@ -92,6 +100,7 @@ class BatchShape(NamedTuple):
             self.logit_rows + other.logit_rows,
             self.padded_rows + other.padded_rows,
             self.padded_logit_rows + other.padded_logit_rows,
+            self.shared_tokens + other.shared_tokens,
         )
 
 

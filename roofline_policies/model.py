@@ -80,6 +80,7 @@ class ModelShape:
                 activations_read * element_bytes,  # per row
                 activations_written * element_bytes,
                 vocab * element_bytes,  # a row of logits
+                layers * query * element_bytes,  # queries of a row, and its attention outputs
             ),
         }.items():
             object.__setattr__(self, name, value)
@@ -187,8 +188,8 @@ class ModelShape:
         compulsory: every weight once (without the head where there are no logit rows; of an untied embedding table,
             one row per new token), the KV of every prefix token read once per layer, the KV of every new token
             written. The new tokens' own KV is not read back, activations and logits never leave the chip: a bound
-            from below, which a pass of separate kernels does not attain. Requests that share a prefix are
-            counted apart, and so are equal tokens.
+            from below, which a pass of separate kernels does not attain. A shared prefix is read once as far as
+            the batch says what is shared.
         requested: what separate operations ask for: each reads its operands once and writes its result once. The
             operations are embedding, merged QKV, KV store, attention over the whole context, output, merged gate-up,
             down, head. What a kernel reads again tile by tile, or per query head, depends on the kernel.
@@ -200,30 +201,46 @@ class ModelShape:
         Source: PaLM (arXiv 2204.02311) appendix B and torch.utils.flop_counter for the conventions; the layers of
         SGLang 0.5.23 ``models/llama.py``, ``qwen2.py``, ``qwen3.py``.
         """
+        if not batch.new_tokens + batch.padded_rows:
+            return Work(provenance=_PROVENANCE)
+        return self.work_beside_attention(batch) + self.attention_work(batch)
+
+    def attention_work(self, batch: BatchShape) -> Work:
+        """The part of ``work`` that attention kernels do: scores and weighted sums, KV and queries in, outputs out.
+
+        What ``work`` says of P, of the KV that is read, and of shared prefixes; the KV of new tokens is written before.
+        """
+        per_pair, row_bytes = self._coefficients[1], self._coefficients[9]
+        moved_bytes = row_bytes * (batch.new_tokens + batch.padded_rows)
+        kv_bytes = self.kv_bytes_per_token
+        precision = self.weight_precision
+        return Work(
+            Flops.at(precision, per_pair * batch.pairs),
+            Flops.at(precision, per_pair * batch.causal_pairs),
+            Bytes(moved_bytes + kv_bytes * batch.context_tokens, moved_bytes),
+            Bytes(kv_bytes * (batch.context_tokens - batch.new_tokens - batch.shared_tokens)),
+            _PROVENANCE,
+        )
+
+    def work_beside_attention(self, batch: BatchShape) -> Work:
+        """The rest of ``work``: what the shapes of the layers alone decide."""
         new = batch.new_tokens
         rows = new + batch.padded_rows
-        if not rows:
-            return Work(provenance=_PROVENANCE)
-        linear, per_pair, head, body_bytes, table_bytes, row_bytes, read_bytes, written_bytes, logits_bytes = (
+        linear, _, head, body_bytes, table_bytes, row_bytes, read_bytes, written_bytes, logits_bytes, query_bytes = (
             self._coefficients
         )
         logit_rows = batch.logit_rows + batch.padded_logit_rows
-        issued = linear * rows + per_pair * batch.pairs + head * logit_rows
-        useful = linear * new + per_pair * batch.causal_pairs + head * batch.logit_rows
         weights = body_bytes + table_bytes if logit_rows else body_bytes
         gathered = 0 if self.tied_embeddings and logit_rows else min(new * row_bytes, table_bytes)
-        kv_bytes = self.kv_bytes_per_token
-        kv_written = kv_bytes * new
-        requested_read = (
-            weights + (row_bytes + read_bytes) * rows + kv_bytes * batch.context_tokens + row_bytes * logit_rows
-        )
-        requested_written = kv_written + (row_bytes + written_bytes) * rows + logits_bytes * logit_rows
+        kv_written = self.kv_bytes_per_token * new
+        requested_read = weights + (row_bytes + read_bytes - query_bytes) * rows + row_bytes * logit_rows
+        requested_written = kv_written + (row_bytes + written_bytes - query_bytes) * rows + logits_bytes * logit_rows
         precision = self.weight_precision
         return Work(
-            Flops.at(precision, issued),
-            Flops.at(precision, useful),
+            Flops.at(precision, linear * rows + head * logit_rows),
+            Flops.at(precision, linear * new + head * batch.logit_rows),
             Bytes(requested_read, requested_written),
-            Bytes(weights + gathered + kv_bytes * (batch.context_tokens - new), kv_written),
+            Bytes(weights + gathered, kv_written),
             _PROVENANCE,
         )
 

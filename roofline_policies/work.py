@@ -27,7 +27,7 @@ class Precision(StrEnum):
 class Provenance(StrEnum):
     """Where a figure comes from."""
 
-    INLINE = "inline"  # counted on the device by the kernels themselves
+    INLINE = "inline"  # attention counted on the device by its kernels, what shapes alone decide added to it
     CLOSED_FORM = "closed_form"  # computed from shapes
     NVML = "nvml"  # sampled
     ESTIMATED = "estimated"  # anything else

@@ -8,7 +8,7 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_parallel
 
-from sglang_patches import served_model
+from sglang_patches import counters, served_model
 from sglang_patches.agree import KnobsUpdate
 from sglang_patches.compat import Hook, verify
 from sglang_patches.loop import Loop
@@ -19,6 +19,7 @@ SETTINGS = "_roofline_settings"
 """Attribute of ServerArgs that carries the checked settings into the scheduler processes."""
 
 _LOOP = "_roofline_loop"
+_COUNTERS = "_roofline_counters"
 
 
 def loop_of(scheduler: Any) -> Loop | None:
@@ -28,11 +29,13 @@ def loop_of(scheduler: Any) -> Loop | None:
 
 
 def check_model(result: None, scheduler: Any) -> None:
-    """Before weights are loaded: refuse a model whose work is not known."""
+    """Before weights are loaded: refuse a model whose work is not known, and have attention count from the start."""
     settings = getattr(scheduler.server_args, SETTINGS, None)
     if settings is not None:
         model = served_model.check(scheduler.model_config).shard(get_parallel().tp_size)
         settings.ceilings.compute_ceiling(model.weight_precision)
+        # CUDA graphs keep the kernels they were captured with, so these count before the first capture.
+        setattr(scheduler, _COUNTERS, counters.install(scheduler.server_args))
 
 
 def attach(result: None, scheduler: Any, server_args: Any, port_args: Any) -> None:
@@ -41,7 +44,7 @@ def attach(result: None, scheduler: Any, server_args: Any, port_args: Any) -> No
     if settings is None:
         return
     verify(SCHEDULER_HOOKS)
-    loop = Loop(scheduler, settings)
+    loop = Loop(scheduler, settings, getattr(scheduler, _COUNTERS, None))
     setattr(scheduler, _LOOP, loop)
     scheduler._request_dispatcher._mapping[KnobsUpdate] = loop.apply
 

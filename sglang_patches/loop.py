@@ -20,6 +20,7 @@ from roofline_policies.view import ForwardMode, QueueState
 from sglang_patches import served_model
 from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
 from sglang_patches.agree import KnobsUpdate, decides_here
+from sglang_patches.counters import Counters, InlineWork
 from sglang_patches.device import DeviceWatch
 from sglang_patches.metrics import Metrics
 from sglang_patches.observe import Observer
@@ -69,12 +70,13 @@ class Loop:
     """Observe, decide and actuate for one scheduler.
 
     Every rank applies knobs; the deciding one also observes and decides (see agree).
+    counters: the attention kernels of this process where they count, None where work is the closed form.
 
     Raises:
         InputError: the settings ask for something this server cannot do.
     """
 
-    def __init__(self, scheduler: Any, settings: Settings) -> None:
+    def __init__(self, scheduler: Any, settings: Settings, counters: Counters | None = None) -> None:
         self.scheduler = scheduler
         self.settings = settings
         self.actuator = Actuator(scheduler)
@@ -90,9 +92,9 @@ class Loop:
         self._metrics: Metrics | None = None
         self._device: DeviceWatch | None = None
         if decides_here():
-            self._start_deciding()
+            self._start_deciding(counters)
 
-    def _start_deciding(self) -> None:
+    def _start_deciding(self, counters: Counters | None) -> None:
         scheduler, settings = self.scheduler, self.settings
         if settings.ceilings is None:
             raise InputError("has no ceilings", where=settings.source, key="hardware")
@@ -102,6 +104,8 @@ class Loop:
             device=scheduler.device,
             graph_sizes=sorted(scheduler.tp_worker.get_decode_cuda_graph_bs()),
             rows_per_request=served_model.rows_per_request(scheduler),
+            inline=None if counters is None else InlineWork(model, counters, scheduler.device),
+            tree_cache=scheduler.tree_cache,
         )
         bounds = settings.bounds_for(*launch_ranges(scheduler))
         for knob, reason in bounds.immovable.items():
@@ -121,7 +125,8 @@ class Loop:
             self._metrics = Metrics(model_name=served_model.name(), dp_rank=get_parallel().dp_rank or 0)
         self._wrap_forward()
         logger.info(
-            f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.source}"
+            f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.source}; "
+            f"work: {'counted by the attention kernels' if counters is not None else 'closed form'}"
         )
 
     def _wrap_forward(self) -> None:

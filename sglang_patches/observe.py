@@ -13,9 +13,12 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
 from roofline_policies.batch import BatchShape
+from roofline_policies.counting import LedgerError, Snapshot
+from roofline_policies.counting.ledger import Totals
 from roofline_policies.model import ModelShape
 from roofline_policies.view import ForwardMode, IterationRecord
-from roofline_policies.work import Precision, Provenance
+from roofline_policies.work import Precision, Provenance, Work
+from sglang_patches.counters import InlineWork
 
 
 class HostInterval:
@@ -67,12 +70,28 @@ class DeviceInterval:
 
 @dataclass(slots=True)
 class _Launched:
-    """An iteration between its launch and its result."""
+    """An iteration between its launch and its result.
+
+    reading, totals: what the attention kernels had counted when its forward pass ended; totals once it has arrived.
+    """
 
     mode: ForwardMode
     shape: BatchShape
     after_idle: bool = False
     interval: HostInterval | DeviceInterval | None = None
+    reading: Snapshot | None = None
+    totals: Totals | None = None
+    lost: bool = False
+
+    def arrived(self) -> bool:
+        """Whether what was counted is known, or nothing counts; a reading that came to nothing is ``lost``."""
+        if self.reading is not None and self.reading.ready():
+            try:
+                self.totals = self.reading.totals()
+            except LedgerError:
+                self.lost = True
+            self.reading = None
+        return self.reading is None
 
 
 class Observer:
@@ -80,16 +99,28 @@ class Observer:
 
     model: the shape that one rank of the server runs. graph_sizes: captured decode batch sizes, sorted.
     rows_per_request: rows a decode step runs per request; more than one when drafts are verified.
+    inline: where the attention kernels count; without it work is the closed form.
+    tree_cache: SGLang's prefix cache, which knows what running requests share.
     """
 
     def __init__(
-        self, model: ModelShape, *, device: str, graph_sizes: Sequence[int] = (), rows_per_request: int = 1
+        self,
+        model: ModelShape,
+        *,
+        device: str,
+        graph_sizes: Sequence[int] = (),
+        rows_per_request: int = 1,
+        inline: InlineWork | None = None,
+        tree_cache: Any = None,
     ) -> None:
         self._model = model
         self._interval_type = HostInterval if device == "cpu" else DeviceInterval
         self._graph_sizes = graph_sizes
         self._rows_per_request = rows_per_request
+        self._inline = inline
+        self._tree_cache = tree_cache if tree_cache is not None and tree_cache.supports_prefix_sharing() else None
         self._launched: dict[int, _Launched] = {}
+        self._unread: deque[_Launched] = deque()
         self._finished: deque[tuple[_Launched, HostInterval | DeviceInterval, int, bool, float]] = deque()
         self._current: _Launched | None = None
         self._last_done_s: float | None = None
@@ -138,6 +169,8 @@ class Observer:
     def forward_ends(self) -> None:
         if self._current is not None and self._current.interval is not None:
             self._current.interval.end()
+            if self._inline is not None:
+                self._current.reading = self._inline.snapshot()
 
     def launched(self, batch: Any) -> None:
         """Note that ``run_batch`` returned; the batch carries its iteration number from here on."""
@@ -151,6 +184,10 @@ class Observer:
         launched = self._launched.pop(batch.forward_iter, None)
         if launched is not None and launched.interval is not None:
             graph = bool(getattr(result, "can_run_cuda_graph", False))
+            # Readings share a little memory, so they are taken as they arrive; records may wait for a decision.
+            self._unread.append(launched)
+            while self._unread and self._unread[0].arrived():
+                self._unread.popleft()
             self._finished.append((launched, launched.interval, batch.forward_iter, graph, now_s))
 
     @property
@@ -167,7 +204,7 @@ class Observer:
         while self._finished:
             launched, interval, iteration, graph, now_s = self._finished[0]
             seconds = interval.seconds()
-            if seconds is None:
+            if seconds is None or not launched.arrived():
                 return
             self._finished.popleft()
             yield self._record(launched, iteration, graph, seconds, interval.source, interval.done_s(now_s))
@@ -178,7 +215,7 @@ class Observer:
         last_s, self._last_done_s = self._last_done_s, done_s
         step_s = seconds if last_s is None or launched.after_idle else done_s - last_s
         shape = self._padded(launched.shape) if graph and launched.mode is ForwardMode.DECODE else launched.shape
-        work = self._model.work(shape)
+        work = self._work(launched, shape)
         if self._rows_per_request > 1:
             # The target model's verify step is exact, the draft model beside it is not counted.
             work = work._replace(provenance=frozenset({Provenance.ESTIMATED}))
@@ -197,6 +234,24 @@ class Observer:
             step_s=step_s,
         )
 
+    def _work(self, launched: _Launched, shape: BatchShape) -> Work:
+        if self._inline is not None and launched.lost:
+            self._inline.skip()
+        if self._inline is not None and launched.totals is not None:
+            work = self._inline.work(launched.mode, shape, launched.totals)
+            if work is not None:
+                return work
+        return self._model.work(shape)
+
+    def _shared_tokens(self, requests: Sequence[Any]) -> int:
+        """KV tokens that decoding requests share. Each locks its own prefix in the cache's tree, and the tree counts
+        what is locked once. Where a prompt that is being prefilled locks some too, this is less than what is shared."""
+        if self._tree_cache is None:
+            return 0
+        locked: int = sum(request.kv.cache_protected_len for request in requests)
+        counted_once: int = self._tree_cache.protected_size()
+        return max(0, locked - counted_once)
+
     def _shape(self, batch: Any, mode: ForwardMode) -> BatchShape:
         if mode is not ForwardMode.DECODE:
             # A mixed batch lists its decode rows behind the prompts, with one new token each.
@@ -208,7 +263,8 @@ class Observer:
         lengths = batch.seq_lens_cpu.tolist() if known else [request.seqlen for request in batch.reqs]
         if width == 1:
             context = sum(lengths)
-            return BatchShape(requests, requests, context, context, context, requests)
+            shared = self._shared_tokens(batch.reqs)
+            return BatchShape(requests, requests, context, context, context, requests, shared_tokens=shared)
         return BatchShape.of(prefill=[(width, length) for length in lengths], all_logits=True)
 
     def _padded(self, shape: BatchShape) -> BatchShape:
