@@ -213,23 +213,19 @@ def _add(
     return _plus(trace, counts, slot, trace.number.multiply(lanes(box, sizes, trace.number), units))
 
 
-@traced
-def load(trace: Trace, counts: Counts, pointer: Any, mask: Any = None, boundary_check: Any = (), **site: Any) -> Counts:
-    return _count(trace, counts, slots.LOAD, pointer, mask, boundary_check, **site)
+def _counter(slot: int) -> Any:
+    """The function that counts accesses of one kind, by the arguments of ``tl.load`` and its kin."""
+
+    @traced
+    def count(
+        trace: Trace, counts: Counts, pointer: Any, mask: Any = None, boundary_check: Any = (), **site: Any
+    ) -> Counts:
+        return _count(trace, counts, slot, pointer, mask, boundary_check, **site)
+
+    return count
 
 
-@traced
-def store(
-    trace: Trace, counts: Counts, pointer: Any, mask: Any = None, boundary_check: Any = (), **site: Any
-) -> Counts:
-    return _count(trace, counts, slots.STORE, pointer, mask, boundary_check, **site)
-
-
-@traced
-def atomic(
-    trace: Trace, counts: Counts, pointer: Any, mask: Any = None, boundary_check: Any = (), **site: Any
-) -> Counts:
-    return _count(trace, counts, slots.ATOMIC, pointer, mask, boundary_check, **site)
+load, store, atomic = (_counter(slot) for slot in (slots.LOAD, slots.STORE, slots.ATOMIC))
 
 
 def _where(receiver: Any, first: Any, second: Any, mask: Any, offsets: Any) -> Any:
@@ -239,30 +235,25 @@ def _where(receiver: Any, first: Any, second: Any, mask: Any, offsets: Any) -> A
     return second if unwrap(mask) is None else mask
 
 
-@traced
-def store_by_method(
-    trace: Trace,
-    counts: Counts,
-    receiver: Any,
-    first: Any = None,
-    second: Any = None,
-    mask: Any = None,
-    offsets: Any = None,
-) -> Counts:
-    return _count(trace, counts, slots.STORE, receiver, _where(receiver, first, second, mask, offsets))
+def _method_counter(slot: int) -> Any:
+    """The same for methods that pointers and tensor descriptors share."""
+
+    @traced
+    def count(
+        trace: Trace,
+        counts: Counts,
+        receiver: Any,
+        first: Any = None,
+        second: Any = None,
+        mask: Any = None,
+        offsets: Any = None,
+    ) -> Counts:
+        return _count(trace, counts, slot, receiver, _where(receiver, first, second, mask, offsets))
+
+    return count
 
 
-@traced
-def atomic_by_method(
-    trace: Trace,
-    counts: Counts,
-    receiver: Any,
-    first: Any = None,
-    second: Any = None,
-    mask: Any = None,
-    offsets: Any = None,
-) -> Counts:
-    return _count(trace, counts, slots.ATOMIC, receiver, _where(receiver, first, second, mask, offsets))
+store_by_method, atomic_by_method = (_method_counter(slot) for slot in (slots.STORE, slots.ATOMIC))
 
 
 @traced
