@@ -129,6 +129,7 @@ class Replay:
             cached_tokens=progress.cached_tokens,
             output_tokens_asked=request.output_tokens,
             error=progress.error,
+            zero_s=self._start,
         )
         if done:
             done(record)

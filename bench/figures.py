@@ -21,8 +21,9 @@ ECDF_POINTS = 400
 
 
 def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, str]]:
-    """A colour and a dash per arm, the same in every figure."""
-    return {arm: {"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)]} for i, arm in enumerate(arms)}
+    """A colour and a dash per arm, the same in every figure; no two alike for as many as 49."""
+    places = ((i % len(COLOURS), (i + i // len(COLOURS)) % len(DASHES)) for i in range(len(arms)))
+    return {arm: {"color": COLOURS[c], "dash": DASHES[d]} for arm, (c, d) in zip(arms, places, strict=True)}
 
 
 def first_lived(runs: Sequence[ArmRun]) -> dict[str, ArmRun]:
@@ -114,7 +115,8 @@ def ecdf_figure(
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.08, subplot_titles=("TTFT", "ITL"))
 
     def itls(record: RequestRecord) -> list[float]:
-        return [gap for gap in gaps_s(record) if gap > 0]
+        gaps = gaps_s(record)
+        return [float(gap) for gap in gaps[gaps > 0]]
 
     def ttfts(record: RequestRecord) -> list[float]:
         first = ttft_s(record)

@@ -9,27 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from errno import EACCES
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from bench.arms import run_all
+from bench.composition import read_config, writable
 from bench.metrics import Metrics, paired_ratios, summarise
 from bench.report import verdict_lines, verdict_table, write_report
 from bench.settings import LiveSettings
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
-
-SEARCH_PATH = "Config search path:"  # what follows in a hydra message is of no use to a reader
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides of conf/live.yaml")
     arguments = parser.parse_args(argv)
     try:
-        settings = LiveSettings.from_config(read_config(arguments.overrides))
-        _writable(settings.out_dir)
+        settings = LiveSettings.from_config(read_config("live", arguments.overrides))
+        writable(settings.out_dir, "live")
     except InputError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -62,33 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if all(run.crash for run in runs) else 0
 
 
-def read_config(overrides: Sequence[str]) -> Mapping[str, Any]:
-    """conf/live.yaml with the overrides, resolved, as plain mappings and lists.
-
-    Raises:
-        InputError: an override or a file that hydra cannot use.
-    """
-    try:
-        with initialize_config_module("roofline_policies.conf", version_base="1.3", job_name="live"):
-            composed = compose("live", overrides=list(overrides))
-        missing = sorted(OmegaConf.missing_keys(composed))
-        if missing:
-            raise InputError("is missing", where="live", key=missing[0], allowed=f"{missing[0]}=VALUE")
-        plain = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        cause = f"\n({error.__cause__})" if error.__cause__ else ""
-        lines = [line.strip() for line in f"{error}{cause}".splitlines()]
-        lines = lines[: lines.index(SEARCH_PATH)] if SEARCH_PATH in lines else lines
-        told = " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
-        raise InputError(told, where="configuration") from None
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
 def result_of(settings: LiveSettings, rows: Sequence[Metrics]) -> dict[str, Any]:
     """Everything the run found, ready for JSON: settings, one row per arm and repeat, paired ratios."""
     return {
         "name": settings.name,
+        "executor": "live replay",
         "slo": {key: getattr(settings.slo, key) for key in ("ttft_s", "itl_s", "itl_kind", "e2e_s", "gap_fraction")},
         "slo_text": str(settings.slo),
         "seed": settings.seed,
@@ -103,21 +73,6 @@ def result_of(settings: LiveSettings, rows: Sequence[Metrics]) -> dict[str, Any]
         "runs": list(rows),
         "ratios": paired_ratios(rows, settings.baseline),
     }
-
-
-def _writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(EACCES, os.strerror(EACCES))
-    except OSError as error:
-        raise InputError(
-            f"cannot be written ({error.strerror})",
-            where="live",
-            key="out_dir",
-            value=str(folder),
-            allowed="a folder that can be created",
-        ) from None
 
 
 def _leave(number: int, frame: object) -> NoReturn:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from bench.records import ArmRun, RequestRecord, ServerSample
 from bench.slo import ItlKind, Slo
@@ -33,9 +34,10 @@ RATIOS = (
 """Metrics compared between arms."""
 
 
-def quantile(values: Sequence[float], q: float) -> float | None:
+def quantile(values: ArrayLike, q: float) -> float | None:
     """The ``q``-quantile (0..1), numpy's linear method; None of nothing."""
-    return float(np.quantile(np.asarray(values, dtype=np.float64), q)) if len(values) else None
+    known = np.asarray(values, dtype=np.float64)
+    return float(np.quantile(known, q)) if known.size else None
 
 
 def ttft_s(record: RequestRecord) -> float | None:
@@ -43,9 +45,9 @@ def ttft_s(record: RequestRecord) -> float | None:
     return None if record.first_token_s is None else record.first_token_s - record.scheduled_s
 
 
-def gaps_s(record: RequestRecord) -> list[float]:
+def gaps_s(record: RequestRecord) -> NDArray[np.float64]:
     """Seconds between each two tokens that follow one another; 0 within a chunk; empty below two tokens."""
-    return [float(gap) for gap in np.diff(record.token_s)]
+    return np.diff(np.asarray(record.token_s, dtype=np.float64))
 
 
 def tpot_s(record: RequestRecord) -> float | None:
@@ -75,13 +77,13 @@ def meets(record: RequestRecord, slo: Slo) -> bool:
         mean = tpot_s(record)
         return mean is None or mean <= slo.itl_s
     gaps = gaps_s(record)
-    return sum(gap <= slo.itl_s for gap in gaps) >= slo.gap_fraction * len(gaps)
+    return bool(np.count_nonzero(gaps <= slo.itl_s) >= slo.gap_fraction * len(gaps))
 
 
 def latencies(records: Sequence[RequestRecord], slo: Slo) -> Metrics:
     """Attainment and the latency quantiles of these requests."""
     met = sum(meets(record, slo) for record in records)
-    gaps = [gap for record in records for gap in gaps_s(record)]
+    gaps = np.concatenate([gaps_s(record) for record in records]) if records else ()
     row: Metrics = {"requests": len(records), "attainment": met / len(records) if records else None}
     for name, values, quantiles in (
         ("ttft", _known(ttft_s(record) for record in records), (50, 99)),
@@ -90,7 +92,8 @@ def latencies(records: Sequence[RequestRecord], slo: Slo) -> Metrics:
         ("e2e", _known(e2e_s(record) for record in records), (50, 99)),
     ):
         row |= {f"{name}_p{percent}_s": quantile(values, percent / 100) for percent in quantiles}
-    return row
+    tpots = _known(tpot_s(record) for record in records)
+    return row | {"tpot_mean_s": sum(tpots) / len(tpots) if tpots else None}
 
 
 def summarise(run: ArmRun, slo: Slo, usd_per_h: float | None) -> Metrics:
@@ -129,6 +132,8 @@ def summarise(run: ArmRun, slo: Slo, usd_per_h: float | None) -> Metrics:
         "usd_per_million_output_tokens": usd_per_million(output),
         "usd_per_million_tokens": usd_per_million(output + prompt),
         "cache_hit_rate": cached / prompt if prompt else None,
+        "longest_wait_s": max((r.started_s - r.scheduled_s for r in records if r.started_s is not None), default=None),
+        "deferrals": run.deferrals,
         "slip_p99_s": quantile([r.sent_s - r.scheduled_s for r in records if r.sent_s is not None], 0.99),
         **latencies(records, slo),
         **server_side(run.samples),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,9 @@ class RequestRecord:
     token_s: arrival of every output token; tokens of one chunk share its time. end_s: when the client was done with it.
     prompt_tokens, cached_tokens: as the server reports them (as asked for, and 0, where it did not answer).
     error: None for a request that ran to its end.
+    zero_s: the run's start on this machine's monotonic clock, which a server on it also tells its times on; None where
+        the run was on no such clock.
+    started_s: when the first step that computed something of it was launched; None where the server does not tell.
     """
 
     index: int
@@ -29,6 +33,8 @@ class RequestRecord:
     cached_tokens: int
     output_tokens_asked: int
     error: str | None = None
+    zero_s: float | None = None
+    started_s: float | None = None
 
     @property
     def first_token_s(self) -> float | None:
@@ -55,7 +61,10 @@ class ServerSample:
 
 @dataclass(frozen=True, slots=True)
 class ArmRun:
-    """One arm's run in one repeat. crash: None, or why the server did not live through it."""
+    """One arm's run in one repeat. crash: None, or why the server did not live through it.
+
+    deferrals: steps that only decoded while a prompt waited or was part-way; None where the server does not tell.
+    """
 
     arm: str
     repeat: int
@@ -63,6 +72,7 @@ class ArmRun:
     samples: tuple[ServerSample, ...]
     crash: str | None = None
     log_tail: tuple[str, ...] = ()
+    deferrals: int | None = None
 
 
 def write_run(run: ArmRun, folder: Path) -> None:
@@ -73,6 +83,5 @@ def write_run(run: ArmRun, folder: Path) -> None:
 
 
 def _write(path: Path, rows: Iterable[RequestRecord | ServerSample]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(asdict(row)) + "\n")
+    with path.open("wb") as file:
+        file.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)

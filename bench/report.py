@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -21,12 +22,16 @@ from bench.series import knobs_figure, load_figure
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One metric of the verdict table. scale: from the metric's unit to the shown one."""
+    """One metric of the verdict table. scale: from the metric's unit to the shown one.
+
+    always: shown even where no arm has it; otherwise it appears with the first arm that does.
+    """
 
     title: str
     metric: str
     form: str
     scale: float = 1.0
+    always: bool = True
 
 
 COLUMNS = (
@@ -40,12 +45,21 @@ COLUMNS = (
     Column("ITL P99 ms", "itl_p99_s", ".1f", 1e3),
     Column("KV max %", "kv_use_max", ".0f", 100.0),
     Column("retractions", "retractions", ".0f"),
+    Column("longest wait s", "longest_wait_s", ".2f", always=False),
+    Column("deferrals", "deferrals", ".0f", always=False),
     Column("cache hit %", "cache_hit_rate", ".1f", 100.0),
     Column("knob changes", "knob_changes", ".0f"),
     Column("policy P99 µs", "policy_time_p99_s", ".0f", 1e6),
     Column("send slip P99 ms", "slip_p99_s", ".1f", 1e3),
     Column("errors", "errors", ".0f"),
+    Column("regret %", "regret", ".1f", 100.0, always=False),
 )
+MOST_ARMS_ACROSS = 6
+"""More arms than this stand below each other in the terminal, with the shortest of the columns."""
+NARROW = frozenset({
+    "goodput_per_s", "attainment", "output_tokens_per_s", "ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s",
+    "kv_use_max", "retractions", "cache_hit_rate", "deferrals", "longest_wait_s", "knob_changes", "regret",
+})  # fmt: skip
 ABSENT = "–"
 
 
@@ -60,8 +74,15 @@ def verdict_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         fallbacks = sorted({str(run["fallback_reason"]) for run in lived if run.get("policy_state") == "fallback"})
         if fallbacks:
             state += "; fell back: " + "; ".join(fallbacks)
-        rows.append({"arm": arm, "status": state, "bad": bool(crashed), "cells": [_cell(lived, c) for c in COLUMNS]})
+        cells = [_cell(lived, column) for column in shown_columns(result)]
+        rows.append({"arm": arm, "status": state, "bad": bool(crashed), "cells": cells})
     return rows
+
+
+def shown_columns(result: Mapping[str, Any]) -> list[Column]:
+    """The columns of this result's table, in order."""
+    runs = result["runs"]
+    return [c for c in COLUMNS if c.always or any(run.get(c.metric) is not None for run in runs)]
 
 
 def verdict_lines(result: Mapping[str, Any]) -> list[str]:
@@ -90,15 +111,24 @@ def verdict_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def verdict_table(result: Mapping[str, Any]) -> Table:
-    """The arms side by side for the terminal; metrics down, because arms are few."""
-    rows = verdict_rows(result)
+    """The arms side by side for the terminal: metrics down where arms are few, else arms down."""
+    rows, columns = verdict_rows(result), shown_columns(result)
     caption = f"SLO: {result['slo_text']}; median of {result['repeats']} (range)"
     table = Table(title=f"{result['name']}: {result['requests']} requests", caption=caption, caption_justify="left")
+    if len(rows) > MOST_ARMS_ACROSS:
+        table.add_column("arm", no_wrap=True)
+        places = [place for place, column in enumerate(columns) if column.metric in NARROW]
+        for place in places:
+            table.add_column(columns[place].title, justify="right")
+        for row in rows:
+            state = "" if row["status"] == "ok" else f" ({row['status']})"
+            table.add_row(row["arm"] + state, *(" ".join(row["cells"][place]).strip() for place in places))
+        return table
     table.add_column("metric")
     for row in rows:
         table.add_column(row["arm"], justify="right")
     table.add_row("status", *(row["status"] for row in rows), style="bold")
-    for place, column in enumerate(COLUMNS):
+    for place, column in enumerate(columns):
         table.add_row(column.title, *(" ".join(row["cells"][place]).strip() for row in rows))
     return table
 
@@ -113,22 +143,28 @@ def write_report(path: Path, result: Mapping[str, Any], runs: Sequence[ArmRun]) 
         "load": load_figure(runs, styles),
         "latency": ecdf_figure(runs, styles, slo["ttft_s"], slo["itl_s"]),
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
+        figures,
         result=result,
-        columns=[column.title for column in COLUMNS],
+        columns=[column.title for column in shown_columns(result)],
         rows=verdict_rows(result),
         lines=verdict_lines(result),
         styles=styles,
-        figures={name: in_script(figure.to_json()) for name, figure in figures.items() if figure is not None},
         crashes=[run for run in runs if run.crash],
         settings=json.dumps({key: value for key, value in result.items() if key not in ("runs", "ratios")}, indent=2),
-        plotly_js=Markup(get_plotlyjs()),
     )
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def render(template: str, figures: Mapping[str, go.Figure | None], **context: object) -> str:
+    """A page from a template below bench/ that extends page.html.j2; of the figures, those that there are."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    drawn = {name: in_script(figure.to_json()) for name, figure in figures.items() if figure is not None}
+    return environment.get_template(template).render(figures=drawn, plotly_js=Markup(get_plotlyjs()), **context)
 
 
 def in_script(text: str) -> Markup:

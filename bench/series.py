@@ -17,6 +17,7 @@ KNOB_TITLES = {
     "max_running_requests": "max running<br>(requests)",
     "prefill_chunk_tokens": "prefill chunk<br>(tokens)",
     "defer_prefill": "defer prefill<br>(0 / 1)",
+    "mixed_chunk": "mixed chunk<br>(0 / 1)",
 }
 
 Change = dict[str, Any]

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 import roofline_policies.conf
 from roofline_policies.controller import ControllerSettings
 from roofline_policies.decision import Bounds, Knob, Range
+from roofline_policies.efficiency import Efficiency, load_efficiency
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.fields import build
 from roofline_policies.hardware import Ceilings, from_catalogue
@@ -25,6 +26,9 @@ from roofline_policies.view import Slo
 
 SHIPPED = ("adaptive", "static")
 """Configurations that ``--policy`` takes by name."""
+
+AUTO = "auto"
+"""In place of efficiencies: those of the device the server runs on."""
 
 _SHIPPED_DIR = Path(roofline_policies.conf.__path__[0])
 
@@ -89,6 +93,8 @@ class Settings:
     name: as the status page shows it. source: where it was read from.
     ceilings: None when they are to be measured or looked up on the device the server runs on.
     usd_per_h: price of the device, set by the user; None leaves the catalogue's.
+    efficiency: what step times are predicted with; AUTO: what is shipped for the device; None: they are not predicted.
+    record: path of the file that finished iterations are appended to, None for none.
     """
 
     name: str
@@ -99,7 +105,9 @@ class Settings:
     bounds: BoundsRequest = BoundsRequest()
     ceilings: Ceilings | None = None
     usd_per_h: float | None = None
+    efficiency: Efficiency | str | None = AUTO
     log_interval_s: float = 10.0
+    record: str | None = None
 
     def bounds_for(self, launch: Mapping[Knob, Range], immovable: Mapping[Knob, str]) -> Bounds:
         """The launch ranges, narrowed by the configuration.
@@ -141,14 +149,14 @@ def load(source: str | Policy, *, overrides: Sequence[str] = (), packages: Seque
 
 def _from_file(path: Path, shown: str, overrides: Sequence[str], packages: Sequence[str]) -> Settings:
     tree = _compose(path, shown, overrides)
-    known = ["hardware", "slo", "policy", "controller", "bounds", "log_interval_s"]
+    known = ["hardware", "slo", "policy", "efficiency", "controller", "bounds", "log_interval_s", "record"]
     for key in tree:
         if key not in known:
             raise InputError("unknown key", where=shown, key=str(key), allowed=known)
     if "policy" not in tree:
         raise InputError("missing key", where=shown, key="policy", allowed="a mapping with a _target_")
     ceilings, usd_per_h = _hardware(tree.get("hardware") or {}, shown)
-    interval = build(_Log, {"log_interval_s": tree.get("log_interval_s", 10.0)}, where=shown, key="")
+    log = build(_Log, {key: tree[key] for key in ("log_interval_s", "record") if key in tree}, where=shown, key="")
     return Settings(
         name=path.stem,
         source=shown,
@@ -158,17 +166,22 @@ def _from_file(path: Path, shown: str, overrides: Sequence[str], packages: Seque
         bounds=_bounds(tree.get("bounds") or {}, shown),
         ceilings=ceilings,
         usd_per_h=usd_per_h,
-        log_interval_s=interval.log_interval_s,
+        efficiency=_efficiency(tree.get("efficiency", AUTO), shown),
+        log_interval_s=log.log_interval_s,
+        record=log.record,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Log:
-    log_interval_s: float
+    log_interval_s: float = 10.0
+    record: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.log_interval_s < float("inf"):
             raise FieldError("log_interval_s", self.log_interval_s, "a number of seconds greater than 0")
+        if self.record is not None and not self.record.strip():
+            raise FieldError("record", self.record, "path of a file, or null for none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +221,25 @@ def _hardware(values: object, where: str) -> tuple[Ceilings | None, float | None
         raise InputError(
             error.problem, where=where, key="hardware.device", value=auto.device, allowed=error.allowed
         ) from error
+
+
+def _efficiency(value: object, where: str) -> Efficiency | str | None:
+    """From the configuration group, or from its choice's name alone."""
+    if isinstance(value, Mapping) and "gemm" in value:  # a shipped device's, or coefficients that the user wrote out
+        return Efficiency.from_dict(value, f"{where}: efficiency")
+    device = build(_Device, value, where=where, key="efficiency").device if isinstance(value, Mapping) else value
+    if device is None or device == AUTO:
+        return AUTO if device else None
+    try:
+        return load_efficiency(str(device))
+    except InputError as error:
+        allowed = (AUTO, "null", *(error.allowed or ()))
+        raise InputError(error.problem, where=where, key="efficiency", value=device, allowed=allowed) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Device:
+    device: str | None = AUTO
 
 
 def _compose(path: Path, shown: str, overrides: Sequence[str]) -> dict[str, Any]:

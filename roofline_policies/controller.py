@@ -15,6 +15,7 @@ from roofline_policies.hardware import Ceilings
 from roofline_policies.policies.base import Policy, Proposal
 from roofline_policies.policies.compose import merge
 from roofline_policies.roofline import OVERHEAD_BELOW
+from roofline_policies.step_times import StepTimes
 from roofline_policies.transitions import Transitions, TransitionSettings
 from roofline_policies.view import ForwardMode, IterationRecord, ItlKind, QueueState, SchedulerView, Slo
 from roofline_policies.window import GapWindow, Phase
@@ -110,6 +111,7 @@ class Controller:
         slo: Slo,
         settings: ControllerSettings,
         started_s: float,
+        predictor: StepTimes | None = None,
     ) -> None:
         self.policy = policy
         self.ceilings = ceilings
@@ -122,6 +124,7 @@ class Controller:
         self.knobs = launch
         self.changes = ChangeLog()
         self.started_s = started_s
+        self.predictor = predictor
         self.iterations = 0
         self.queue = QueueState()
         self.prefill = Phase(ceilings, settings.half_life_s, settings.overhead_below)
@@ -209,6 +212,7 @@ class Controller:
             itl_s=self._gaps.mean_s if mean_judged else self._gaps.tail_s,
             since_decode_s=0.0 if self._decode_launched_s is None else now_s - self._decode_launched_s,
             prefills_since_decode=self._prefills_since_decode,
+            predictor=self.predictor,
         )
 
     def _consult(self, now_s: float, queue: QueueState) -> tuple[Proposal, ...] | None:

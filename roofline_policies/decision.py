@@ -15,6 +15,7 @@ class Knob(StrEnum):
     MAX_RUNNING_REQUESTS = "max_running_requests"
     PREFILL_CHUNK_TOKENS = "prefill_chunk_tokens"
     DEFER_PREFILL = "defer_prefill"
+    MIXED_CHUNK = "mixed_chunk"
 
     # Enum hashes by a Python-level function; these are dictionary keys in every iteration.
     __hash__ = str.__hash__
@@ -30,11 +31,13 @@ class Knobs:
     max_running_requests: requests that may hold KV and decode together.
     prefill_chunk_tokens: most prompt tokens computed in one iteration; None where chunked prefill is off.
     defer_prefill: no prompt enters while requests are decoding.
+    mixed_chunk: a prefill step takes the running requests along, each with its next token, inside its chunk.
     """
 
     max_running_requests: int
     prefill_chunk_tokens: int | None
     defer_prefill: bool = False
+    mixed_chunk: bool = False
 
     def get(self, knob: Knob) -> KnobValue | None:
         value: KnobValue | None = getattr(self, knob.value)

@@ -20,6 +20,7 @@ from roofline_policies.work import Precision
 T = TypeVar("T")
 
 _GROUP = "conf/efficiency"
+_NOT_A_DEVICE = ("auto", "none")
 _PRECISIONS = [p.value for p in Precision]
 
 
@@ -185,6 +186,14 @@ class Efficiency:
         }
         return cls(**plain | {"gemm": MappingProxyType(gemm)} | attention)
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a read-only mapping does not pickle by itself
+        values = [getattr(self, f.name) for f in fields(self)]
+        return _again, (*(dict(value) if isinstance(value, Mapping) else value for value in values),)
+
+
+def _again(device: str, sms: int, source: str, date: str, gemm: Mapping[str, GemmEfficiency], *rest: Any) -> Efficiency:
+    return Efficiency(device, sms, source, date, MappingProxyType(gemm), *rest)
+
 
 def load_efficiency(name: str) -> Efficiency:
     """The shipped coefficients of a device by its catalogue name, e.g. ``h200``.
@@ -193,7 +202,8 @@ def load_efficiency(name: str) -> Efficiency:
         InputError: none are shipped for that device; the message lists those that are.
     """
     folder = files("roofline_policies.conf") / "efficiency"
-    known = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    found = (f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    known = sorted(entry for entry in found if entry not in _NOT_A_DEVICE)
     if name not in known:
         raise InputError("no measured efficiencies", where=_GROUP, key="device", value=name, allowed=known)
     return read_efficiency(folder / f"{name}.yaml", f"{_GROUP}/{name}.yaml")

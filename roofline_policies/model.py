@@ -9,13 +9,13 @@ from pathlib import Path
 from roofline_policies.batch import BatchShape
 from roofline_policies.errors import InputError
 from roofline_policies.model_config import FAMILIES, model_fields, read_config
+from roofline_policies.tensor_parallel import check_ranks, split, split_kv_heads, split_vocabulary
 from roofline_policies.work import BYTES_PER_ELEMENT, Bytes, Flops, Precision, Provenance, Work
 
 __all__ = ["BatchShape", "ModelShape"]
 
 _PROVENANCE = frozenset({Provenance.CLOSED_FORM})
 _WEIGHT_PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
-_VOCAB_PADDING = 64
 _SIZES = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size", "vocab_size")
 
 
@@ -152,26 +152,13 @@ class ModelShape:
 
         Source: SGLang 0.5.23, ``models/llama.py``, ``models/qwen2.py``, ``layers/vocab_parallel_embedding.py``.
         """
-
-        def refuse(problem: str) -> InputError:
-            return InputError(problem, where="tensor parallel", key="tp_size", value=tp_size)
-
-        if tp_size < 1:
-            raise refuse("must be positive")
-        for name in ("num_heads", "intermediate_size"):
-            if getattr(self, name) % tp_size:
-                raise refuse(f"does not divide {name} = {getattr(self, name)}")
-        if max(self.num_kv_heads, tp_size) % min(self.num_kv_heads, tp_size):
-            raise refuse(f"neither divides num_kv_heads = {self.num_kv_heads} nor is a multiple of it")
-        padded = _round_up(self.vocab_size, _VOCAB_PADDING)
-        if padded % tp_size:
-            padded = _round_up(self.vocab_size, _VOCAB_PADDING * tp_size)
+        check_ranks(tp_size)
         return replace(
             self,
-            num_heads=self.num_heads // tp_size,
-            num_kv_heads=max(1, self.num_kv_heads // tp_size),
-            intermediate_size=self.intermediate_size // tp_size,
-            vocab_size=padded // tp_size,
+            num_heads=split("num_heads", self.num_heads, tp_size),
+            intermediate_size=split("intermediate_size", self.intermediate_size, tp_size),
+            num_kv_heads=split_kv_heads(self.num_kv_heads, tp_size),
+            vocab_size=split_vocabulary(self.vocab_size, tp_size),
         )
 
     def work(self, batch: BatchShape) -> Work:
@@ -243,7 +230,3 @@ class ModelShape:
             Bytes(weights + gathered, kv_written),
             _PROVENANCE,
         )
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -1,9 +1,12 @@
-"""A Hugging Face config.json -> the sizes of a ModelShape, or an error that says what is in the way."""
+"""A Hugging Face config.json -> the sizes of a ModelShape, or an error that says what is in the way.
+
+What other families read in the same way (``composed_config``) is public here.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,10 +14,10 @@ from typing import Any
 from roofline_policies.errors import InputError
 from roofline_policies.work import Precision
 
-_ARCHITECTURES: Mapping[str, str] = MappingProxyType(
+ARCHITECTURES: Mapping[str, str] = MappingProxyType(
     {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 )
-FAMILIES = tuple(_ARCHITECTURES.values())
+FAMILIES = tuple(ARCHITECTURES.values())
 
 _DEFAULTS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -35,6 +38,8 @@ _PRECISIONS: Mapping[str, Precision] = MappingProxyType(
     }
 )
 
+_UNKNOWN = "the work of this architecture is not known in closed form"
+
 _REFUSED: Mapping[str, str] = MappingProxyType(
     {
         "quantization_config": "quantized weights are not covered",
@@ -47,6 +52,18 @@ _REFUSED: Mapping[str, str] = MappingProxyType(
     }
 )
 """Keys that, unless absent, null, false or zero, mean a model which these formulas do not describe."""
+
+EXPERT_KEYS = frozenset({"num_experts", "num_local_experts", "n_routed_experts"})
+"""Those of them that a mixture of experts has."""
+
+COMMON_KEYS = frozenset({
+    "architectures", "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "vocab_size", "tie_word_embeddings", "attention_bias", "mlp_bias", "dtype", "torch_dtype", "layer_types",
+}) | (_REFUSED.keys() - EXPERT_KEYS)  # fmt: skip
+"""Keys that are read of every family, and those that every family is refused for."""
+
+DENSE_KEYS = COMMON_KEYS | {"num_key_value_heads", "head_dim"} | EXPERT_KEYS
+"""Every key that ``model_fields`` looks at."""
 
 
 def read_config(file: Path) -> Mapping[str, object]:
@@ -72,10 +89,86 @@ def model_fields(config: Mapping[str, object], weight_precision: Precision | Non
     Raises:
         InputError: see ModelShape.from_config.
     """
+    refuse_keys(config, where)
+    family = _dense_family(config, where)
+    check_layer_types(config, where)
+    config = {**_DEFAULTS[family], **config}
+    hidden_size, num_heads, num_kv_heads, head_dim = read_heads(config, where)
+    attention_bias = read_flag(config, "attention_bias", where)
+    return {
+        "family": family,
+        "hidden_size": hidden_size,
+        "num_layers": read_size(config, "num_hidden_layers", where),
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "intermediate_size": read_size(config, "intermediate_size", where),
+        "vocab_size": read_size(config, "vocab_size", where),
+        "tied_embeddings": read_flag(config, "tie_word_embeddings", where),
+        "qkv_bias": family == "qwen2" or attention_bias,
+        "output_bias": family != "qwen2" and attention_bias,
+        "mlp_bias": family == "llama" and read_flag(config, "mlp_bias", where),
+        "qk_norm": family == "qwen3",
+        "weight_precision": weight_precision or read_precision(config, where),
+    }
+
+
+def _dense_family(config: Mapping[str, object], where: str) -> str:
+    try:
+        return read_family(config, where, ARCHITECTURES)
+    except InputError as error:
+        name = str(error.value).lower()
+        if error.problem == _UNKNOWN and ("moe" in name or "mixtral" in name):
+            problem = _REFUSED["num_experts"]
+            raise InputError(problem, where=where, key=error.key, value=error.value, allowed=error.allowed) from None
+        raise
+
+
+def read_family(config: Mapping[str, object], where: str, architectures: Mapping[str, str]) -> str:
+    """The family of a model by its class, or by its ``model_type`` where no class is named.
+
+    architectures: the families that there are, by the names of their classes.
+
+    Raises:
+        InputError: neither key is there, it names another family, or both contradict each other.
+    """
+    named = config.get("architectures")
+    model_type = config.get("model_type")
+    allowed: tuple[str, ...]
+    if isinstance(named, list | tuple) and named:
+        key, name, allowed = "architectures", str(named[0]), tuple(architectures)
+        family = architectures.get(name)
+    elif model_type is not None:
+        key, name, allowed = "model_type", str(model_type), tuple(architectures.values())
+        family = name if name in allowed else None
+    else:
+        raise InputError("missing", where=where, key="architectures", allowed=tuple(architectures))
+    if family is None:
+        raise InputError(_UNKNOWN, where=where, key=key, value=name, allowed=allowed)
+    if model_type is not None and model_type != family:
+        raise InputError(
+            f"contradicts {key} = {name!r}", where=where, key="model_type", value=model_type, allowed=family
+        )
+    return family
+
+
+def refuse_keys(config: Mapping[str, object], where: str, covered: Collection[str] = ()) -> None:
+    """Let no key pass, other than the ``covered`` ones, that means a model which the formulas do not describe.
+
+    Raises:
+        InputError: there is such a key.
+    """
     for key, problem in _REFUSED.items():
-        if config.get(key):
+        if key not in covered and config.get(key):
             raise InputError(problem, where=where, key=key, value=config[key])
-    family = _family(config, where)
+
+
+def check_layer_types(config: Mapping[str, object], where: str) -> None:
+    """Let no layer pass that has other attention than full attention.
+
+    Raises:
+        InputError: there is such a layer.
+    """
     layer_types = config.get("layer_types") or ()
     if not isinstance(layer_types, list | tuple) or any(kind != "full_attention" for kind in layer_types):
         raise InputError(
@@ -85,10 +178,17 @@ def model_fields(config: Mapping[str, object], weight_precision: Precision | Non
             value=layer_types,
             allowed="full_attention",
         )
-    config = {**_DEFAULTS[family], **config}
-    hidden_size = _size(config, "hidden_size", where)
-    num_heads = _size(config, "num_attention_heads", where)
-    num_kv_heads = _size(config, "num_key_value_heads", where, default=num_heads)
+
+
+def read_heads(config: Mapping[str, object], where: str) -> tuple[int, int, int, int]:
+    """hidden_size, query heads, KV heads (as many where the key is absent) and the width of a head.
+
+    Raises:
+        InputError: not sizes, or heads that cannot be grouped or made of hidden_size.
+    """
+    hidden_size = read_size(config, "hidden_size", where)
+    num_heads = read_size(config, "num_attention_heads", where)
+    num_kv_heads = read_size(config, "num_key_value_heads", where, default=num_heads)
     if num_heads % num_kv_heads:
         raise InputError(
             f"does not divide num_attention_heads = {num_heads}",
@@ -103,48 +203,16 @@ def model_fields(config: Mapping[str, object], weight_precision: Precision | Non
             key="num_attention_heads",
             value=num_heads,
         )
-    attention_bias = _flag(config, "attention_bias", where)
-    return {
-        "family": family,
-        "hidden_size": hidden_size,
-        "num_layers": _size(config, "num_hidden_layers", where),
-        "num_heads": num_heads,
-        "num_kv_heads": num_kv_heads,
-        "head_dim": _size(config, "head_dim", where, default=hidden_size // num_heads),
-        "intermediate_size": _size(config, "intermediate_size", where),
-        "vocab_size": _size(config, "vocab_size", where),
-        "tied_embeddings": _flag(config, "tie_word_embeddings", where),
-        "qkv_bias": family == "qwen2" or attention_bias,
-        "output_bias": family != "qwen2" and attention_bias,
-        "mlp_bias": family == "llama" and _flag(config, "mlp_bias", where),
-        "qk_norm": family == "qwen3",
-        "weight_precision": weight_precision or _precision(config, where),
-    }
+    head_dim = read_size(config, "head_dim", where, default=hidden_size // num_heads)
+    return hidden_size, num_heads, num_kv_heads, head_dim
 
 
-def _family(config: Mapping[str, object], where: str) -> str:
-    architectures = config.get("architectures")
-    model_type = config.get("model_type")
-    if isinstance(architectures, list | tuple) and architectures:
-        key, name, allowed = "architectures", str(architectures[0]), tuple(_ARCHITECTURES)
-        family = _ARCHITECTURES.get(name)
-    elif model_type is not None:
-        key, name, allowed = "model_type", str(model_type), FAMILIES
-        family = name if name in FAMILIES else None
-    else:
-        raise InputError("missing", where=where, key="architectures", allowed=tuple(_ARCHITECTURES))
-    if family is None:
-        experts = "moe" in name.lower() or "mixtral" in name.lower()
-        problem = _REFUSED["num_experts"] if experts else "the work of this architecture is not known in closed form"
-        raise InputError(problem, where=where, key=key, value=name, allowed=allowed)
-    if model_type is not None and model_type != family:
-        raise InputError(
-            f"contradicts {key} = {name!r}", where=where, key="model_type", value=model_type, allowed=family
-        )
-    return family
+def read_size(config: Mapping[str, object], key: str, where: str, *, default: int | None = None) -> int:
+    """A positive integer; ``default`` where the key is absent or null.
 
-
-def _size(config: Mapping[str, object], key: str, where: str, *, default: int | None = None) -> int:
+    Raises:
+        InputError: it is something else, or absent without a default.
+    """
     value = config.get(key)
     if value is None:
         if default is not None:
@@ -155,7 +223,12 @@ def _size(config: Mapping[str, object], key: str, where: str, *, default: int | 
     return value
 
 
-def _flag(config: Mapping[str, object], key: str, where: str) -> bool:
+def read_flag(config: Mapping[str, object], key: str, where: str) -> bool:
+    """A flag, off where the key is absent or null.
+
+    Raises:
+        InputError: it is something else.
+    """
     value = config.get(key)
     if value is None:
         return False
@@ -164,7 +237,12 @@ def _flag(config: Mapping[str, object], key: str, where: str) -> bool:
     return value
 
 
-def _precision(config: Mapping[str, object], where: str) -> Precision:
+def read_precision(config: Mapping[str, object], where: str) -> Precision:
+    """The checkpoint's own precision, under either spelling of the key.
+
+    Raises:
+        InputError: there is none, or it is no 16 or 32 bit float.
+    """
     key = "dtype" if config.get("dtype") is not None else "torch_dtype"
     value = config.get(key)
     if value is None:

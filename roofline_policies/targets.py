@@ -11,7 +11,9 @@ from roofline_policies.errors import InputError
 from roofline_policies.fields import build, user_code
 from roofline_policies.policies.base import Policy
 
-OWN_PACKAGE = "roofline_policies.policies"
+OWN_PACKAGES = ("roofline_policies.policies", "bench.rivals")
+"""Where targets may come from without being named at launch. The second is imported only where a target names it, and
+can be only from a checkout."""
 
 
 def instantiate(node: object, *, where: str, key: str, packages: Sequence[str] = ()) -> Policy:
@@ -24,7 +26,7 @@ def instantiate(node: object, *, where: str, key: str, packages: Sequence[str] =
         InputError: no ``_target_``, a target outside the allowed packages or one that does not exist, bad parameters,
             or an object without ``propose``.
     """
-    policy = _object(node, where, key, (OWN_PACKAGE, *packages))
+    policy = _object(node, where, key, (*OWN_PACKAGES, *packages))
     return _as_policy(policy, where, key, node)
 
 

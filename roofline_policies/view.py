@@ -12,6 +12,7 @@ from typing import NamedTuple
 from roofline_policies.decision import Bounds, Knobs
 from roofline_policies.errors import FieldError
 from roofline_policies.roofline import OperatingPoint
+from roofline_policies.step_times import StepTimes
 from roofline_policies.work import Work
 
 
@@ -86,12 +87,23 @@ class QueueState(NamedTuple):
     kv_use and cache_hit_rate are fractions; cache_hit_rate is None until a prompt was prefilled.
     running: requests past their prompt. next_prefill_tokens: prompt tokens that the next prefill step could take,
         counted up to one chunk. chunk_in_flight: a prompt is part-way through its chunks.
+    next_prefix_tokens: tokens in the KV cache already of the prompt whose chunk comes next, as far as the server has
+        looked; 0 where there is none.
+    decode_context_tokens: KV tokens that the next decode step attends to, summed over the running requests; those that
+        left since the last step are still in it.
+    slack_s: seconds until the next token of a running request is due, of the tightest one; below 0 it is late. A token
+        is due at ``arrival + ttft_s + itl_s * (tokens before it)``, arrival at the scheduler; without a ttft_s the
+        first token is due when it comes. None where nothing runs, there is no itl_s, or steps yield several tokens
+        (speculative decoding).
     """
 
     running: int = 0
     waiting: int = 0
     next_prefill_tokens: int = 0
     chunk_in_flight: bool = False
+    next_prefix_tokens: int = 0
+    decode_context_tokens: int = 0
+    slack_s: float | None = None
     kv_use: float = 0.0
     retractions: int = 0
     cache_hit_rate: float | None = None
@@ -109,6 +121,7 @@ class SchedulerView(NamedTuple):
         for per_gap, their mean for mean_tpot), None before the first gap.
     since_decode_s: time since the running requests last had a decode step launched, 0 when nothing runs.
     prefills_since_decode: prefill steps launched since then.
+    predictor: prices iterations that have not run; None where the device's kernels were not measured, as on a CPU.
     """
 
     now_s: float
@@ -124,3 +137,4 @@ class SchedulerView(NamedTuple):
     itl_s: float | None = None
     since_decode_s: float = 0.0
     prefills_since_decode: int = 0
+    predictor: StepTimes | None = None

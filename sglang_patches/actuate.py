@@ -15,7 +15,9 @@ CHUNK_STEP_TOKENS = 64
 
 def launch_knobs(scheduler: Any) -> Knobs:
     """The setting the server was launched with."""
-    return Knobs(scheduler.max_running_requests, scheduler.chunked_prefill_size)
+    return Knobs(
+        scheduler.max_running_requests, scheduler.chunked_prefill_size, mixed_chunk=bool(scheduler.is_mixed_chunk)
+    )
 
 
 def launch_ranges(scheduler: Any) -> tuple[dict[Knob, Range], dict[Knob, str]]:
@@ -38,7 +40,36 @@ def launch_ranges(scheduler: Any) -> tuple[dict[Knob, Range], dict[Knob, str]]:
         ranges[Knob.PREFILL_CHUNK_TOKENS] = Range(step, high, step)
     if scheduler.disaggregation_mode is not DisaggregationMode.NULL:
         immovable[Knob.DEFER_PREFILL] = "prefill and decode run on separate servers"
+    reason = _reason_not_to_mix(scheduler)
+    if reason is not None:
+        immovable[Knob.MIXED_CHUNK] = reason
     return ranges, immovable
+
+
+def _reason_not_to_mix(scheduler: Any) -> str | None:
+    """Why decode rows cannot be taken along in prefill steps, None where they can.
+
+    Nothing is sized for mixed steps at launch: the scheduler reads ``is_mixed_chunk`` in every pass, and mixed steps
+    run through what prefill steps were captured with. What is left are the launches that SGLang itself refuses or
+    turns off ``--enable-mixed-chunk`` for, as far as they can be had with a policy.
+
+    Source: SGLang 0.5.23, ``Scheduler._get_new_batch_prefill_raw``, ``SpeculativeAlgorithm.supports_mixed_chunk``,
+    ``arg_groups/hisparse_hook.py`` and ``arg_groups/cp_tp_group_sharing_hook.py``.
+    """
+    arguments = scheduler.server_args
+    if scheduler.chunked_prefill_size is None:
+        return "chunked prefill is off (--chunked-prefill-size)"
+    if scheduler.disaggregation_mode is not DisaggregationMode.NULL:
+        return "prefill and decode run on separate servers"
+    if not (scheduler.spec_algorithm.is_none() or scheduler.spec_algorithm.supports_mixed_chunk()):
+        return "its drafts need decode steps of their own (--speculative-algorithm)"
+    if arguments.enable_two_batch_overlap:
+        return "batches are split in two (--enable-two-batch-overlap)"
+    if arguments.enable_hisparse:
+        return "the KV cache is sparse (--enable-hisparse)"
+    if arguments.attn_cp_size > 1:
+        return "prompts are split over ranks (--attn-cp-size)"
+    return None
 
 
 class Actuator:
@@ -48,6 +79,7 @@ class Actuator:
         self._scheduler = scheduler
         self._launch = launch_knobs(scheduler)
         self.knobs = self._launch
+        self._least_prompt_tokens = max(scheduler.page_size, scheduler.truncation_align_size or 1)
 
     def apply(self, knobs: Knobs) -> None:
         """Adopt a setting from the next scheduling pass on."""
@@ -59,14 +91,16 @@ class Actuator:
         self.apply_chunk(scheduler.running_batch)
 
     def apply_chunk(self, running_batch: Any) -> None:
-        """Set the prefill chunk; called every pass, because under mixed chunk its floor follows the running batch."""
+        """Set the prefill chunk and whether decode rows share it; called every pass, because both follow the batch."""
         scheduler, tokens, launch = self._scheduler, self.knobs.prefill_chunk_tokens, self._launch.prefill_chunk_tokens
         if tokens is None or launch is None:
             return
-        if scheduler.is_mixed_chunk:
-            # Decode rows come out of the chunk: what is left for the prompt must reach one page.
-            tokens = min(launch, max(tokens, running_batch.batch_size() + scheduler.page_size + 1))
-        scheduler.chunked_prefill_size = tokens
+        # Decode rows come out of the chunk: what is left for the prompt must reach one page.
+        least = running_batch.batch_size() + self._least_prompt_tokens + 1
+        # Where no chunk leaves that much, mixing would starve prompts that a launch without it does not starve.
+        mixed = self.knobs.mixed_chunk and (self._launch.mixed_chunk or least <= launch)
+        scheduler.is_mixed_chunk = mixed
+        scheduler.chunked_prefill_size = min(launch, max(tokens, least)) if mixed else tokens
 
     def allocatable(self, allowed: int, running: int) -> int:
         """How many requests may enter beside ``running``: what SGLang allows, less what the cap on running forbids."""

@@ -12,6 +12,7 @@ from sglang_patches import counters, served_model
 from sglang_patches.agree import KnobsUpdate
 from sglang_patches.compat import Hook, verify
 from sglang_patches.loop import Loop
+from sglang_patches.served import of_server
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 
@@ -26,6 +27,12 @@ def loop_of(scheduler: Any) -> Loop | None:
     """The loop attached to a scheduler, None where there is no policy."""
     loop: Loop | None = getattr(scheduler, _LOOP, None)
     return loop
+
+
+def join(scheduler: Any, loop: Loop) -> None:
+    """Have the hooks on this scheduler reach its loop, and the decisions that its ranks broadcast, too."""
+    setattr(scheduler, _LOOP, loop)
+    scheduler._request_dispatcher._mapping[KnobsUpdate] = loop.apply
 
 
 def check_model(result: None, scheduler: Any) -> None:
@@ -44,9 +51,7 @@ def attach(result: None, scheduler: Any, server_args: Any, port_args: Any) -> No
     if settings is None:
         return
     verify(SCHEDULER_HOOKS)
-    loop = Loop(scheduler, settings, getattr(scheduler, _COUNTERS, None))
-    setattr(scheduler, _LOOP, loop)
-    scheduler._request_dispatcher._mapping[KnobsUpdate] = loop.apply
+    join(scheduler, Loop(scheduler, settings, of_server(scheduler, settings, getattr(scheduler, _COUNTERS, None))))
 
 
 def run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, pp_proxy_tensors: Any = None) -> Any:
@@ -100,7 +105,7 @@ def add_request_to_queue(result: None, scheduler: Any, req: Any, is_retracted: b
     """Count retractions."""
     loop = loop_of(scheduler)
     if loop is not None and is_retracted:
-        loop.retractions += 1
+        loop.retracted(req)
 
 
 def get_internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:

@@ -21,7 +21,7 @@ from roofline_policies.hardware import CALIBRATE, Ceilings, from_catalogue, matc
 from roofline_policies.model import ModelShape
 from roofline_policies.nvml import open_nvml
 from roofline_policies.policies.base import Policy
-from sglang_patches import compat
+from sglang_patches import compat, recorder
 from sglang_patches.hooks import SCHEDULER_HOOKS, SETTINGS
 from sglang_patches.http import add_route
 
@@ -56,6 +56,8 @@ def prepare(
         raise InputError(str(error), where="--policy-set", value=overrides) from error
     settings = load(policy, overrides=words, packages=[name for name in packages.split(",") if name])
     check_server(server_args, settings)
+    if settings.record is not None:
+        recorder.check(settings.record, where=settings.source)
     settings = with_ceilings(settings, server_args)
     try:
         pickle.dumps(settings)

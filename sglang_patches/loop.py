@@ -14,17 +14,21 @@ from sglang.srt.runtime_context import get_parallel
 from roofline_policies.config import Settings
 from roofline_policies.controller import Controller, State
 from roofline_policies.errors import InputError
+from roofline_policies.model import ModelShape
 from roofline_policies.status import LoopTimer, log_line, status
 from roofline_policies.transitions import COSTLY_KNOBS
 from roofline_policies.view import ForwardMode, QueueState
 from sglang_patches import served_model
 from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
 from sglang_patches.agree import KnobsUpdate, decides_here
-from sglang_patches.counters import Counters, InlineWork
+from sglang_patches.counters import InlineWork
 from sglang_patches.device import DeviceWatch
 from sglang_patches.metrics import Metrics
 from sglang_patches.observe import Observer
+from sglang_patches.progress import Progress
 from sglang_patches.queues import Queues
+from sglang_patches.recorder import Recorder, of_rank
+from sglang_patches.served import Served
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +74,13 @@ class Loop:
     """Observe, decide and actuate for one scheduler.
 
     Every rank applies knobs; the deciding one also observes and decides (see agree).
-    counters: the attention kernels of this process where they count, None where work is the closed form.
+    served: what runs there and how it is timed; read where the loop decides.
 
     Raises:
         InputError: the settings ask for something this server cannot do.
     """
 
-    def __init__(self, scheduler: Any, settings: Settings, counters: Counters | None = None) -> None:
+    def __init__(self, scheduler: Any, settings: Settings, served: Served) -> None:
         self.scheduler = scheduler
         self.settings = settings
         self.actuator = Actuator(scheduler)
@@ -91,20 +95,22 @@ class Loop:
         self._reported: tuple[int, State] = (0, State.ACTIVE)
         self._metrics: Metrics | None = None
         self._device: DeviceWatch | None = None
+        self._recorder: Recorder | None = None
         if decides_here():
-            self._start_deciding(counters)
+            self._start_deciding(served)
 
-    def _start_deciding(self, counters: Counters | None) -> None:
+    def _start_deciding(self, served: Served) -> None:
         scheduler, settings = self.scheduler, self.settings
         if settings.ceilings is None:
             raise InputError("has no ceilings", where=settings.source, key="hardware")
-        model = served_model.shape(scheduler.model_config, scheduler.tp_worker, get_parallel().tp_size)
+        counters, rows_per_request = served.counters, served_model.rows_per_request(scheduler)
+        self._progress = Progress(settings.slo, rows_per_request)
         self.observer = Observer(
-            model,
-            device=scheduler.device,
-            graph_sizes=sorted(scheduler.tp_worker.get_decode_cuda_graph_bs()),
-            rows_per_request=served_model.rows_per_request(scheduler),
-            inline=None if counters is None else InlineWork(model, counters, scheduler.device),
+            served.model,
+            interval=served.interval,
+            graph_sizes=served.graph_sizes,
+            rows_per_request=rows_per_request,
+            inline=_inline(served, scheduler.device),
             tree_cache=scheduler.tree_cache,
         )
         bounds = settings.bounds_for(*launch_ranges(scheduler))
@@ -118,11 +124,14 @@ class Loop:
             slo=settings.slo,
             settings=settings.controller,
             started_s=time.monotonic(),
+            predictor=served.predictor,
         )
-        if scheduler.device == "cuda":
-            self._device = DeviceWatch(served_model.device_uuid())
+        if served.device_uuid is not None:
+            self._device = DeviceWatch(served.device_uuid)
         if scheduler.metrics_reporter.enable_metrics:
             self._metrics = Metrics(model_name=served_model.name(), dp_rank=get_parallel().dp_rank or 0)
+        if settings.record is not None:
+            self._recorder = Recorder(of_rank(settings.record, get_parallel().dp_rank or 0))
         self._wrap_forward()
         logger.info(
             f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.source}; "
@@ -184,7 +193,10 @@ class Loop:
     def launched(self, batch: Any) -> None:
         if self._active is None:
             return
+        shape = self.observer.launching
         self.observer.launched(batch)
+        if shape is not None:
+            self._progress.launched(batch, shape.context_tokens)
         self._unreported += 1
         if self._unreported > STALLED_AFTER:
             self.give_up(f"{self._unreported} iterations ran and none reported its work")
@@ -194,6 +206,7 @@ class Loop:
     def finished(self, batch: Any, result: Any) -> None:
         if self._active is not None:
             self.observer.finish(batch, result, time.monotonic())
+            self._progress.finished(batch)
 
     @timed
     @contained
@@ -223,6 +236,13 @@ class Loop:
         self._account()
         self._report(now_s, controller)
         return KnobsUpdate(decision.knobs) if decision.knobs != self.actuator.knobs else None
+
+    @contained
+    def retracted(self, request: Any) -> None:
+        """Note that a running request went back to the waiting queue."""
+        self.retractions += 1
+        if self.controller is not None:
+            self._progress.retracted(request)
 
     @contained
     def apply(self, update: KnobsUpdate) -> None:
@@ -259,6 +279,10 @@ class Loop:
         self._take_records()
         self.observer.interrupt()
         controller.pause()
+        if self._queues.idle():
+            self._progress.clear()
+        if self._recorder is not None:
+            self._recorder.flush()
         self.spent_s = 0.0
         self._report(now_s, controller)
 
@@ -273,6 +297,8 @@ class Loop:
             for record in self.observer.records():
                 self._unreported = 0
                 controller.observe(record)
+                if self._recorder is not None:
+                    self._recorder.add(record, **self._queues.counts())
 
     def _account(self) -> None:
         self.timer.add(self.spent_s)
@@ -281,6 +307,7 @@ class Loop:
     def _queue(self, now_s: float) -> QueueState:
         return self._queues.state(
             now_s,
+            progress=self._progress,
             retractions=self.retractions,
             cache_hit_rate=self.observer.cache_hit_rate,
             chunk_tokens=self.actuator.knobs.prefill_chunk_tokens or self.scheduler.max_prefill_tokens,
@@ -291,6 +318,8 @@ class Loop:
         if now_s < self._next_report_s:
             return
         self._next_report_s = now_s + self.settings.log_interval_s
+        if self._recorder is not None:
+            self._recorder.flush()
         if self._device is not None and self.settings.ceilings is not None:
             controller.place_under(self._device.scale(self.settings.ceilings))
         here = (controller.iterations, controller.state)
@@ -300,3 +329,11 @@ class Loop:
         logger.info(log_line(controller))
         if self._metrics is not None:
             self._metrics.publish(controller, self.timer)
+
+
+def _inline(served: Served, device: Any) -> InlineWork | None:
+    """What turns counted totals into Work; kernels count only under models whose rest is known from shapes."""
+    if served.counters is None:
+        return None
+    assert isinstance(served.model, ModelShape)
+    return InlineWork(served.model, served.counters, device)

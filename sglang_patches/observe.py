@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
@@ -15,10 +15,29 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMo
 from roofline_policies.batch import BatchShape
 from roofline_policies.counting import LedgerError, Snapshot
 from roofline_policies.counting.ledger import Totals
-from roofline_policies.model import ModelShape
+from roofline_policies.model_composed import Shape
 from roofline_policies.view import ForwardMode, IterationRecord
 from roofline_policies.work import Precision, Provenance, Work
 from sglang_patches.counters import InlineWork
+
+
+class Interval(Protocol):
+    """The time of one forward pass: begins when it is made, may be known some time after its end.
+
+    source: by what it is measured, as records show it.
+    """
+
+    source: str
+
+    def end(self) -> None:
+        """Note that the forward pass was launched to its end."""
+
+    def seconds(self) -> float | None:
+        """What the forward pass took, None while that is not known. Never waits."""
+
+    def done_s(self, processed_s: float) -> float:
+        """The time at which the step was done, for one whose result was processed at ``processed_s``."""
+        ...
 
 
 class HostInterval:
@@ -78,7 +97,7 @@ class _Launched:
     mode: ForwardMode
     shape: BatchShape
     after_idle: bool = False
-    interval: HostInterval | DeviceInterval | None = None
+    interval: Interval | None = None
     reading: Snapshot | None = None
     totals: Totals | None = None
     lost: bool = False
@@ -97,7 +116,8 @@ class _Launched:
 class Observer:
     """Turns a scheduler's batches into IterationRecords.
 
-    model: the shape that one rank of the server runs. graph_sizes: captured decode batch sizes, sorted.
+    model: the shape that one rank of the server runs. interval: starts the time of a forward pass.
+    graph_sizes: captured decode batch sizes, sorted.
     rows_per_request: rows a decode step runs per request; more than one when drafts are verified.
     inline: where the attention kernels count; without it work is the closed form.
     tree_cache: SGLang's prefix cache, which knows what running requests share.
@@ -105,23 +125,23 @@ class Observer:
 
     def __init__(
         self,
-        model: ModelShape,
+        model: Shape,
         *,
-        device: str,
+        interval: Callable[[], Interval],
         graph_sizes: Sequence[int] = (),
         rows_per_request: int = 1,
         inline: InlineWork | None = None,
         tree_cache: Any = None,
     ) -> None:
         self._model = model
-        self._interval_type = HostInterval if device == "cpu" else DeviceInterval
+        self._interval = interval
         self._graph_sizes = graph_sizes
         self._rows_per_request = rows_per_request
         self._inline = inline
         self._tree_cache = tree_cache if tree_cache is not None and tree_cache.supports_prefix_sharing() else None
         self._launched: dict[int, _Launched] = {}
         self._unread: deque[_Launched] = deque()
-        self._finished: deque[tuple[_Launched, HostInterval | DeviceInterval, int, bool, float]] = deque()
+        self._finished: deque[tuple[_Launched, Interval, int, bool, float]] = deque()
         self._current: _Launched | None = None
         self._last_done_s: float | None = None
         self._hit_tokens = self._prompt_tokens = 0
@@ -161,10 +181,15 @@ class Observer:
             self._prompt_tokens += stats.log_hit_tokens + stats.log_input_tokens
         return mode
 
+    @property
+    def launching(self) -> BatchShape | None:
+        """The shape of the batch between ``launch`` and ``launched``, None where none computes anything."""
+        return None if self._current is None else self._current.shape
+
     def forward_starts(self) -> None:
         """Start the time of the batch that is being launched."""
         if self._current is not None:
-            self._current.interval = self._interval_type()
+            self._current.interval = self._interval()
 
     def forward_ends(self) -> None:
         if self._current is not None and self._current.interval is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from roofline_policies.view import QueueState
+from sglang_patches.progress import Progress
 
 KV_USE_EVERY_S = 0.05
 """How old the KV use that a policy sees may be: asking the pools costs more than all the rest, and it moves slowly."""
@@ -23,12 +24,18 @@ class Queues:
         scheduler = self._scheduler
         return not (scheduler.waiting_queue or scheduler.last_batch is not None or scheduler.running_batch.reqs)
 
+    def counts(self) -> dict[str, int]:
+        """How many requests run and how many wait."""
+        return {"running": len(self._scheduler.running_batch.reqs), "waiting": len(self._scheduler.waiting_queue)}
+
     def prompts(self) -> bool:
         """A prompt waits, or is part-way through its chunks."""
         scheduler = self._scheduler
         return bool(scheduler.waiting_queue) or scheduler.chunked_req is not None
 
-    def state(self, now_s: float, *, retractions: int, cache_hit_rate: float | None, chunk_tokens: int) -> QueueState:
+    def state(
+        self, now_s: float, *, progress: Progress, retractions: int, cache_hit_rate: float | None, chunk_tokens: int
+    ) -> QueueState:
         """The queues at this moment. ``chunk_tokens``: the most prompt tokens that one prefill step takes."""
         scheduler = self._scheduler
         last, chunked = scheduler.last_batch, scheduler.chunked_req
@@ -36,8 +43,13 @@ class Queues:
         if last is not None and last.forward_mode.is_extend():
             # Prompts just prefilled join the running batch at the next pass; they decode from now on.
             running += max(0, len(last.reqs) - (chunked is not None))
-        next_tokens = 0 if chunked is None else max(0, chunked.seqlen - chunked.extend_end)
-        for request in scheduler.waiting_queue:
+        waiting = scheduler.waiting_queue
+        if chunked is not None:
+            prefix_tokens = chunked.extend_end
+            next_tokens = max(0, chunked.seqlen - prefix_tokens)
+        else:
+            prefix_tokens, next_tokens = waiting[0].prefix_len if waiting else 0, 0
+        for request in waiting:
             if next_tokens >= chunk_tokens:
                 break
             next_tokens += request.seqlen
@@ -46,9 +58,12 @@ class Queues:
             self._kv_read_s = now_s
         return QueueState(
             running=running,
-            waiting=len(scheduler.waiting_queue),
+            waiting=len(waiting),
             next_prefill_tokens=next_tokens,
             chunk_in_flight=chunked is not None,
+            next_prefix_tokens=prefix_tokens,
+            decode_context_tokens=progress.context_tokens if running else 0,
+            slack_s=progress.slack_s(now_s) if running else None,
             kv_use=self._kv_use,
             retractions=retractions,
             cache_hit_rate=cache_hit_rate,

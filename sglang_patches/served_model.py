@@ -36,14 +36,20 @@ def check(model_config: Any) -> ModelShape:
     return ModelShape.from_config(model_config.hf_config.to_dict(), weight_precision=weights, where=where)
 
 
-def shape(model_config: Any, tp_worker: Any, tp_size: int) -> ModelShape:
-    """What one of ``tp_size`` ranks runs, with the KV dtype its pool was made with.
+def whole(model_config: Any, tp_worker: Any) -> ModelShape:
+    """What all ranks run together, with the KV dtype their pools were made with.
 
     Raises:
         InputError: see ``check``.
     """
     kv_precision = _precision(tp_worker.model_runner.kv_cache_dtype, "kv_cache_dtype")
-    return replace(check(model_config), kv_precision=kv_precision).shard(tp_size)
+    return replace(check(model_config), kv_precision=kv_precision)
+
+
+def attention_kernel(tp_worker: Any) -> str:
+    """SGLang's name of the attention backend; where prefill and decode have different ones, both names."""
+    runner = tp_worker.model_runner
+    return " and ".join(sorted({runner.prefill_attention_backend_str, runner.decode_attention_backend_str}))
 
 
 def rows_per_request(scheduler: Any) -> int:

@@ -28,8 +28,8 @@ class Kind(IntEnum):
 class Proposal:
     """What one policy wants of one knob, and why.
 
-    reason: one line a person understands: what was seen and what follows. A cap of False on defer_prefill forbids
-    deferral.
+    reason: one line a person understands: what was seen and what follows. A cap of False on defer_prefill or
+    mixed_chunk forbids it.
     """
 
     policy: str

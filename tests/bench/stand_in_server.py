@@ -155,7 +155,12 @@ def rank_page(uptime_s: float) -> dict[str, Any]:
         "iterations": 100,
         "prefill": {"flops_per_s": 1e11, "bytes_per_s": 1e9, "intensity_flops_per_byte": 100.0, **point},
         "decode": {"flops_per_s": 2e10, "bytes_per_s": 1e10, "intensity_flops_per_byte": 2.0, **point},
-        "knobs": {"max_running_requests": 16, "prefill_chunk_tokens": 256, "defer_prefill": False},
+        "knobs": {
+            "max_running_requests": 16,
+            "prefill_chunk_tokens": 256,
+            "defer_prefill": False,
+            "mixed_chunk": False,
+        },
         "bounds": {"max_running_requests": [1, 64]},
         "changes": [
             {

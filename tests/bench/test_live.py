@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import bench.arms
-from bench.live import main, read_config
+from bench.composition import read_config
+from bench.live import main
 from bench.server import Server
 from bench.settings import LiveSettings
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
@@ -82,11 +83,11 @@ def test_a_policy_file_is_checked_before_the_launch(model: str, tmp_path: Path) 
     bad = tmp_path / "p.yaml"
     bad.write_text("nonsense: 1\n")
     with pytest.raises(InputError):
-        LiveSettings.from_config(read_config([model, *PLAIN, f"arms.static.policy={bad}"]))
+        LiveSettings.from_config(read_config("live", [model, *PLAIN, f"arms.static.policy={bad}"]))
 
 
 def test_a_policy_aims_at_the_slo_it_is_judged_by(model: str) -> None:
-    conf = read_config([model, "slo.itl_s=0.03", "slo.ttft_s=null", "slo.itl_kind=mean_tpot", "~arms.default"])
+    conf = read_config("live", [model, "slo.itl_s=0.03", "slo.ttft_s=null", "slo.itl_kind=mean_tpot", "~arms.default"])
     settings = LiveSettings.from_config(conf)
     aimed = "slo.ttft_s=null slo.itl_s=0.03 slo.e2e_s=null slo.itl_kind=mean_tpot"
     assert [arm.server_args for arm in settings.arms] == [
@@ -95,7 +96,7 @@ def test_a_policy_aims_at_the_slo_it_is_judged_by(model: str) -> None:
 
 
 def test_arms_alternate_between_repeats(model: str) -> None:
-    settings = LiveSettings.from_config(read_config([model, "repeats=3", "~arms.default"]))
+    settings = LiveSettings.from_config(read_config("live", [model, "repeats=3", "~arms.default"]))
     assert [(repeat, arm.name) for repeat, arm in settings.schedule()] == [
         *((0, "static"), (0, "adaptive")),
         *((1, "adaptive"), (1, "static")),
@@ -104,15 +105,15 @@ def test_arms_alternate_between_repeats(model: str) -> None:
 
 
 def test_arms_may_be_a_list(model: str) -> None:
-    conf = {**read_config([model]), "arms": [{"name": "static"}, {"name": "b", "server_args": ["--x", 3]}]}
+    conf = {**read_config("live", [model]), "arms": [{"name": "static"}, {"name": "b", "server_args": ["--x", 3]}]}
     assert LiveSettings.from_config(conf).arms[1].server_args == ("--x", "3")
 
 
 def test_requests_fit_the_context(model: str) -> None:
-    settings = LiveSettings.from_config(read_config([model, *PLAIN]))
+    settings = LiveSettings.from_config(read_config("live", [model, *PLAIN]))
     assert max(r.prompt_tokens + r.output_tokens for r in settings.requests) <= 1024 - 16
     assert settings.clipped > 0
-    short = LiveSettings.from_config(read_config([model, *PLAIN, "server_args=[--context-length,256]"]))
+    short = LiveSettings.from_config(read_config("live", [model, *PLAIN, "server_args=[--context-length,256]"]))
     assert max(r.prompt_tokens + r.output_tokens for r in short.requests) <= 256 - 16
 
 

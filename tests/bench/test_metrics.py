@@ -35,14 +35,14 @@ def record(token_s: tuple[float, ...], **fields: Any) -> RequestRecord:
 def test_one_request_by_hand() -> None:
     one = record((1.5, 1.75, 1.75, 2.5), scheduled_s=1.0, sent_s=1.125)
     assert ttft_s(one) == 0.5  # from the schedule, not from the send
-    assert gaps_s(one) == [0.25, 0.0, 0.75]
+    assert gaps_s(one).tolist() == [0.25, 0.0, 0.75]
     assert tpot_s(one) == pytest.approx(1 / 3)
     assert e2e_s(one) == 1.5
 
 
 def test_a_request_of_one_token_has_no_itl_and_one_of_none_has_nothing() -> None:
     assert tpot_s(record((0.5,))) is None
-    assert gaps_s(record((0.5,))) == []
+    assert gaps_s(record((0.5,))).tolist() == []
     assert meets(record((0.5,)), PER_GAP)
     assert meets(record((0.5,)), MEAN)
     nothing = record((), error="deadline")

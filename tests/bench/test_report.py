@@ -43,6 +43,7 @@ def result_of(runs: list[ArmRun]) -> dict[str, Any]:
     rows = [summarise(one, SLO, 2.0) for one in runs]
     return {
         "name": "trial <1>",
+        "executor": "live replay",
         "slo": {"ttft_s": 1.0, "itl_s": 0.1},
         "slo_text": str(SLO),
         "repeats": 1,

@@ -11,10 +11,12 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     {"errors", "work"},
     {"nvml", "roofline", "hardware", "calibrate", "counting"},
-    {"batch", "efficiency", "kernel_time", "model", "model_config", "predict"},
+    {"acceptance", "batch", "efficiency", "kernel_time", "model", "model_config", "predict", "step_times"}
+    | {"model_gqa", "model_mla", "model_moe", "model_composed", "model_catalogue"}
+    | {"composed_config", "composed_time", "step_costs", "tensor_parallel", "speculation"},
     {"decision", "view"},
     {"policies"},
-    {"window", "transitions", "controller", "status", "fields", "targets", "config"},
+    {"window", "transitions", "controller", "status", "fields", "targets", "config"} | {"fitted_steps", "host_time"},
 ]
 LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
 
@@ -94,6 +96,13 @@ def test_policies_are_pure_python(path):
     assert names(path) <= allowed
 
 
+@pytest.mark.parametrize("path", modules("bench/rivals"), ids=lambda path: path.stem)
+def test_rivals_are_pure_python_and_stand_on_the_library_alone(path):
+    allowed = {"__future__", "bisect", "collections", "dataclasses", "enum", "math", "typing", "roofline_policies"}
+    assert names(path) <= allowed | {"bench"}
+    assert all(name.startswith("bench.rivals") for name, _ in imports(path) if name.partition(".")[0] == "bench")
+
+
 @pytest.mark.parametrize("path", modules("roofline_policies"), ids=lambda path: path.stem)
 def test_layers_are_kept(path):
     here = path.relative_to(ROOT / "roofline_policies").parts[0].removesuffix(".py")
@@ -115,9 +124,13 @@ def test_layers_are_kept_inside_counting(path):
 
 @pytest.mark.parametrize("path", modules("bench"), ids=lambda path: path.stem)
 def test_the_bench_talks_to_servers_not_to_their_insides(path):
-    """But for bench/kernels, which launches SGLang's kernels as SGLang does."""
+    """But for bench/kernels, which launches SGLang's kernels as SGLang does, and for one module of bench/virtual, which
+    has the virtual server run."""
     own_kernels = path.is_relative_to(ROOT / "bench" / "kernels")
-    assert names(path).isdisjoint({"sgl_kernel", "sglang_patches"})
+    virtual = path == ROOT / "bench" / "virtual" / "run.py"
+    patches = {name for name, _ in imports(path) if name.partition(".")[0] == "sglang_patches"}
+    assert not patches or (virtual and all(name.startswith("sglang_patches.virtual.") for name in patches))
+    assert "sgl_kernel" not in names(path)
     assert own_kernels or "sglang" not in names(path)
 
 

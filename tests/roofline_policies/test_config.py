@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import roofline_policies.conf
 
-from roofline_policies.config import SHIPPED, BoundsRequest, RangeRequest, load
+from roofline_policies.config import AUTO, SHIPPED, BoundsRequest, RangeRequest, load
 from roofline_policies.controller import ControllerSettings
 from roofline_policies.decision import Knob, Range
+from roofline_policies.efficiency import load_efficiency
 from roofline_policies.errors import InputError
 from roofline_policies.policies import BatchSize, Composition, PrefillDeferral, Static
 from roofline_policies.view import ItlKind, Slo
@@ -140,6 +141,10 @@ def test_a_target_outside_the_project_needs_its_package_named_at_launch(write):
         ("bounds: {max_running_requests: {low: 4, high: 2}}", ["bounds.max_running_requests.low = 4", "at most high"]),
         ("bounds: {max_running_requests: {low: 0}}", ["bounds.max_running_requests.low = 0", "1 or more"]),
         ("bounds: {draft_tokens: {low: 1}}", ["bounds.draft_tokens", "unknown key", "prefill_chunk_tokens"]),
+        ("efficiency: h900", ["efficiency = 'h900'", "no measured efficiencies; allowed: auto, null, h200"]),
+        ("efficiency: {device: l4}", ["efficiency = 'l4'", "no measured efficiencies"]),
+        ("efficiency: {device: 3}", ["efficiency = '3'", "no measured efficiencies"]),
+        ("efficiency: {devise: h200}", ["efficiency.devise", "unknown key"]),
         ("log_interval_s: 0", ["log_interval_s = 0", "greater than 0"]),
         ("slo: {itl_s: '${nowhere}'}", ["nowhere"]),
         ("slo: [1", ["line"]),
@@ -151,7 +156,7 @@ def test_bad_input_is_one_line_that_names_file_key_value_and_what_is_allowed(wri
 
 
 def test_an_unknown_choice_of_a_group_lists_the_choices(write):
-    refused(write("defaults:\n- adaptive\n- override policy: rigde\n"), "policy/rigde", "ridge, static")
+    refused(write("defaults:\n- adaptive\n- override policy: rigde\n"), "policy/rigde", "ridge, sla_bisection")
     refused("adaptive", "hardware/h900", "h200", overrides=["hardware=h900"])
 
 
@@ -210,6 +215,23 @@ def test_every_shipped_hardware_and_slo_choice_loads():
         load("adaptive", overrides=[f"hardware={file.stem}"])
     for file in (CONF / "slo").glob("*.yaml"):
         load("adaptive", overrides=[f"slo={file.stem}"])
+
+
+def test_efficiencies_are_found_by_the_device_or_named_or_left_out(write):
+    assert (
+        load("adaptive").efficiency == load(write("policy: {_target_: roofline_policies.policies.Static}")).efficiency
+    )
+    assert load("adaptive").efficiency == AUTO
+    h200 = load_efficiency("h200")
+    assert load("adaptive", overrides=["efficiency=h200"]).efficiency == h200
+    for text in ("efficiency: h200", "efficiency: {device: h200}"):
+        assert load(write(OWN + text)).efficiency == h200
+    assert load("adaptive", overrides=["efficiency=none"]).efficiency is None
+    assert load(write(OWN + "efficiency: null")).efficiency is None
+    own = load("adaptive", overrides=["efficiency=h200", "efficiency.gemm.bf16.memory=0.5"]).efficiency
+    assert (own.gemm["bf16"].memory, own.gemm["fp8"]) == (0.5, h200.gemm["fp8"])
+    assert pickle.loads(pickle.dumps(own)) == own
+    refused("adaptive", "efficiency/h900", "h200", overrides=["efficiency=h900"])
 
 
 def test_a_copy_of_the_shipped_file_works_outside_the_package(tmp_path):

@@ -166,6 +166,20 @@ def test_any_traffic_keeps_the_knobs_in_bounds_and_the_same_traffic_gives_the_sa
     assert play() == play()
 
 
+def test_policies_are_shown_the_predictor():
+    class Told:
+        def step_s(self, *, prefill, decode, graph):
+            return 0.5
+
+    told = Told()
+    assert controller(Static()).view(0.0, BUSY).predictor is None
+    loop = Controller(
+        Static(), ceilings=CEILINGS, bounds=BOUNDS, launch=LAUNCH, slo=Slo(), settings=ControllerSettings(),
+        started_s=0.0, predictor=told,
+    )  # fmt: skip
+    assert loop.view(0.0, BUSY).predictor is told
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("half_life_s", 0), ("gaps", 0), ("overhead_below", 2), ("budget_s", -1), ("overruns", 0), ("dwell_s", -1)],

@@ -26,21 +26,27 @@ def controller():
     controller.observe(record(101.0, flops=50, read=5))
     controller.observe(record(102.0, flops=70, read=6, iteration=2))
     controller.observe(record(103.0, mode=ForwardMode.PREFILL, flops=90, read=1, iteration=3))
-    controller.decide(103.0, QueueState(running=8, waiting=3, kv_use=0.5, retractions=2, cache_hit_rate=0.25))
+    queue = QueueState(running=8, waiting=3, kv_use=0.5, retractions=2, cache_hit_rate=0.25, slack_s=-0.5)
+    controller.decide(103.0, queue._replace(decode_context_tokens=900))
     return controller
 
 
 def test_the_page_says_where_things_stand_and_why(controller):
     page = json.loads(json.dumps(status(controller, 104.0)))
-    assert page["knobs"] == {"max_running_requests": 32, "prefill_chunk_tokens": 2048, "defer_prefill": False}
+    assert page["knobs"] == {
+        "max_running_requests": 32, "prefill_chunk_tokens": 2048, "defer_prefill": False, "mixed_chunk": False,
+    }  # fmt: skip
     (change,) = page["changes"]
     assert change == {
         "t_s": 3.0, "iteration": 3, "knob": "max_running_requests", "old": 64, "new": 32, "reason": "half is enough",
         "policy": "Halves",
     }  # fmt: skip
-    assert page["changes_total"] == {"max_running_requests": 1, "prefill_chunk_tokens": 0, "defer_prefill": 0}
+    assert page["changes_total"] == {
+        "max_running_requests": 1, "prefill_chunk_tokens": 0, "defer_prefill": 0, "mixed_chunk": 0,
+    }  # fmt: skip
     assert page["bounds"] == {"max_running_requests": [1, 64], "prefill_chunk_tokens": [16, 2048]}
     assert (page["running"], page["waiting"], page["kv_use"], page["retractions"]) == (8, 3, 0.5, 2)
+    assert (page["decode_context_tokens"], page["slack_s"], page["predictor"]) == (900, -0.5, None)
     assert page["ridge_flops_per_byte"] == {"bf16": 10.0}
     assert page["uptime_s"] == 4.0
     assert page["slo"] == {"ttft_s": None, "itl_s": 0.1, "itl_kind": "per_gap", "e2e_s": None}
@@ -61,7 +67,7 @@ def test_the_log_line_is_one_line_for_people(controller):
     assert log_line(controller) == (
         "Roofline. prefill: compute-bound (90% of compute, 10% of memory, 90.0 FLOPs/byte), decode: compute-bound "
         "(62% of compute, 56% of memory, 11.0 FLOPs/byte), max_running_requests=32, prefill_chunk_tokens=2048, "
-        "defer_prefill=False, #changes: 1"
+        "defer_prefill=False, mixed_chunk=False, #changes: 1"
     )
     controller.give_up("it broke")
     assert log_line(controller).endswith(", FALLBACK (it broke)")

@@ -9,6 +9,7 @@ from roofline_policies.policies import Kind, Proposal
 from roofline_policies.transitions import COSTLY_KNOBS, Transitions, TransitionSettings
 
 RUNNING, CHUNK, DEFER = Knob.MAX_RUNNING_REQUESTS, Knob.PREFILL_CHUNK_TOKENS, Knob.DEFER_PREFILL
+MIX = Knob.MIXED_CHUNK
 
 
 def say(knob, value, kind=Kind.TARGET):
@@ -36,6 +37,23 @@ def test_free_knobs_fall_back_to_launch_when_nobody_speaks_and_costly_ones_stay(
     decision = transitions().decide(0.0, current, [])
     assert decision.knobs == Knobs(32, 2048, False)
     assert {change.knob for change in decision} == {CHUNK, DEFER}
+
+
+def test_mixing_moves_with_every_decision_and_a_cap_of_false_forbids_it():
+    moves, knobs = transitions(dwell_s=1.0), LAUNCH
+    for wanted in (True, False, True):
+        knobs = moves.decide(0.0, knobs, [say(MIX, wanted)]).knobs
+        assert knobs.mixed_chunk is wanted
+    assert moves.decide(0.0, knobs, [say(MIX, True), say(MIX, False, Kind.CAP)]).knobs == LAUNCH
+    assert moves.decide(0.0, knobs, [say(MIX, True), say(MIX, True, Kind.CAP)]).changes == ()
+
+
+def test_a_server_launched_with_mixing_goes_back_to_it():
+    launch = Knobs(64, 2048, mixed_chunk=True)
+    moves = Transitions(TransitionSettings(), BOUNDS, launch)
+    apart = moves.decide(0.0, launch, [say(MIX, False)]).knobs
+    assert apart == LAUNCH
+    assert moves.decide(0.0, apart, []).knobs == launch
 
 
 def test_a_costly_knob_moves_once_per_dwell():

@@ -15,10 +15,30 @@ from roofline_policies.config import load
 from roofline_policies.controller import Controller
 from roofline_policies.decision import Bounds
 from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
-from sglang_patches.observe import Observer
+from sglang_patches.observe import HostInterval, Observer
+from sglang_patches.progress import Progress
 from sglang_patches.queues import Queues
 
 WEIGHTS = torch.ones(32 << 20)  # 128 MiB
+
+
+class Running:
+    """A request that runs."""
+
+    output_ids = (7,)
+    is_retracted = False
+    time_stats = SimpleNamespace(scheduler_recv_time=0.0)
+
+    def finished(self):
+        return False
+
+
+def prefill(size):
+    """The batch that the running requests came from."""
+    reqs = [Running() for _ in range(size)]
+    return SimpleNamespace(
+        forward_mode=SglangMode.EXTEND, reqs=reqs, chunked_req=None, decoding_reqs=None, forward_iter=0
+    )
 
 
 def after_forward():
@@ -29,30 +49,37 @@ def after_forward():
 def iteration(request):
     pool = SimpleNamespace(get_kv_token_stats=lambda: (0, 0.5))
     scheduler = stand_in_scheduler(
-        running=64, waiting_queue=[SimpleNamespace(seqlen=900)] * request.param, last_batch=None, chunked_req=None,
-        pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool),
+        running=64, waiting_queue=[SimpleNamespace(seqlen=900, prefix_len=0)] * request.param, last_batch=None,
+        chunked_req=None, pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool),
     )  # fmt: skip
     scheduler.running_batch = StandInRunningBatch(64)
     settings = load("adaptive", overrides=["hardware=h200"])
     queues, actuator = Queues(scheduler), Actuator(scheduler)
-    observer = Observer(MODEL, device="cpu")
+    observer = Observer(MODEL, interval=HostInterval)
+    progress = Progress(settings.slo, 1)
     controller = Controller(
         settings.policy, ceilings=settings.ceilings, bounds=Bounds(*launch_ranges(scheduler)),
         launch=launch_knobs(scheduler), slo=settings.slo, settings=settings.controller, started_s=0.0,
     )  # fmt: skip
     batch = StandInBatch(SglangMode.DECODE, seq_lens=list(range(1000, 1064)))
     state = SimpleNamespace(now_s=0.0)
+    prompts = prefill(64)
+    progress.launched(prompts, 64_000)
+    progress.finished(prompts)
 
     def step():
         state.now_s += 0.01
         controller.launched(observer.launch(batch), state.now_s)
         observer.forward_starts()
         observer.forward_ends()
+        context_tokens = observer.launching.context_tokens
         observer.launched(batch)
+        progress.launched(batch, context_tokens)
         observer.finish(batch, SimpleNamespace(can_run_cuda_graph=False), state.now_s)
+        progress.finished(batch)
         for record in observer.records():
             controller.observe(record)
-        queue = queues.state(state.now_s, retractions=0, cache_hit_rate=0.5, chunk_tokens=2048)
+        queue = queues.state(state.now_s, progress=progress, retractions=0, cache_hit_rate=0.5, chunk_tokens=2048)
         actuator.apply(controller.decide(state.now_s, queue).knobs)
 
     return step

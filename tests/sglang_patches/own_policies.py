@@ -26,4 +26,19 @@ class SmallChunks:
             Proposal("SmallChunks", Knob.PREFILL_CHUNK_TOKENS, chunk, "small", Kind.CAP),
             Proposal("SmallChunks", Knob.DEFER_PREFILL, view.prefills_since_decode > 0, "alternate"),
             Proposal("SmallChunks", Knob.MAX_RUNNING_REQUESTS, 3 if view.queue.waiting else 8, "breathe"),
+            Proposal("SmallChunks", Knob.MIXED_CHUNK, int(view.now_s * 20) % 2 == 0, "mix"),
+        )
+
+
+class MixesNowAndThen:
+    """Mixes in two of three decisions, with chunks so small that prompts take many passes."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def propose(self, view):
+        self.calls += 1
+        return (
+            Proposal("MixesNowAndThen", Knob.PREFILL_CHUNK_TOKENS, 64, "many passes"),
+            Proposal("MixesNowAndThen", Knob.MIXED_CHUNK, self.calls % 3 > 0, "two passes of three"),
         )

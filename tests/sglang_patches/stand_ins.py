@@ -28,10 +28,13 @@ class StandInBatch:
     forward_iter: int = 1
     after_idle_gap: bool = False
     prefill_stats: object = None
+    chunked_req: object = None
+    decoding_reqs: object = None
+    requests: list = field(default_factory=list)
 
     @property
     def reqs(self):
-        return [None] * (len(self.seq_lens) or len(self.extend_lens))
+        return self.requests or [None] * (len(self.seq_lens) or len(self.extend_lens))
 
     @property
     def seq_lens_cpu(self):
@@ -53,9 +56,23 @@ class StandInRunningBatch(SimpleNamespace):
         return self.size == 0
 
 
+@dataclass
+class StandInSpeculation:
+    name: str = "none"
+    mixes: bool = False
+
+    def is_none(self):
+        return self.name == "none"
+
+    def supports_mixed_chunk(self):
+        return self.mixes
+
+
 def stand_in_scheduler(running=4, **fields):
     return SimpleNamespace(**{
         "max_running_requests": 64, "chunked_prefill_size": 2048,  "page_size": 16,
         "truncation_align_size": None, "disaggregation_mode": DisaggregationMode.NULL, "is_mixed_chunk": False,
+        "spec_algorithm": StandInSpeculation(),
+        "server_args": SimpleNamespace(enable_two_batch_overlap=False, enable_hisparse=False, attn_cp_size=1),
         "running_batch": StandInRunningBatch(running), **fields,
     })  # fmt: skip

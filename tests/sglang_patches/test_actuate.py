@@ -1,11 +1,20 @@
 """Knobs applied to a scheduler. Stand-ins take the place of SGLang's Scheduler and its batches."""
 
+from types import SimpleNamespace
+
 import pytest
 from sglang.srt.disaggregation.utils import DisaggregationMode
-from stand_ins import StandInRunningBatch, stand_in_scheduler
+from stand_ins import StandInRunningBatch, StandInSpeculation, stand_in_scheduler
 
 from roofline_policies.decision import Knob, Knobs, Range
+from roofline_policies.transitions import COSTLY_KNOBS
 from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
+
+
+def arguments(**changed):
+    return SimpleNamespace(
+        **{"enable_two_batch_overlap": False, "enable_hisparse": False, "attn_cp_size": 1, **changed}
+    )
 
 
 def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
@@ -21,12 +30,61 @@ def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
     [
         ({"chunked_prefill_size": None}, Knob.PREFILL_CHUNK_TOKENS, "chunked prefill is off"),
         ({"disaggregation_mode": DisaggregationMode.DECODE}, Knob.DEFER_PREFILL, "separate servers"),
+        ({"chunked_prefill_size": None}, Knob.MIXED_CHUNK, "chunked prefill is off"),
+        ({"disaggregation_mode": DisaggregationMode.PREFILL}, Knob.MIXED_CHUNK, "separate servers"),
+        ({"spec_algorithm": StandInSpeculation("ngram")}, Knob.MIXED_CHUNK, "--speculative-algorithm"),
+        ({"server_args": arguments(enable_two_batch_overlap=True)}, Knob.MIXED_CHUNK, "--enable-two-batch-overlap"),
+        ({"server_args": arguments(enable_hisparse=True)}, Knob.MIXED_CHUNK, "--enable-hisparse"),
+        ({"server_args": arguments(attn_cp_size=2)}, Knob.MIXED_CHUNK, "--attn-cp-size"),
     ],
 )
 def test_a_knob_that_cannot_move_is_named_with_the_reason(fields, knob, reason):
     ranges, immovable = launch_ranges(stand_in_scheduler(**fields))
     assert knob not in ranges
     assert reason in immovable[knob]
+
+
+def test_drafts_that_take_part_in_mixed_steps_do_not_forbid_them():
+    _, immovable = launch_ranges(stand_in_scheduler(spec_algorithm=StandInSpeculation("eagle", mixes=True)))
+    assert immovable == {}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_mixing_starts_as_the_server_was_launched_and_is_free_to_move(mixed):
+    scheduler = stand_in_scheduler(is_mixed_chunk=mixed)
+    assert launch_knobs(scheduler) == Knobs(64, 2048, mixed_chunk=mixed)
+    actuator = Actuator(scheduler)
+    actuator.apply_chunk(scheduler.running_batch)
+    assert (scheduler.is_mixed_chunk, scheduler.chunked_prefill_size) == (mixed, 2048)
+    actuator.apply(Knobs(64, 512, mixed_chunk=not mixed))
+    assert (scheduler.is_mixed_chunk, scheduler.chunked_prefill_size) == (not mixed, 512)
+    assert Knob.MIXED_CHUNK not in COSTLY_KNOBS
+
+
+def test_mixing_waits_while_no_chunk_holds_the_decode_rows_and_a_page():
+    scheduler = stand_in_scheduler(running=40, chunked_prefill_size=64)
+    actuator = Actuator(scheduler)
+    actuator.apply(Knobs(64, 64, mixed_chunk=True))
+    assert (scheduler.is_mixed_chunk, scheduler.chunked_prefill_size) == (True, 64)
+    actuator.apply(Knobs(64, 32, mixed_chunk=True))
+    assert (scheduler.is_mixed_chunk, scheduler.chunked_prefill_size) == (True, 40 + 16 + 1)
+    actuator.apply_chunk(StandInRunningBatch(48))
+    assert (scheduler.is_mixed_chunk, scheduler.chunked_prefill_size) == (False, 32)
+    actuator.apply_chunk(StandInRunningBatch(47))
+    assert (scheduler.is_mixed_chunk, scheduler.chunked_prefill_size) == (True, 64)
+
+
+def test_a_server_launched_with_mixing_keeps_to_it_however_many_run():
+    scheduler = stand_in_scheduler(running=80, chunked_prefill_size=64, is_mixed_chunk=True)
+    actuator = Actuator(scheduler)
+    actuator.apply_chunk(scheduler.running_batch)
+    assert (scheduler.is_mixed_chunk, scheduler.chunked_prefill_size) == (True, 64)
+
+
+def test_under_deterministic_inference_mixing_leaves_a_whole_grain_for_the_prompt():
+    scheduler = stand_in_scheduler(running=40, truncation_align_size=256)
+    Actuator(scheduler).apply(Knobs(64, 256, mixed_chunk=True))
+    assert scheduler.chunked_prefill_size == 40 + 256 + 1
 
 
 def test_pages_and_tiles_are_both_kept():
@@ -53,7 +111,7 @@ def test_the_chunk_is_set_and_lifted():
 def test_under_mixed_chunk_a_page_is_left_for_the_prompt():
     scheduler = stand_in_scheduler(running=40, is_mixed_chunk=True)
     actuator = Actuator(scheduler)
-    actuator.apply(Knobs(64, 32))
+    actuator.apply(Knobs(64, 32, mixed_chunk=True))
     assert scheduler.chunked_prefill_size == 40 + 16 + 1
     actuator.apply_chunk(StandInRunningBatch(2))  # the batch of this pass, whatever the scheduler still holds
     assert scheduler.chunked_prefill_size == 32

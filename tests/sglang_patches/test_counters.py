@@ -14,7 +14,7 @@ from roofline_policies.view import ForwardMode
 from roofline_policies.work import Bytes, Flops, Precision, Provenance
 from sglang_patches import counters
 from sglang_patches.counters import ATTENTION_KERNELS, Counters, InlineWork, install, reason_not_to_count
-from sglang_patches.observe import Observer
+from sglang_patches.observe import HostInterval, Observer
 
 DECODE = BatchShape.of(decode_contexts=[7, 20])
 
@@ -84,7 +84,7 @@ def test_decode_without_groups_multiplies_without_dots(kernels):
 
 
 def test_records_carry_inline_work_and_fall_back(kernels):
-    observer = Observer(MODEL, device="cpu", inline=InlineWork(MODEL, kernels, "cpu"))
+    observer = Observer(MODEL, interval=HostInterval, inline=InlineWork(MODEL, kernels, "cpu"))
     batch = StandInBatch(SglangMode.DECODE, seq_lens=[7, 20])
     original = observer.forward_ends
 
@@ -117,7 +117,9 @@ def test_a_shared_prefix_is_compulsory_once():
         def reqs(self):
             return [SimpleNamespace(kv=SimpleNamespace(cache_protected_len=locked)) for locked in (6, 16)]
 
-    _, record = run(Observer(MODEL, device="cpu", tree_cache=StandInTree()), Batch(SglangMode.DECODE, seq_lens=[7, 20]))
+    _, record = run(
+        Observer(MODEL, interval=HostInterval, tree_cache=StandInTree()), Batch(SglangMode.DECODE, seq_lens=[7, 20])
+    )
     apart = MODEL.work(DECODE)
     assert record.work.compulsory.read == apart.compulsory.read - 12 * MODEL.kv_bytes_per_token
     assert record.work.requested == apart.requested

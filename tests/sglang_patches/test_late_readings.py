@@ -13,7 +13,7 @@ from roofline_policies.counting import Ledger, LedgerError, slots
 from roofline_policies.counting.ledger import IN_FLIGHT
 from roofline_policies.work import Provenance
 from sglang_patches.counters import InlineWork
-from sglang_patches.observe import Observer
+from sglang_patches.observe import HostInterval, Observer
 
 STEPS = 80
 DECODE = BatchShape.of(decode_contexts=[7, 20])
@@ -63,7 +63,7 @@ class Steps:
     def __init__(self, is_there=lambda number: True, lost=()):
         self.done = 0
         self.counters = LateCounters(is_there, lost)
-        self.observer = Observer(MODEL, device="cpu", inline=InlineWork(MODEL, self.counters, "cpu"))
+        self.observer = Observer(MODEL, interval=HostInterval, inline=InlineWork(MODEL, self.counters, "cpu"))
 
     def run(self, steps):
         for _ in range(steps):

@@ -10,7 +10,7 @@ from roofline_policies.batch import BatchShape
 from roofline_policies.view import ForwardMode
 from roofline_policies.work import Provenance
 from sglang_patches import observe
-from sglang_patches.observe import Observer
+from sglang_patches.observe import DeviceInterval, HostInterval, Observer
 
 
 def run(observer, batch, now_s=1.0, graph=False):
@@ -23,7 +23,7 @@ def run(observer, batch, now_s=1.0, graph=False):
 
 
 def test_a_prefill_with_prefix():
-    mode, record = run(Observer(MODEL, device="cpu"), StandInBatch(SglangMode.EXTEND, [5, 3], [0, 10]))
+    mode, record = run(Observer(MODEL, interval=HostInterval), StandInBatch(SglangMode.EXTEND, [5, 3], [0, 10]))
     assert mode is record.mode is ForwardMode.PREFILL
     assert (record.requests, record.new_tokens, record.context_tokens) == (2, 8, 18)
     assert record.work == MODEL.work(BatchShape.of(prefill=[(5, 0), (3, 10)]))
@@ -34,19 +34,19 @@ def test_a_prefill_with_prefix():
 
 def test_a_decode_ignores_the_stale_extend_lengths():
     batch = StandInBatch(SglangMode.DECODE, [99, 99], [99, 99], seq_lens=[7, 20])
-    mode, record = run(Observer(MODEL, device="cpu"), batch)
+    mode, record = run(Observer(MODEL, interval=HostInterval), batch)
     assert mode is ForwardMode.DECODE
     assert record.work == MODEL.work(BatchShape.of(decode_contexts=[7, 20]))
 
 
 def test_a_mixed_batch():
-    mode, record = run(Observer(MODEL, device="cpu"), StandInBatch(SglangMode.MIXED, [5, 1], [0, 19]))
+    mode, record = run(Observer(MODEL, interval=HostInterval), StandInBatch(SglangMode.MIXED, [5, 1], [0, 19]))
     assert mode is ForwardMode.MIXED
     assert record.new_tokens == 6
 
 
 def test_a_graph_replay_counts_its_padding():
-    observer = Observer(MODEL, device="cpu", graph_sizes=[1, 2, 4, 8])
+    observer = Observer(MODEL, interval=HostInterval, graph_sizes=[1, 2, 4, 8])
     batch = StandInBatch(SglangMode.DECODE, seq_lens=[7, 20, 30])
     _, replayed = run(observer, batch, graph=True)
     assert (replayed.padded_rows, replayed.cuda_graph) == (1, True)
@@ -56,7 +56,7 @@ def test_a_graph_replay_counts_its_padding():
 
 
 def test_a_verify_step_of_speculation_is_an_estimate():
-    observer = Observer(MODEL, device="cpu", rows_per_request=4)
+    observer = Observer(MODEL, interval=HostInterval, rows_per_request=4)
     _, record = run(observer, StandInBatch(SglangMode.DECODE, seq_lens=[7, 20]))
     assert record.new_tokens == 8
     assert record.work.provenance == {Provenance.ESTIMATED}
@@ -64,7 +64,7 @@ def test_a_verify_step_of_speculation_is_an_estimate():
 
 @pytest.mark.parametrize("mode", [SglangMode.IDLE, SglangMode.PREBUILT])
 def test_a_batch_that_computes_nothing_is_passed_over(mode):
-    assert run(Observer(MODEL, device="cpu"), StandInBatch(mode)) == (None, None)
+    assert run(Observer(MODEL, interval=HostInterval), StandInBatch(mode)) == (None, None)
 
 
 class Clock:
@@ -76,7 +76,7 @@ class Clock:
 
 
 def test_wall_time_runs_from_step_to_step_but_not_across_a_pause(monkeypatch):
-    clock, observer = Clock(monkeypatch), Observer(MODEL, device="cpu")
+    clock, observer = Clock(monkeypatch), Observer(MODEL, interval=HostInterval)
 
     def step(start_s, end_s, after_idle=False):
         batch = StandInBatch(SglangMode.DECODE, seq_lens=[7], after_idle_gap=after_idle)
@@ -97,7 +97,7 @@ def test_wall_time_runs_from_step_to_step_but_not_across_a_pause(monkeypatch):
 
 def test_under_overlap_a_synchronous_device_does_not_charge_a_step_for_the_next(monkeypatch):
     """On a CPU the next forward pass runs before this step's result is processed."""
-    clock, observer = Clock(monkeypatch), Observer(MODEL, device="cpu")
+    clock, observer = Clock(monkeypatch), Observer(MODEL, interval=HostInterval)
     decode = StandInBatch(SglangMode.DECODE, seq_lens=[7], forward_iter=1)
     prefill = StandInBatch(SglangMode.EXTEND, [900], [0], forward_iter=2)
     for batch, forward_s in ((decode, 0.02), (prefill, 0.50)):
@@ -114,7 +114,7 @@ def test_under_overlap_a_synchronous_device_does_not_charge_a_step_for_the_next(
 
 
 def test_results_are_matched_to_launches_under_overlap():
-    observer = Observer(MODEL, device="cpu")
+    observer = Observer(MODEL, interval=HostInterval)
     first = StandInBatch(SglangMode.EXTEND, [5], [0], forward_iter=1)
     second = StandInBatch(SglangMode.DECODE, seq_lens=[6], forward_iter=2)
     for batch in (first, second):
@@ -130,7 +130,7 @@ def test_results_are_matched_to_launches_under_overlap():
 
 
 def test_the_cache_hit_rate_is_of_all_prompt_tokens():
-    observer = Observer(MODEL, device="cpu")
+    observer = Observer(MODEL, interval=HostInterval)
     assert observer.cache_hit_rate is None
     for hit, new in ((30, 10), (0, 60)):
         stats = SimpleNamespace(log_hit_tokens=hit, log_input_tokens=new)
@@ -162,7 +162,7 @@ class StandInEvent:
 
 def test_device_time_is_polled_never_waited_for(monkeypatch):
     monkeypatch.setattr(observe.torch, "get_device_module", lambda: SimpleNamespace(Event=StandInEvent))
-    observer = Observer(MODEL, device="cuda")
+    observer = Observer(MODEL, interval=DeviceInterval)
     batch = StandInBatch(SglangMode.DECODE, seq_lens=[7])
     assert run(observer, batch)[1] is None
     assert observer.finished == 1

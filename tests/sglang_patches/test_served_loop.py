@@ -135,8 +135,25 @@ def test_the_server_outlives_its_policy(model, token_ids, expected, tmp_path):
         log = "\n".join(running.log_tail(10_000))
     assert page["policy"]["state"] == "fallback"
     assert page["policy"]["fallback_reason"] == "BreaksAfterAWhile raised RuntimeError: broken on purpose"
-    assert page["knobs"] == {"max_running_requests": CAP, "prefill_chunk_tokens": 128, "defer_prefill": False}
+    launch = {"max_running_requests": CAP, "prefill_chunk_tokens": 128, "defer_prefill": False, "mixed_chunk": False}
+    assert page["knobs"] == launch
     assert "broken on purpose. The launch settings hold from now on." in log
+
+
+def test_mixing_is_turned_on_and_off_while_requests_run(model, token_ids, expected, tmp_path):
+    """Whichever steps the decode rows ride in, they produce the same tokens."""
+    with server(model, tmp_path, "--policy", "own_policies:MixesNowAndThen") as running:
+        before = roofline(running.base_url)["totals"]
+        assert generate(running.base_url, token_ids, OUTPUT_TOKENS) == expected
+        page = roofline(running.base_url)
+        log = "\n".join(running.log_tail(10_000))
+    assert page["policy"]["state"] == "active"
+    assert page["changes_total"]["mixed_chunk"] > 1
+    rows = {phase: page["totals"][phase]["new_tokens"] - before[phase]["new_tokens"] for phase in before}
+    assert rows["mixed"] > 0
+    assert sum(rows.values()) == sum(LENGTHS) + len(LENGTHS) * (OUTPUT_TOKENS - 1)
+    assert page["predictor"] is None
+    assert log.count("step times are not predicted: ") == 1
 
 
 def test_two_ranks_agree(model, token_ids, expected, tmp_path):
@@ -147,3 +164,4 @@ def test_two_ranks_agree(model, token_ids, expected, tmp_path):
     assert produced == expected
     assert page["changes_total"]["prefill_chunk_tokens"] > 0
     assert page["changes_total"]["defer_prefill"] > 0
+    assert page["changes_total"]["mixed_chunk"] > 0

@@ -1,0 +1,12 @@
+"""Published schedulers as policies, to compare with: what each moves, on what signal, as its paper describes it.
+
+None is a port: there was no code to look at, only published descriptions. ``--policy-set policy=p_pas`` and so on
+chooses one, from a checkout of this project.
+"""
+
+from bench.rivals.eb_plus import EbPlus
+from bench.rivals.p_pas import PPas
+from bench.rivals.sla_bisection import SlaBisection
+from bench.rivals.slack_chunks import SlackChunks
+
+__all__ = ["EbPlus", "PPas", "SlaBisection", "SlackChunks"]

@@ -1,0 +1,117 @@
+"""A grid of virtual experiments, each arm in each cell, on all cores; results on disk outlive it, tables, a JSON line.
+
+    python -m bench.sweep axes=first_table azure_conv=FILE.csv azure_code=FILE.csv mooncake=FILE.jsonl
+
+The same command again runs only what is missing. Any key of conf/sweep.yaml can be overridden in hydra's syntax.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from bench.composition import choices, read_config, writable
+from bench.sweep.page import write_page
+from bench.sweep.run import run_missing, units_of
+from bench.sweep.settings import SweepSettings
+from bench.sweep.store import Outcome, ResultFile
+from bench.sweep.summary import cell_result, judged, summary
+from bench.sweep.tables import cells_table, summary_table
+from roofline_policies.errors import EXIT_BAD_INPUT, InputError
+
+GROUPS = ("axes", "arm")
+CELL_GROUPS = ("traffic", "hardware", "model", "slo")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, EXIT_BAD_INPUT before anything ran, 1 if every unit crashed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.sweep",
+        description=__doc__,
+        epilog=f"groups of conf/ (axes=first_table, arms=[default,static_grid]):\n{_listed(GROUPS)}\n"
+        f"for overrides, of all cells or of a value (overrides=['model=qwen3_8b']):\n{_listed(CELL_GROUPS)}\n"
+        "an axis of your own: axes=none \"+axes.load={x1: ['traffic.rate_scale=1'], x2: ['traffic.rate_scale=2']}\"\n"
+        "without a value of an axis: ~axes.traffic.mooncake",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides of conf/sweep.yaml")
+    arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        settings = SweepSettings.from_config(read_config("sweep", arguments.overrides))
+        writable(settings.out_dir, "sweep")
+        with ResultFile(settings.out_dir / "results.jsonl") as results:
+            outcomes = _finish(settings, results)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; what had finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    result = result_of(settings, outcomes)
+    (settings.out_dir / "sweep.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+    page = write_page(settings.out_dir / "sweep.html", result)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(summary_table(result))
+    console.print(cells_table(result))
+    console.print(f"every cell and arm: {page}", highlight=False, soft_wrap=True)
+    print(json.dumps(result))
+    return 1 if all(outcome.crashed for outcome in outcomes.values()) else 0
+
+
+def result_of(settings: SweepSettings, outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    """Everything the sweep found, ready for JSON; nothing in it depends on when or where a unit ran."""
+    arms, fixed = [arm.name for arm in settings.arms], [arm.name for arm in settings.arms if arm.fixed]
+    # A result is found by what decides it, which a name does not: the row is this sweep's arm, whatever it was called.
+    cells = [
+        judged(cell.name, cell.place, [{**outcomes[cell.keys[arm]].row, "arm": arm} for arm in arms], fixed)
+        for cell in settings.cells
+    ]
+    return {
+        "name": settings.name,
+        "executor": "virtual clock",
+        "axes": {axis: list(values) for axis, values in settings.axes.items()},
+        "along": settings.along,
+        "arms": arms,
+        "fixed": fixed,
+        "least_attainment": settings.least_attainment,
+        "cells_counted": sum(cell.counts(settings.least_attainment) for cell in cells),
+        "summary": summary(cells, arms, settings.least_attainment),
+        "cells": [{**cell_result(one), **about.described()} for one, about in zip(cells, settings.cells, strict=True)],
+    }
+
+
+def _finish(settings: SweepSettings, results: ResultFile) -> dict[str, Outcome]:
+    """Run what the file lacks; the outcomes of all units, by key."""
+    units = units_of(settings)
+    missing = [
+        unit
+        for unit in units
+        if (found := results.outcomes.get(unit.key)) is None or (found.crashed and settings.retry_crashed)
+    ]
+    console = Console(stderr=True)
+    if results.unreadable:
+        console.print(f"{results.path}: {results.unreadable} lines are no results and are left out", soft_wrap=True)
+    if len(missing) < len(units):
+        console.print(f"{len(units) - len(missing)} of {len(units)} results are in {results.path}", soft_wrap=True)
+    for outcome in run_missing(missing, len(units), settings.processes, console):
+        results.add(outcome)
+    return {unit.key: results.outcomes[unit.key] for unit in units}
+
+
+def _listed(groups: Sequence[str]) -> str:
+    return "\n".join(f"  {group + ':':10}{', '.join(choices(group))}" for group in groups)
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

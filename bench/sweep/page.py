@@ -1,0 +1,66 @@
+"""The page of a sweep: one self-contained HTML file with the heat map, attainment against load, and every unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.report import ABSENT, Column, render
+from bench.sweep.figures import attainment_figure, cell_label, ratio_figure
+from bench.sweep.tables import CRASHED, number
+
+COLUMNS = (
+    Column("goodput req/s", "goodput_per_s", ".2f"),
+    Column("SLO met %", "attainment", ".1f", 100.0),
+    Column("TTFT P50 s", "ttft_p50_s", ".2f"),
+    Column("TTFT P99 s", "ttft_p99_s", ".2f"),
+    Column("ITL P99 ms", "itl_p99_s", ".1f", 1e3),
+    Column("retractions", "retractions", ".0f"),
+    Column("cache hit %", "cache_hit_rate", ".1f", 100.0),
+    Column("deferrals", "deferrals", ".0f"),
+    Column("longest wait s", "longest_wait_s", ".2f"),
+    Column("errors", "errors", ".0f"),
+    Column("regret %", "regret", ".1f", 100.0),
+    Column("regret per phase %", "regret_per_phase", ".1f", 100.0),
+)
+
+
+def write_page(path: Path, result: Mapping[str, Any]) -> Path:
+    """Writes the page to ``path``, plotly inlined, nothing loaded from anywhere; returns the path."""
+    figures = {"ratios": ratio_figure(result), "attainment": attainment_figure(result)}
+    page = render(
+        "sweep/sweep.html.j2",
+        figures,
+        result=result,
+        summary=[
+            {**row, "shown": [number(row[column]) for column in ("min", "median", "max")]} for row in result["summary"]
+        ],
+        columns=[column.title for column in COLUMNS],
+        cells=[{**cell, "label": cell_label(cell, result["least_attainment"])} for cell in result["cells"]],
+        unit_rows={cell["cell"]: unit_rows(cell) for cell in result["cells"]},
+    )
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def unit_rows(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per arm of a cell: its name, its status or why it has none, and a text for every column."""
+    return [
+        {
+            "arm": arm,
+            "status": f"{CRASHED}: {unit['crash']}" if unit["status"] != "ok" else _state(unit),
+            "bad": unit["status"] != "ok",
+            "cells": [_shown(unit, column) for column in COLUMNS],
+        }
+        for arm, unit in cell["arms"].items()
+    ]
+
+
+def _state(unit: Mapping[str, Any]) -> str:
+    return f"fell back: {unit['fallback_reason']}" if unit.get("policy_state") == "fallback" else "ok"
+
+
+def _shown(unit: Mapping[str, Any], column: Column) -> str:
+    value = unit[column.metric]
+    return ABSENT if value is None else format(value * column.scale, column.form)

@@ -1,0 +1,81 @@
+"""Running the units that have no result yet, with one bar for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench.sweep.settings import Cell, SweepSettings
+from bench.sweep.store import Outcome
+from bench.sweep.task import crashed_row, run_unit
+from bench.virtual.arms import VirtualArm
+from bench.virtual.processes import Crash, run_each
+
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One arm in one cell."""
+
+    cell: Cell
+    arm: VirtualArm
+
+    @property
+    def key(self) -> str:
+        return self.cell.keys[self.arm.name]
+
+    def __str__(self) -> str:
+        return f"{self.cell.name}: {self.arm.name}"
+
+
+def units_of(settings: SweepSettings) -> list[Unit]:
+    """The work of a sweep, cell by cell; of units that all the same decides, the first stands for all."""
+    found: dict[str, Unit] = {}
+    for unit in (Unit(cell, arm) for cell in settings.cells for arm in settings.arms):
+        found.setdefault(unit.key, unit)
+    return list(found.values())
+
+
+def run_missing(missing: Sequence[Unit], total: int, processes: int, console: Console) -> Iterator[Outcome]:
+    """What became of each unit, as it ends. total: units of the sweep, of which the others are there already.
+
+    Units that run when the caller stops iterating are ended and leave nothing.
+    """
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    if not missing:
+        return
+    open_units = dict(enumerate(missing))
+    # Units take minutes: what is left is judged by all that went before, not by the last seconds.
+    with Progress(*columns, console=console, speed_estimate_period=HOUR_S) as progress:
+        bar = progress.add_task(_running(open_units, processes), total=total, completed=total - len(missing))
+        tasks = [(unit.cell.experiment, unit.arm, unit.cell.usd_per_h) for unit in missing]
+        for index, result in run_each(run_unit, tasks, processes, lambda *_: None):
+            unit = open_units.pop(index)
+            outcome = _outcome(unit, result)
+            progress.update(bar, advance=1, description=_running(open_units, processes))
+            if outcome.crashed:
+                lines = [f"{unit} crashed: {outcome.row['crash']}", *outcome.tail]
+                progress.console.print("\n".join(lines), markup=False, soft_wrap=True)
+            elif not console.is_terminal:
+                told = f"{total - len(open_units)}/{total} {unit}, {outcome.cpu_s:.1f} s of one core"
+                progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
+            yield outcome
+
+
+def _outcome(unit: Unit, result: tuple[dict[str, object], float] | Crash) -> Outcome:
+    if isinstance(result, Crash):
+        row = crashed_row(unit.cell.experiment, unit.arm, unit.cell.usd_per_h, result)
+        return Outcome(unit.key, unit.cell.name, row, result.tail)
+    row, cpu_s = result
+    return Outcome(unit.key, unit.cell.name, row, cpu_s=cpu_s)
+
+
+def _running(open_units: dict[int, Unit], processes: int) -> str:
+    """Units are started in order, so the first that are open are those that run."""
+    return "; ".join(str(unit) for unit in list(open_units.values())[:processes]) or "done"

@@ -1,0 +1,150 @@
+"""A checked sweep: every cell composed, its traffic read, every policy loaded. What can be refused is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.checks import count, number, section, text, texts
+from bench.composition import read_config
+from bench.slo import Slo
+from bench.sweep.grid import Place, label, places
+from bench.sweep.keys import arm_digest, cell_digest, environment_digest, unit_key
+from bench.virtual.arms import VirtualArm, read_arms
+from bench.virtual.settings import Experiment, usd_per_h
+from roofline_policies.errors import InputError
+
+SECTIONS = ("axes", "arms", "overrides")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One virtual experiment of the grid.
+
+    clipped: requests that were cut to fit. keys: per arm, of bench/sweep/keys.py.
+    """
+
+    place: Place
+    experiment: Experiment
+    usd_per_h: float | None
+    clipped: int
+    keys: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return label(self.place)
+
+    @property
+    def offered_per_s(self) -> float | None:
+        """Requests per second that the traffic asks for; None where all come at once."""
+        last_s = self.experiment.requests[-1].arrival_s
+        return len(self.experiment.requests) / last_s if last_s > 0 else None
+
+    def described(self) -> dict[str, Any]:
+        """What ran in the cell, ready for JSON."""
+        device = self.experiment.device
+        return {
+            "requests": len(self.experiment.requests),
+            "requests_clipped": self.clipped,
+            "offered_per_s": self.offered_per_s,
+            "last_arrival_s": self.experiment.requests[-1].arrival_s,
+            "device": {"name": device.ceilings.device, "count": device.tp_size, "model": device.model.name},
+            "slo": str(self.experiment.slo),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSettings:
+    """A checked configuration; see conf/sweep.yaml for each key.
+
+    axes: names of the values of every axis. arms: the same in every cell, grids laid out.
+    """
+
+    name: str
+    axes: Mapping[str, tuple[str, ...]]
+    cells: tuple[Cell, ...]
+    arms: tuple[VirtualArm, ...]
+    along: str | None
+    least_attainment: float
+    out_dir: Path
+    processes: int
+    retry_crashed: bool
+
+    @classmethod
+    def from_config(cls, conf: Mapping[str, Any]) -> SweepSettings:
+        """The settings of a composed configuration; reads all traffic and loads all policies.
+
+        Raises:
+            InputError: a key, a value, a file or a policy cannot be used; names the cell where one is to blame.
+        """
+        _only_parameters(conf)
+        axes = {axis: tuple(section(values, f"axes.{axis}")) for axis, values in section(conf["axes"], "axes").items()}
+        along = conf.get("along")
+        if along is not None and along not in axes:
+            raise InputError("is no axis", where="sweep", key="along", value=along, allowed=["null", *axes])
+        if not isinstance(conf.get("retry_crashed"), bool):
+            value = conf.get("retry_crashed")
+            raise InputError("is not a choice", where="sweep", key="retry_crashed", value=value, allowed=[False, True])
+        shared = {
+            "name": text(conf, "name", "sweep"),
+            "along": along,
+            "least_attainment": number(conf, "least_attainment", "sweep", low=0.0, high=1.0),
+            "out_dir": Path(text(conf, "out_dir", "sweep")),
+            "processes": count(conf, "processes", "sweep"),
+            "retry_crashed": conf["retry_crashed"],
+        }
+        composer = _Composer(conf.get("arms"))
+        cells = tuple(composer.cell(*one) for one in places(conf["axes"], texts(conf, "overrides", "sweep")))
+        return cls(axes=axes, cells=cells, arms=tuple(composer.arms(cells[0].experiment.slo)), **shared)
+
+
+class _Composer:
+    """Makes cells; arms are loaded once for each SLO they aim at."""
+
+    def __init__(self, arms: object) -> None:
+        self._value = arms
+        self._loaded: dict[Slo, dict[VirtualArm, str]] = {}
+
+    def arms(self, slo: Slo) -> dict[VirtualArm, str]:
+        """The arms with their digests.
+
+        Raises:
+            InputError: they cannot be used, or none of them is fixed.
+        """
+        if slo not in self._loaded:
+            arms = read_arms(self._value, slo)
+            if not any(arm.fixed for arm in arms):
+                problem = "have no fixed setting, and ratios are to the best of those"
+                allowed = "static_grid, or an arm with a grid, beside the others"
+                raise InputError(problem, where="sweep", key="arms", value=[a.name for a in arms], allowed=allowed)
+            self._loaded[slo] = {arm: arm_digest(arm, slo) for arm in arms}
+        return self._loaded[slo]
+
+    def cell(self, place: Place, overrides: Sequence[str]) -> Cell:
+        """The cell of these overrides.
+
+        Raises:
+            InputError: one cannot be used, or the traffic, or the arms; names the cell.
+        """
+        try:
+            conf = read_config("virtual", overrides)
+            experiment, clipped = Experiment.from_config(conf)
+            price = usd_per_h(conf, experiment)
+            arms = self.arms(experiment.slo)
+            experiment.check(list(arms))
+        except InputError as error:
+            raise InputError(str(error), where=f"sweep: cell {label(place)}") from error
+        digest = cell_digest(experiment, price)
+        keys = {arm.name: unit_key(digest, of_arm, environment_digest()) for arm, of_arm in arms.items()}
+        return Cell(place, experiment, price, clipped, keys)
+
+
+def _only_parameters(conf: Mapping[str, Any]) -> None:
+    """Further keys may be parameters that overrides refer to, such as the path of a trace: texts and numbers."""
+    known = ("name", "along", "least_attainment", "out_dir", "processes", "retry_crashed", *SECTIONS)
+    for key, value in conf.items():
+        if key not in known and not isinstance(value, str | int | float | None):
+            problem = "is neither a key of the sweep nor a parameter for its overrides"
+            raise InputError(problem, where="sweep", key=key, allowed=[*known, "or a text or a number"])

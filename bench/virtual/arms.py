@@ -1,0 +1,139 @@
+"""Arms: named ways to run the server, each a file of conf/arm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.checks import only, optional_count, section, texts
+from bench.composition import CONF, choices
+from bench.slo import Slo
+from roofline_policies.config import SHIPPED, Settings, load
+from roofline_policies.errors import InputError
+
+GROUP = "arm"
+KEYS = ("server_args", "policy", "policy_set", "grid", "speculation_steps")
+GRID_KEYS = ("prefill_chunk_tokens", "max_running_requests", "mixed_chunk")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualArm:
+    """One way to run the server.
+
+    server_args: added to the common ones. policy, policy_set: as for --policy and --policy-set; None: no policy.
+    speculation_steps: drafts per step of speculative decoding; None: none.
+    fixed: nothing moves and the setting is one of a grid, so it counts towards the oracles.
+    """
+
+    name: str
+    server_args: tuple[str, ...] = ()
+    policy: str | None = None
+    policy_set: tuple[str, ...] = ()
+    speculation_steps: int | None = None
+    fixed: bool = False
+
+    def settings(self, slo: Slo) -> Settings | None:
+        """The arm's policy, aimed at the SLO it will be judged by; None without one.
+
+        Raises:
+            InputError: the policy or an override cannot be used.
+        """
+        if self.policy is None:
+            return None
+        return load(self.policy, overrides=(*slo.overrides(), *self.policy_set))
+
+
+def read_arms(value: object, slo: Slo) -> tuple[VirtualArm, ...]:
+    """The arms of the ``arms`` key: a list of names of conf/arm, or a section of ``name: {...}`` with the same keys.
+
+    Raises:
+        InputError: a name, a key or a policy that cannot be used, no arm, or two of one name.
+    """
+    allowed = [*choices(GROUP), "or a section of name: {server_args, policy, policy_set, grid}"]
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        entries = {name: _shipped(name) for name in value}
+        if len(entries) < len(value):
+            raise InputError("has two arms of one name", where="virtual", key="arms", value=value)
+    elif isinstance(value, Mapping):
+        entries = {str(name): section(one or {}, f"arms.{name}") for name, one in value.items()}
+    else:
+        raise InputError("are not arms", where="virtual", key="arms", value=value, allowed=allowed)
+    arms = [arm for name, entry in entries.items() for arm in _arms(name, entry)]
+    if not arms:
+        raise InputError("needs at least one arm", where="virtual", key="arms", value=value, allowed=allowed)
+    names = [arm.name for arm in arms]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError("has two arms of one name", where="virtual", key="arms", value=name)
+    for arm in arms:
+        arm.settings(slo)
+    return tuple(arms)
+
+
+def _shipped(name: str) -> Mapping[str, Any]:
+    if name not in choices(GROUP):
+        raise InputError("no such arm", where="virtual", key="arms", value=name, allowed=choices(GROUP))
+    read = yaml.safe_load((files(CONF) / GROUP / f"{name}.yaml").read_text(encoding="utf-8"))
+    return section(read or {}, f"conf/{GROUP}/{name}.yaml")
+
+
+def _arms(name: str, entry: Mapping[str, Any]) -> list[VirtualArm]:
+    where = f"arms.{name}"
+    if not _NAME.fullmatch(name):
+        raise InputError("cannot name a file", where=where, key="name", value=name, allowed="letters, digits, _ and -")
+    only(entry, where, KEYS)
+    policy, overrides = entry.get("policy"), texts(entry, "policy_set", where)
+    if policy is None and overrides:
+        raise InputError("needs a policy", where=where, key="policy_set", value=list(overrides))
+    if policy is not None and (
+        not isinstance(policy, str) or (policy not in SHIPPED and ":" not in policy and not Path(policy).is_file())
+    ):
+        allowed = ["null", *SHIPPED, "a file", "package.module:attribute"]
+        raise InputError("no such file", where=where, key="policy", value=policy, allowed=allowed)
+    steps = optional_count(entry, "speculation_steps", where)
+    arm = VirtualArm(name, texts(entry, "server_args", where), policy, overrides, steps)
+    return [arm] if entry.get("grid") is None else _grid(arm, section(entry["grid"], f"{where}.grid"), f"{where}.grid")
+
+
+def _grid(arm: VirtualArm, grid: Mapping[str, Any], where: str) -> list[VirtualArm]:
+    """One fixed arm per combination of the grid's values."""
+    only(grid, where, GRID_KEYS)
+    chunks = _sizes(grid, "prefill_chunk_tokens", where)
+    caps = _sizes(grid, "max_running_requests", where)
+    mixed = grid.get("mixed_chunk", [False])
+    if not isinstance(mixed, list) or not mixed or not all(isinstance(one, bool) for one in mixed):
+        allowed = "[false], [true] or [false, true]"
+        raise InputError("is not a list of choices", where=where, key="mixed_chunk", value=mixed, allowed=allowed)
+    return [
+        replace(
+            arm,
+            name=f"{'mixed' if mix else 'static'}_c{chunk}_r{cap}",
+            server_args=(
+                *arm.server_args, "--chunked-prefill-size", str(chunk), "--max-running-requests", str(cap),
+                *(["--enable-mixed-chunk"] if mix else []),
+            ),
+            fixed=True,
+        )
+        for mix, chunk, cap in product(mixed, chunks, caps)
+    ]  # fmt: skip
+
+
+def _sizes(grid: Mapping[str, Any], key: str, where: str) -> Sequence[int]:
+    sizes = grid.get(key)
+    if (
+        not isinstance(sizes, list)
+        or not sizes
+        or not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes)
+        or len(set(sizes)) < len(sizes)
+    ):
+        allowed = "a list of different whole numbers >= 1"
+        raise InputError("is not a list of sizes", where=where, key=key, value=sizes, allowed=allowed)
+    return sizes

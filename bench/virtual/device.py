@@ -1,0 +1,235 @@
+"""The modelled device: how long its steps take, and how many tokens its memory holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.checks import choice, count, number, only, optional_count, section, text
+from roofline_policies.batch import BatchShape
+from roofline_policies.efficiency import Efficiency, load_efficiency
+from roofline_policies.errors import InputError
+from roofline_policies.fitted_steps import FittedSteps
+from roofline_policies.hardware import Ceilings, match_device
+from roofline_policies.model_catalogue import CatalogueModel, model_from_section, shape_from_config
+from roofline_policies.predict import StepPredictor
+from roofline_policies.step_times import StepTimes
+
+KEYS = (
+    "tp_size",
+    "attention",
+    "kv_tokens",
+    "mem_fraction_static",
+    "chunked_prefill_size",
+    "decode_graph_requests",
+    "prefill_graph_tokens",
+    "synchronous",
+)
+LEAST_KV_TOKENS = 1024
+"""Fewer token slots than this are no server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """``tp_size`` devices of one kind that serve one model together.
+
+    kv_tokens: token slots. chunked_prefill_size: most prompt tokens of a step where an arm says nothing else.
+    decode_graph_requests, prefill_graph_tokens: largest steps that replay a graph. synchronous: the host waits for
+    every forward pass. linear_prefill, linear_decode: kernel of the layers' matrix products in steps with and without
+    prompt tokens; None: the weights' own precision.
+    fitted: step times measured on a server, in the place of ``efficiency``; one of the two is None.
+    """
+
+    ceilings: Ceilings
+    efficiency: Efficiency | None
+    fitted: FittedSteps | None
+    model: CatalogueModel
+    tp_size: int
+    attention: str
+    kv_tokens: int
+    chunked_prefill_size: int
+    decode_graph_requests: int
+    prefill_graph_tokens: int
+    synchronous: bool
+    linear_prefill: str | None = None
+    linear_decode: str | None = None
+
+    @classmethod
+    def from_config(cls, conf: Mapping[str, Any]) -> Device:
+        """From the sections hardware, efficiency, model, device and linear.
+
+        Raises:
+            InputError: a value that cannot be used, a kernel that was not measured, or a model that does not fit.
+        """
+        ceilings = _ceilings(conf)
+        fitted = None if conf.get("steps") is None else FittedSteps.load(text(conf, "steps", "virtual"))
+        efficiency = None if fitted is not None else _efficiency(conf.get("efficiency"), ceilings)
+        model = _model(conf)
+        device = section(conf.get("device"), "device")
+        only(device, "device", KEYS)
+        linear = section(conf.get("linear") or {}, "linear")
+        only(linear, "linear", ("prefill", "decode"))
+        kernels = list(efficiency.gemm) if efficiency is not None else []
+        for key, value in linear.items():
+            if value is not None:
+                choice(linear, key, "linear", kernels or ["null, because steps are measured"])
+        if not isinstance(device.get("synchronous"), bool):
+            raise InputError("is not a choice", where="device", key="synchronous", value=device.get("synchronous"),
+                             allowed=[False, True])  # fmt: skip
+        tp_size = count(device, "tp_size", "device")
+        fitting = kv_tokens(
+            model, ceilings, tp_size, number(device, "mem_fraction_static", "device", above=0.0, high=1.0)
+        )
+        chosen = cls(
+            ceilings=ceilings,
+            efficiency=efficiency,
+            fitted=fitted,
+            model=model,
+            tp_size=tp_size,
+            attention=text(device, "attention", "device"),
+            kv_tokens=optional_count(device, "kv_tokens", "device") or fitting,
+            chunked_prefill_size=count(device, "chunked_prefill_size", "device"),
+            decode_graph_requests=count(device, "decode_graph_requests", "device", low=0),
+            prefill_graph_tokens=count(device, "prefill_graph_tokens", "device", low=0),
+            synchronous=device["synchronous"],
+            linear_prefill=linear.get("prefill"),
+            linear_decode=linear.get("decode"),
+        )
+        chosen.steps(())  # refuses kernels that were not measured and shards that cannot be
+        return chosen
+
+    @property
+    def source(self) -> str:
+        """Where the step times come from."""
+        known = self.fitted or self.efficiency
+        assert known is not None
+        return known.source
+
+    def predictor(self, captured: Sequence[int], linear: str | None = None) -> StepPredictor | None:
+        """Step times with these captured decode batch sizes; None where steps were measured on a server."""
+        if self.efficiency is None:
+            return None
+        return StepPredictor(
+            self.model.shape, self.ceilings, self.efficiency, attention=self.attention, linear=linear,
+            tp_size=self.tp_size, captured=captured,
+        )  # fmt: skip
+
+    def steps(self, captured: Sequence[int]) -> StepTimes:
+        """Step times with the precision that each kind of step runs in."""
+        prefill = self.fitted or self.predictor(captured, self.linear_prefill)
+        decode = self.fitted or self.predictor(captured, self.linear_decode)
+        assert prefill is not None
+        assert decode is not None
+        return prefill if self.linear_prefill == self.linear_decode else TieredSteps(prefill, decode)
+
+
+@dataclass(frozen=True, slots=True)
+class TieredSteps:
+    """Two precisions: one for steps that compute prompt tokens, one for steps that only decode."""
+
+    prefill: StepTimes
+    decode: StepTimes
+
+    def step_s(self, *, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
+        times = self.prefill if prefill.requests else self.decode
+        return times.step_s(prefill=prefill, decode=decode, graph=graph)
+
+
+class PricedSteps:
+    """What the clock charges: predicted times with a bias, and a factor of each step's own.
+
+    noise: standard deviation of that factor, whose mean is 1; it is never below 0.1. Equal seeds give equal sequences.
+    """
+
+    LEAST = 0.1
+    _DRAWN = 4096
+
+    def __init__(self, steps: StepTimes, bias: float, noise: float, seed: int) -> None:
+        self._steps = steps
+        self._bias = bias
+        self._noise = noise
+        self._random = np.random.default_rng(seed)
+        self._factors: list[float] = []
+
+    def step_s(self, *, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
+        if not self._factors:
+            drawn = 1.0 + self._noise * self._random.standard_normal(self._DRAWN)
+            self._factors = np.maximum(self.LEAST, drawn).tolist()
+        return self._steps.step_s(prefill=prefill, decode=decode, graph=graph) * self._bias * self._factors.pop()
+
+
+def kv_tokens(model: CatalogueModel, ceilings: Ceilings, tp_size: int, mem_fraction_static: float) -> int:
+    """Token slots beside the weights: ``(memory x mem_fraction_static - weights) / bytes per token`` of one rank.
+
+    What SGLang's ``mem_fraction_static`` means. A server that is at hand tells its own ``max_total_num_tokens``, which
+    is better.
+
+    Raises:
+        InputError: the model leaves no room for a request.
+    """
+    shard = model.shape.shard(tp_size)
+    static = ceilings.memory_bytes * mem_fraction_static
+    tokens = int((static - shard.weight_bytes) // shard.kv_bytes_per_token)
+    if tokens < LEAST_KV_TOKENS:
+        raise InputError(
+            f"does not fit: its weights take {shard.weight_bytes / 1e9:.1f} GB of the {static / 1e9:.1f} GB that "
+            f"{ceilings.device} has for weights and KV",
+            where="virtual",
+            key="model",
+            value=model.name,
+            allowed="a smaller model, a larger device, device.tp_size=2 and more",
+        )
+    return tokens
+
+
+def _ceilings(conf: Mapping[str, Any]) -> Ceilings:
+    """From the file of the key ``ceilings``, else from the section ``hardware``."""
+    if conf.get("ceilings") is not None:
+        file = text(conf, "ceilings", "virtual")
+        return Ceilings.from_dict(_last_line(file), file)
+    hardware = section(conf.get("hardware"), "hardware")
+    if "flops_per_s" not in hardware:
+        allowed = "a device of conf/hardware, e.g. hardware=h200"
+        raise InputError("is no device", where="virtual", key="hardware", value=hardware.get("device"), allowed=allowed)
+    values = {key: value for key, value in hardware.items() if key != "nvml_names"}
+    return Ceilings.from_dict(values, "hardware")
+
+
+def _last_line(file: str) -> Mapping[str, Any]:
+    """The JSON object in a file's last line."""
+    allowed = "a file with the output of python -m roofline_policies.calibrate --json"
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8").splitlines()[-1])
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+        raise InputError(problem, where="virtual", key="ceilings", value=file, allowed=allowed) from None
+    except (ValueError, IndexError):
+        raise InputError("is not JSON", where="virtual", key="ceilings", value=file, allowed=allowed) from None
+    return section(found, file)
+
+
+def _model(conf: Mapping[str, Any]) -> CatalogueModel:
+    """From the folder of the key ``model_path``, else from the section ``model``."""
+    if conf.get("model_path") is None:
+        return model_from_section(conf.get("model"))
+    file = Path(text(conf, "model_path", "virtual")) / "config.json"
+    try:
+        config = section(json.loads(file.read_text(encoding="utf-8")), str(file))
+    except OSError as error:
+        problem, allowed = f"has no config.json ({error.strerror})", "folder of a model"
+        raise InputError(problem, where="virtual", key="model_path", value=str(file.parent), allowed=allowed) from None
+    except ValueError:
+        raise InputError("is not JSON", where=str(file)) from None
+    context = count(config, "max_position_embeddings", str(file))
+    return CatalogueModel(file.parent.name, context, shape_from_config(config, where=str(file)))
+
+
+def _efficiency(value: object, ceilings: Ceilings) -> Efficiency:
+    if isinstance(value, Mapping) and "gemm" in value:
+        return Efficiency.from_dict(value, "efficiency")
+    return load_efficiency(match_device(ceilings.device) or ceilings.device)

@@ -1,0 +1,81 @@
+"""What arms with speculative decoding draft with, and which drafts are accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.checks import number, only, section
+from bench.virtual.device import Device
+from roofline_policies.acceptance import Acceptance
+from roofline_policies.errors import FieldError, InputError
+from roofline_policies.model import ModelShape
+from roofline_policies.model_catalogue import shipped_model
+from roofline_policies.model_composed import Shape
+from roofline_policies.speculation import Speculation
+
+KEYS = ("model", "per_position", "spread")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """shape: the draft model's. head: it is one layer of the target rather than a model of its own."""
+
+    shape: Shape
+    head: bool
+    acceptance: Acceptance
+
+    @classmethod
+    def from_config(cls, value: object, device: Device, seed: int) -> Draft | None:
+        """From the section ``draft``; None for null.
+
+        Raises:
+            InputError: a key or a value that cannot be used, or a head of a model that has no single layer to repeat.
+        """
+        if value is None:
+            return None
+        conf = section(value, "draft")
+        only(conf, "draft", KEYS)
+        name, target = conf.get("model"), device.model.shape
+        if name is None and not isinstance(target, ModelShape):
+            allowed = "a file of conf/model with the same vocabulary"
+            raise InputError("has layers of several kinds", where="draft", key="model", value=None, allowed=allowed)
+        return cls(
+            replace(target, num_layers=1) if isinstance(target, ModelShape) and name is None else _named(name),
+            name is None,
+            _acceptance(conf, seed),
+        )
+
+    def speculation(self, device: Device, steps: int) -> Speculation:
+        """``steps`` drafts per step, priced on the device.
+
+        Raises:
+            InputError: the device's steps were measured on a server, which priced no draft.
+        """
+        model = replace(device.model, shape=self.shape)
+        times = replace(device, model=model).predictor(())
+        if times is None:
+            raise InputError("has no price where steps are measured", where="draft", allowed="steps=null")
+        return Speculation(times, steps, self.acceptance, self.head)
+
+
+def _named(name: object) -> Shape:
+    if not isinstance(name, str):
+        raise InputError("is not text", where="draft", key="model", value=name, allowed="a file of conf/model, or null")
+    return shipped_model(name).shape
+
+
+def _acceptance(conf: Mapping[str, Any], seed: int) -> Acceptance:
+    given = conf.get("per_position")
+    if not isinstance(given, list) or not all(
+        isinstance(one, int | float) and not isinstance(one, bool) for one in given
+    ):
+        allowed = "one probability or more, each 0 to 1"
+        raise InputError("is not a list of numbers", where="draft", key="per_position", value=given, allowed=allowed)
+    try:
+        return Acceptance(tuple(given), number(conf, "spread", "draft", default=0.0), seed)
+    except FieldError as error:
+        raise InputError(
+            "is out of range", where="draft", key=error.key, value=error.value, allowed=error.allowed
+        ) from None

@@ -1,0 +1,129 @@
+"""One arm on the virtual clock, in a process of its own: the clocks of SGLang's modules are replaced in it."""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from bench.prompts import PromptBuilder
+from bench.records import ArmRun, RequestRecord, ServerSample
+from bench.virtual.arms import VirtualArm
+from bench.virtual.device import PricedSteps
+from bench.virtual.settings import Experiment
+from sglang_patches.virtual.clock import VirtualClock
+from sglang_patches.virtual.server import Sample, VirtualDevice, VirtualServer
+from sglang_patches.virtual.speculative import speculative_args
+from sglang_patches.virtual.stand_ins import VOCABULARY
+from sglang_patches.virtual.traffic import Delivery, TimeIsUp, VirtualRequest, VirtualTraffic
+
+
+def run_arm(experiment: Experiment, arm: VirtualArm, progress: Callable[[int, float], None]) -> tuple[ArmRun, int]:
+    """Serve the experiment's traffic with the arm's settings: the run, and how many iterations it took.
+
+    ``progress`` is told requests that have ended, and virtual seconds.
+
+    Raises:
+        Exception: whatever SGLang raises; the caller reports it as the arm's crash.
+    """
+    device, clock = experiment.device, VirtualClock()
+    requests = virtual_requests(experiment)
+    last_s = max(request.arrival_s for request in requests)
+    traffic = VirtualTraffic(clock, requests, most_s=last_s + experiment.drain_s, closed=progress)
+    speculation = None
+    drafting: list[str] = []
+    if arm.speculation_steps is not None:
+        assert experiment.draft is not None
+        speculation = experiment.draft.speculation(device, arm.speculation_steps)
+        drafting = speculative_args(arm.speculation_steps, head=speculation.head)
+    with tempfile.TemporaryDirectory(prefix="roofline-virtual-") as folder:
+        server = VirtualServer(
+            Path(folder),
+            [
+                "--chunked-prefill-size",
+                str(device.chunked_prefill_size),
+                *drafting,
+                *experiment.server_args,
+                *arm.server_args,
+            ],
+            VirtualDevice(
+                kv_tokens=device.kv_tokens,
+                context_tokens=device.model.context_length,
+                decode_graph_requests=device.decode_graph_requests,
+                prefill_graph_tokens=device.prefill_graph_tokens,
+                synchronous=device.synchronous,
+            ),
+            clock,
+            traffic,
+            sample_every_s=experiment.sample_every_s,
+        )
+        steps = device.steps(server.graph_sizes)
+        priced = PricedSteps(steps, experiment.bias, experiment.noise, experiment.seed)
+        worker = server.start(priced, experiment.host, speculation)
+        settings = arm.settings(experiment.slo)
+        if settings is not None:
+            server.attach(
+                replace(settings, ceilings=device.ceilings),
+                device.model.shape.shard(device.tp_size),
+                device.predictor(server.graph_sizes),
+            )
+        with suppress(TimeIsUp):  # what is open then is an error of its own
+            server.run()
+    end_s = traffic.now_s
+    records = [
+        _record(experiment, index, traffic.deliveries[str(index)], end_s) for index in range(len(experiment.requests))
+    ]
+    samples = tuple(_sample(sample) for sample in server.samples)
+    return ArmRun(arm.name, 0, tuple(records), samples, deferrals=worker.deferrals), worker.iterations
+
+
+def virtual_requests(experiment: Experiment) -> list[VirtualRequest]:
+    """The traffic as the scheduler will see it; prompts are made when they arrive."""
+    prompts = PromptBuilder(experiment.seed, VOCABULARY)
+    cap = experiment.output_cap_tokens
+
+    def tokens(index: int) -> array[int]:
+        return array("q", prompts.tokens(experiment.requests[index], index))
+
+    return [
+        VirtualRequest(
+            rid=str(index),
+            arrival_s=request.arrival_s + experiment.path.ingress_s,
+            prompt=partial(tokens, index),
+            prompt_tokens=request.prompt_tokens,
+            output_tokens=request.output_tokens,
+            # A client whose answers are longer than the cap would have asked for more.
+            cap_tokens=None if cap is None else max(cap, request.output_tokens),
+        )
+        for index, request in enumerate(experiment.requests)
+    ]
+
+
+def _record(experiment: Experiment, index: int, delivery: Delivery, end_s: float) -> RequestRecord:
+    request, egress_s = experiment.requests[index], experiment.path.egress_s
+    times = tuple(moment + egress_s for moment in delivery.token_s)
+    error = delivery.error if delivery.done else f"open after {experiment.drain_s:g} s of draining"
+    return RequestRecord(
+        index=index,
+        phase=request.phase,
+        scheduled_s=request.arrival_s,
+        sent_s=request.arrival_s,
+        token_s=times,
+        end_s=times[-1] if delivery.done and times else end_s,
+        prompt_tokens=request.prompt_tokens,
+        cached_tokens=delivery.cached_tokens,
+        output_tokens_asked=request.output_tokens,
+        error=error,
+        started_s=delivery.started_s,
+    )
+
+
+def _sample(sample: Sample) -> ServerSample:
+    load = {"running": float(sample.running), "waiting": float(sample.waiting), "kv_use": sample.kv_use}
+    # What the loop costs is part of the stated host time; its clock stands still here and would say nothing.
+    rank = {key: value for key, value in (sample.rank or {}).items() if key != "policy_time_s"}
+    return ServerSample(sample.t_s, load, sample.retractions, (rank,) if rank else ())

@@ -1,0 +1,185 @@
+"""A checked virtual experiment: device, traffic, arms. Everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.checks import count, number, only, optional_count, optional_number, section, text, texts
+from bench.slo import Slo
+from bench.traffic import Request
+from bench.traffic.load import load_traffic
+from bench.virtual.arms import VirtualArm, read_arms
+from bench.virtual.device import Device
+from bench.virtual.draft import Draft
+from roofline_policies.errors import FieldError, InputError
+from roofline_policies.host_time import HostTime, RequestPath
+from roofline_policies.speculation import check_draft
+
+KEYS = (
+    "name", "arms", "baseline", "seed", "phase_s", "usd_per_h", "out_dir", "server_args", "traffic", "hardware",
+    "efficiency", "model", "model_path", "ceilings", "slo", "draft", "device", "steps", "linear", "price", "host",
+    "path", "output_cap_tokens", "drain_s", "most_s", "sample_every_s", "processes",
+)  # fmt: skip
+CONTEXT_MARGIN = 16
+"""Tokens of the context left free: SGLang admits a prompt only a few tokens below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """What every arm of a virtual experiment shares. Times in virtual seconds; see conf/virtual.yaml for each key."""
+
+    device: Device
+    draft: Draft | None
+    server_args: tuple[str, ...]
+    slo: Slo
+    seed: int
+    requests: tuple[Request, ...]
+    host: HostTime
+    path: RequestPath
+    bias: float
+    noise: float
+    output_cap_tokens: int | None
+    drain_s: float
+    sample_every_s: float
+
+    @classmethod
+    def from_config(cls, conf: Mapping[str, Any]) -> tuple[Experiment, int]:
+        """What arms share, of a composed configuration, and how many requests were cut to fit; reads the traffic.
+
+        Raises:
+            InputError: a key, a value or a file cannot be used, the model does not fit the device, or the trace is
+                longer than the time given.
+        """
+        only(conf, "virtual", KEYS)
+        device = Device.from_config(conf)
+        seed = count(conf, "seed", "virtual", low=0)
+        traffic = section(conf.get("traffic"), "traffic")
+        most_tokens = min(device.model.context_length, device.kv_tokens) - CONTEXT_MARGIN
+        requests, clipped = load_traffic(traffic, seed, most_tokens)
+        _in_time(requests[-1].arrival_s, optional_number(conf, "most_s", "virtual", above=0.0))
+        requests = _phased(requests, optional_number(conf, "phase_s", "virtual", above=0.0))
+        price = section(conf.get("price"), "price")
+        only(price, "price", ("bias", "noise"))
+        host, path = _times(conf, device)
+        experiment = cls(
+            device=device,
+            draft=Draft.from_config(conf.get("draft"), device, seed),
+            server_args=texts(conf, "server_args", "virtual"),
+            slo=Slo.from_config(section(conf.get("slo"), "slo")),
+            seed=seed,
+            requests=tuple(requests),
+            host=host,
+            path=path,
+            bias=number(price, "bias", "price", above=0.0),
+            noise=number(price, "noise", "price", low=0.0),
+            output_cap_tokens=optional_count(conf, "output_cap_tokens", "virtual"),
+            drain_s=number(conf, "drain_s", "virtual", above=0.0),
+            sample_every_s=number(conf, "sample_every_s", "virtual", above=0.0),
+        )
+        return experiment, clipped
+
+    def check(self, arms: Sequence[VirtualArm]) -> None:
+        """Nothing, if this experiment can run every arm.
+
+        Raises:
+            InputError: an arm speculates and there is nothing to draft with.
+        """
+        for arm in arms:
+            if arm.speculation_steps is not None:
+                shape = None if self.draft is None else self.draft.shape
+                check_draft(self.device.model.shape, shape, where=f"arms.{arm.name}")
+                assert self.draft is not None
+                self.draft.speculation(self.device, arm.speculation_steps)
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualSettings:
+    """A checked configuration; ``clipped``: requests that were cut to fit."""
+
+    name: str
+    experiment: Experiment
+    arms: tuple[VirtualArm, ...]
+    baseline: str
+    usd_per_h: float | None
+    out_dir: Path
+    processes: int
+    clipped: int
+    traffic: Mapping[str, Any]
+
+    @classmethod
+    def from_config(cls, conf: Mapping[str, Any]) -> VirtualSettings:
+        """The settings of a composed configuration; reads the traffic.
+
+        Raises:
+            InputError: a key, a value or a file cannot be used, the model does not fit the device, or the trace is
+                longer than the time given.
+        """
+        only(conf, "virtual", KEYS)
+        slo = Slo.from_config(section(conf.get("slo"), "slo"))
+        arms = read_arms(conf.get("arms"), slo)
+        names = [arm.name for arm in arms]
+        baseline = text(conf, "baseline", "virtual")
+        if baseline not in names:
+            raise InputError("is not an arm", where="virtual", key="baseline", value=baseline, allowed=names)
+        experiment, clipped = Experiment.from_config(conf)
+        experiment.check(arms)
+        return cls(
+            name=text(conf, "name", "virtual"),
+            experiment=experiment,
+            arms=arms,
+            baseline=baseline,
+            usd_per_h=usd_per_h(conf, experiment),
+            out_dir=Path(text(conf, "out_dir", "virtual")),
+            processes=count(conf, "processes", "virtual"),
+            clipped=clipped,
+            traffic=section(conf.get("traffic"), "traffic"),
+        )
+
+
+def usd_per_h(conf: Mapping[str, Any], experiment: Experiment) -> float | None:
+    """Price of the machine: as configured, else the device's own; None where neither is known.
+
+    Raises:
+        InputError: it is no price.
+    """
+    return optional_number(conf, "usd_per_h", "virtual", above=0.0) or experiment.device.ceilings.usd_per_h
+
+
+def _in_time(last_s: float, most_s: float | None) -> None:
+    if most_s is not None and last_s > most_s:
+        raise InputError(
+            f"is shorter than the traffic, whose last request arrives at {last_s:.0f} s",
+            where="virtual",
+            key="most_s",
+            value=most_s,
+            allowed="a shorter traffic.window_s, a higher traffic.rate_scale, or more time",
+        )
+
+
+def _phased(requests: Sequence[Request], phase_s: float | None) -> list[Request]:
+    """The requests with stretches of ``phase_s`` as their phases; unchanged for None."""
+    if phase_s is None:
+        return list(requests)
+    names = [int(request.arrival_s // phase_s) for request in requests]
+    return [replace(request, phase=f"from {name * phase_s:g} s") for request, name in zip(requests, names, strict=True)]
+
+
+def _times(conf: Mapping[str, Any], device: Device) -> tuple[HostTime, RequestPath]:
+    """Host time and the way of a request: what was measured with the steps, else as configured."""
+    if device.fitted is not None:
+        return device.fitted.host, device.fitted.path
+    host, path = section(conf.get("host"), "host"), section(conf.get("path"), "path")
+    only(host, "host", ("step_s", "request_s"))
+    only(path, "path", ("ingress_s", "egress_s"))
+    try:
+        return (
+            HostTime(number(host, "step_s", "host"), number(host, "request_s", "host")),
+            RequestPath(number(path, "ingress_s", "path"), number(path, "egress_s", "path")),
+        )
+    except FieldError as error:
+        raise InputError(
+            "is out of range", where="virtual", key=error.key, value=error.value, allowed=error.allowed
+        ) from None

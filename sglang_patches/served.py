@@ -1,0 +1,95 @@
+"""What a loop is told of the server it runs in, rather than finding it out from a device and its weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sglang.srt.runtime_context import get_parallel
+
+from roofline_policies.config import AUTO, Settings
+from roofline_policies.efficiency import Efficiency, load_efficiency
+from roofline_policies.errors import InputError
+from roofline_policies.hardware import from_catalogue, match_device
+from roofline_policies.model import ModelShape
+from roofline_policies.model_composed import Shape
+from roofline_policies.predict import StepPredictor
+from roofline_policies.step_times import StepTimes
+from sglang_patches import served_model
+from sglang_patches.agree import decides_here
+from sglang_patches.counters import Counters
+from sglang_patches.observe import DeviceInterval, HostInterval, Interval
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The model that one rank runs, and by what means its iterations are timed, counted and predicted.
+
+    interval: starts the time of a forward pass. graph_sizes: captured decode batch sizes, ascending.
+    predictor: of step times, None where there is none. counters: the attention kernels of this process where they
+        count, None where work is the closed form.
+    device_uuid: the device whose clocks and power are sampled, None for none.
+    """
+
+    model: Shape
+    interval: Callable[[], Interval]
+    graph_sizes: Sequence[int] = ()
+    predictor: StepTimes | None = None
+    counters: Counters | None = None
+    device_uuid: str | None = None
+
+
+def of_server(scheduler: Any, settings: Settings, counters: Counters | None) -> Served:
+    """What a real server's scheduler runs.
+
+    Raises:
+        InputError: a model that is not covered, or efficiencies that do not cover its kernels.
+    """
+    whole = served_model.whole(scheduler.model_config, scheduler.tp_worker)
+    graph_sizes = sorted(scheduler.tp_worker.get_decode_cuda_graph_bs())
+    return Served(
+        whole.shard(get_parallel().tp_size),
+        HostInterval if scheduler.device == "cpu" else DeviceInterval,
+        graph_sizes,
+        _predictor(scheduler, settings, whole, graph_sizes) if decides_here() else None,
+        counters,
+        served_model.device_uuid() if scheduler.device == "cuda" else None,
+    )
+
+
+def _predictor(
+    scheduler: Any, settings: Settings, whole: ModelShape, graph_sizes: Sequence[int]
+) -> StepPredictor | None:
+    """What the settings ask for. Where nobody named a device, a server that is not covered has no predictor."""
+    choice = settings.efficiency
+    if choice is None:
+        return None
+    try:
+        efficiency = choice if isinstance(choice, Efficiency) else _shipped_for(settings)
+        if served_model.rows_per_request(scheduler) > 1:
+            raise InputError("does not cover draft models", where=settings.source, key="efficiency")
+        predictor = StepPredictor(
+            whole,
+            from_catalogue(efficiency.device),
+            efficiency,
+            attention=served_model.attention_kernel(scheduler.tp_worker),
+            tp_size=get_parallel().tp_size,
+            captured=graph_sizes,
+        )
+    except InputError as error:
+        if choice != AUTO:
+            raise
+        logger.info(f"Roofline: step times are not predicted: {error}.")
+        return None
+    logger.info(f"Roofline: step times are predicted with the {efficiency.device}'s efficiencies ({efficiency.date}).")
+    return predictor
+
+
+def _shipped_for(settings: Settings) -> Efficiency:
+    """The efficiencies of the device that the ceilings are of."""
+    name = settings.ceilings.device if settings.ceilings is not None else "no device"
+    return load_efficiency(match_device(name) or name)

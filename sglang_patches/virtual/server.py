@@ -1,0 +1,219 @@
+"""Runs SGLang's real scheduler through a traffic without sockets, weights or a sized KV pool.
+
+One process runs one traffic: the clocks of every SGLang module in it are replaced and stay so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sglang.srt.arg_groups.cuda_graph_hook import generate_decode_cuda_graph_batch_sizes
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.runtime_context import SpawnRanks, publish
+from sglang.srt.server_args import PortArgs, ServerArgs, prepare_server_args
+
+from roofline_policies.config import Settings
+from roofline_policies.host_time import HostTime
+from roofline_policies.model_composed import Shape
+from roofline_policies.speculation import Speculation
+from roofline_policies.step_times import StepTimes
+from sglang_patches import compat
+from sglang_patches.hooks import SCHEDULER_HOOKS, join
+from sglang_patches.loop import Loop
+from sglang_patches.served import Served
+from sglang_patches.virtual.clock import EPOCH_S, VirtualClock, VirtualTime, replace_clocks
+from sglang_patches.virtual.events import VirtualDeviceModule, VirtualInterval
+from sglang_patches.virtual.speculative import SpeculativeWorker, check_launched, replace_drafting
+from sglang_patches.virtual.stand_ins import EOS_TOKEN, connect, write_model
+from sglang_patches.virtual.traffic import VirtualTraffic
+from sglang_patches.virtual.worker import VirtualWorker
+
+CLOCKED_PACKAGES = ("sglang.", "sglang_patches.", "roofline_policies.")
+
+STALL_S = 1e-3
+MOST_STALLS = 100_000
+"""Passes in a row in which a queue waits and nothing runs, of STALL_S each, after which the scheduler is stuck."""
+
+
+class Stuck(RuntimeError):
+    """The scheduler has requests and runs none of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualDevice:
+    """What the scheduler is to believe of the device behind it.
+
+    kv_tokens: token slots. context_tokens: of the modelled model. decode_graph_requests: largest decode batch with a
+    captured graph, 0 for none. prefill_graph_tokens: most tokens of a prefill step with one.
+    synchronous: the host waits for every forward pass, as on a CPU.
+    """
+
+    kv_tokens: int
+    context_tokens: int
+    decode_graph_requests: int = 0
+    prefill_graph_tokens: int = 0
+    synchronous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The server at one moment.
+
+    t_s: seconds since the start of traffic. rank: an entry of ``ranks`` in GET /roofline, None without policy.
+    """
+
+    t_s: float
+    running: int
+    waiting: int
+    kv_use: float
+    retractions: int
+    rank: dict[str, Any] | None
+
+
+class VirtualServer:
+    """One scheduler, built once and run once.
+
+    server_args: as on the command line of sglang.launch_server, without a model; they outrank what is set here.
+
+    Raises:
+        SystemExit, ValueError: SGLang's own refusals of an argument.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        server_args: Sequence[str],
+        device: VirtualDevice,
+        clock: VirtualClock,
+        traffic: VirtualTraffic,
+        *,
+        sample_every_s: float = 1.0,
+    ) -> None:
+        self.device = device
+        self.clock = clock
+        self.traffic = traffic
+        self.samples: list[Sample] = []
+        self.stalls = 0
+        self.retractions = 0
+        self._stalled = 0
+        self._stalled_after = 0
+        self._worker: VirtualWorker | None = None
+        self._sample_every_s = sample_every_s
+        self._next_sample_s = EPOCH_S
+        self._loop: Loop | None = None
+        compat.apply(SCHEDULER_HOOKS)
+        connect(traffic)
+        replace_drafting()
+        self._time = VirtualTime(clock)
+        replace_clocks(self._time, CLOCKED_PACKAGES)
+        self.server_args: ServerArgs = prepare_server_args([
+            "--model-path", str(write_model(folder, device.context_tokens)), "--load-format", "dummy",
+            "--device", "cpu", "--attention-backend", "torch_native", "--skip-tokenizer-init", "--log-level", "error",
+            "--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled", "--page-size", "1",
+            "--mem-fraction-static", "0.5", "--max-total-tokens", str(device.kv_tokens), "--random-seed", "0",
+            *server_args,
+        ])  # fmt: skip
+        publish(self.server_args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
+        self.scheduler = Scheduler(self.server_args, PortArgs.init_new(self.server_args))
+        replace_clocks(self._time, CLOCKED_PACKAGES)  # of modules that were loaded on the way
+
+    @property
+    def graph_sizes(self) -> list[int]:
+        """Decode batch sizes that SGLang would capture on the modelled device, ascending."""
+        most = self.device.decode_graph_requests
+        return sorted(generate_decode_cuda_graph_batch_sizes(self.server_args, most)) if most else []
+
+    def attach(self, settings: Settings, model: Shape, predictor: StepTimes | None) -> None:
+        """Run under a policy. ``model``: what one rank of the modelled server holds."""
+        interval = partial(VirtualInterval, self.clock)
+        self._loop = Loop(self.scheduler, settings, Served(model, interval, self.graph_sizes, predictor))
+        join(self.scheduler, self._loop)
+
+    def start(self, times: StepTimes, host: HostTime, speculation: Speculation | None = None) -> VirtualWorker:
+        """Put the modelled device in the place of the worker. Before ``attach``.
+
+        speculation: for a server that was launched with ``speculative_args``, and for no other.
+
+        Raises:
+            InputError: the server was launched for another speculation.
+        """
+        scheduler, device = self.scheduler, self.device
+        check_launched(scheduler, speculation)
+        kind = VirtualWorker if speculation is None else partial(SpeculativeWorker, speculation=speculation)
+        worker = kind(
+            self.clock, self.traffic, times, host, eos_token=EOS_TOKEN,
+            prefill_graph_tokens=device.prefill_graph_tokens,
+            synchronous=device.synchronous or not scheduler.enable_overlap,
+            prompts_wait=lambda: bool(scheduler.waiting_queue) or scheduler.chunked_req is not None,
+        )  # fmt: skip
+        scheduler.model_worker.forward_batch_generation = worker.forward_batch_generation
+        scheduler.device_module = VirtualDeviceModule(scheduler.device_module, self.clock)
+        scheduler.on_idle = partial(self._idle, scheduler.on_idle)
+        scheduler._add_request_to_queue = partial(self._queued, scheduler._add_request_to_queue)
+        scheduler.ingest_requests = partial(self._ingest, scheduler.ingest_requests)
+        scheduler.record_batch_in_overlap = self._record_batch
+        self._worker = worker
+        return worker
+
+    def run(self) -> None:
+        """Serve the traffic to its end.
+
+        Raises:
+            TimeIsUp, Stuck: it has none.
+        """
+        self.scheduler.run_event_loop()
+
+    def _record_batch(self, batch: Any) -> None:
+        """SGLang keeps every tensor of a batch for two iterations, until the device has read it; here nothing reads."""
+        scheduler = self.scheduler
+        scheduler.batch_record_ct = (scheduler.batch_record_ct + 1) % 2
+        scheduler.batch_record_buf[scheduler.batch_record_ct] = [batch]
+
+    def _ingest(self, original: Callable[[], None]) -> None:
+        if self.clock.now_s >= self._next_sample_s:
+            self._sample()
+        original()
+
+    def _queued(self, original: Callable[..., None], req: Any, is_retracted: bool = False) -> None:
+        self.retractions += is_retracted
+        original(req, is_retracted)
+
+    def _idle(self, original: Callable[[], None]) -> None:
+        """SGLang's own checks for leaks, then on to the next arrival; the end of the traffic is the end of the loop."""
+        original()
+        if self.scheduler.is_fully_idle():
+            self._stalled = 0
+            next_s = self.traffic.next_arrival_s()
+            if next_s is None:
+                self.scheduler.gracefully_exit = True
+            else:
+                self.clock.wait_until(next_s)
+            return
+        assert self._worker is not None
+        if self._worker.iterations > self._stalled_after:
+            self._stalled_after, self._stalled = self._worker.iterations, 0
+        self.stalls += 1
+        self._stalled += 1
+        if self._stalled > MOST_STALLS:
+            waited_s = MOST_STALLS * STALL_S
+            raise Stuck(f"{self.traffic.open} requests are open and none of them ran for {waited_s:g} s")
+        self.clock.spend(STALL_S)
+
+    def _sample(self) -> None:
+        self._next_sample_s = self.clock.now_s + self._sample_every_s
+        scheduler = self.scheduler
+        _, kv_use = scheduler.pool_stats_observer.get_pool_stats().get_kv_token_stats()
+        self.samples.append(
+            Sample(
+                self.traffic.now_s,
+                len(scheduler.running_batch.reqs),
+                len(scheduler.waiting_queue),
+                kv_use,
+                self.retractions,
+                None if self._loop is None else self._loop.status(),
+            )
+        )

@@ -1,0 +1,175 @@
+"""What arrives at a virtual server and what its clients receive."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
+from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from sglang_patches.virtual.clock import EPOCH_S, VirtualClock
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualRequest:
+    """One request.
+
+    arrival_s: seconds since the start of the traffic at which the scheduler can first see it.
+    prompt: makes the prompt's token ids (dtype ``q``); called once, on arrival, so that a long trace fits in memory.
+    prompt_tokens, output_tokens: lengths, at least 1. The output's is hidden from the scheduler.
+    cap_tokens: the ``max_new_tokens`` that the scheduler sees; None: it is told ``output_tokens``.
+    """
+
+    rid: str
+    arrival_s: float
+    prompt: Callable[[], array[int]]
+    prompt_tokens: int
+    output_tokens: int
+    cap_tokens: int | None = None
+
+
+@dataclass(slots=True)
+class Delivery:
+    """What a client received, in seconds since the start of traffic.
+
+    started_s: when the first step that computes something of it was launched. token_s: when each token left the server.
+    error: why the request ended before its end; None while it runs, and when it ran to its end.
+    """
+
+    started_s: float | None = None
+    token_s: array[float] = field(default_factory=lambda: array("d"))
+    cached_tokens: int = 0
+    retractions: int = 0
+    done: bool = False
+    error: str | None = None
+
+
+class VirtualTraffic:
+    """The clients of one scheduler: sends requests when they are due, notes when tokens come back.
+
+    Raises from ``pull``:
+        TimeIsUp: virtual time passed ``most_s`` and requests are still open.
+    """
+
+    socket = None
+    """SGLang's senders have one; no message of this server goes through any."""
+
+    def __init__(
+        self,
+        clock: VirtualClock,
+        requests: Sequence[VirtualRequest],
+        *,
+        most_s: float = float("inf"),
+        closed: Callable[[int, float], None] = lambda done, now_s: None,
+    ) -> None:
+        """``closed`` is told after each request how many have ended, and the time."""
+        self.requests = {request.rid: request for request in requests}
+        self.deliveries = {request.rid: Delivery() for request in requests}
+        self._arrivals = sorted(requests, key=lambda request: request.arrival_s)
+        self._clock = clock
+        self._next = 0
+        self._open = len(requests)
+        self._most_s = most_s
+        self._closed = closed
+
+    @property
+    def open(self) -> int:
+        """Requests that have not ended."""
+        return self._open
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the start of the traffic."""
+        return self._clock.now_s - EPOCH_S
+
+    def next_arrival_s(self) -> float | None:
+        """When the next request arrives, on the virtual clock; None after the last."""
+        return EPOCH_S + self._arrivals[self._next].arrival_s if self._next < len(self._arrivals) else None
+
+    def pull(self) -> list[TokenizedGenerateReqInput]:
+        """The requests that have arrived since the last call."""
+        if self.now_s > self._most_s:
+            raise TimeIsUp(f"{self._open} of {len(self.requests)} requests were open after {self._most_s:g} s")
+        arrived = []
+        while (due_s := self.next_arrival_s()) is not None and due_s <= self._clock.now_s:
+            arrived.append(_message(self._arrivals[self._next]))
+            self._next += 1
+        return arrived
+
+    def started(self, rid: str) -> None:
+        """A step that computes something of the request is being launched."""
+        delivery = self.deliveries[rid]
+        if delivery.started_s is None:
+            delivery.started_s = self.now_s
+
+    def stream_output(self, reqs: Sequence[Any], return_logprob: bool, skip_req: Any = None) -> None:
+        """Stands for SGLang's output streamer: new tokens leave the server now.
+
+        Sets on each request what the scheduler reads back (``finished_output``, ``finished_len``,
+        ``send_token_offset``), and makes no message for a detokenizer.
+        """
+        now_s = self.now_s
+        for req in reqs:
+            if req is skip_req:
+                continue
+            finished = req.finished()
+            if finished:
+                if req.finished_output:
+                    continue  # under overlap a finished request passes twice
+                req.finished_output = True
+                if req.finished_len is None:
+                    req.finished_len = len(req.output_ids)
+            delivery = self.deliveries[req.rid]
+            count = len(req.output_ids_through_stop)
+            req.send_token_offset = count
+            for _ in range(count - len(delivery.token_s)):
+                delivery.token_s.append(now_s)
+            if finished:
+                delivery.cached_tokens = req.cached_tokens
+                delivery.retractions = req.retraction_count
+                reason = req.finished_reason.to_json()
+                self._close(delivery, str(reason.get("message")) if reason.get("type") == "abort" else None)
+
+    def send_output(self, output: Any, recv_obj: Any = None) -> None:
+        """Stands for the sockets to the other processes of a server: only aborts matter to a client."""
+        if isinstance(output, AbortReq) and output.rid in self.deliveries:
+            reason = output.finished_reason or {}
+            self._close(self.deliveries[output.rid], str(reason.get("message", "aborted")))
+
+    def _close(self, delivery: Delivery, error: str | None) -> None:
+        if delivery.done:
+            return
+        delivery.done, delivery.error = True, error
+        self._open -= 1
+        self._closed(len(self.requests) - self._open, self.now_s)
+
+
+class TimeIsUp(RuntimeError):
+    """The traffic was not served within the time given."""
+
+
+def _message(request: VirtualRequest) -> TokenizedGenerateReqInput:
+    told = request.cap_tokens is None
+    sampling = SamplingParams(
+        max_new_tokens=request.output_tokens if told else request.cap_tokens, temperature=0.0, ignore_eos=told
+    )
+    sampling.normalize(None)
+    return TokenizedGenerateReqInput(
+        rid=request.rid,
+        input_text=None,
+        input_ids=request.prompt(),
+        input_embeds=None,
+        mm_inputs=None,
+        token_type_ids=None,
+        sampling_params=sampling,
+        return_logprob=False,
+        logprob_start_len=-1,
+        top_logprobs_num=0,
+        token_ids_logprob=None,
+        stream=False,
+        time_stats=APIServerReqTimeStats(),
+    )

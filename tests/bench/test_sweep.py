@@ -1,0 +1,194 @@
+"""The command from its arguments to its table, with made-up metrics in the place of SGLang."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_cells import overrides, row
+
+import bench.sweep.run
+from bench.sweep.__main__ import main
+from bench.virtual.arms import VirtualArm
+from bench.virtual.processes import Crash
+from roofline_policies.errors import EXIT_BAD_INPUT
+
+Work = Callable[..., Any]
+Answer = Callable[[int, VirtualArm], Any]
+
+
+class Runner:
+    """Stands in for processes: answers the tasks in order, and remembers which arms it was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.answer: Answer = lambda index, arm: (row(arm.name, 60 if arm.fixed else 30 + 10 * index), 2.5)
+        monkeypatch.setattr(bench.sweep.run, "run_each", self.run_each)
+
+    def run_each(
+        self, work: Work, tasks: Sequence[tuple[Any, ...]], processes: int, progress: object
+    ) -> Iterator[tuple[int, Any]]:
+        for index, (_, arm, _) in enumerate(tasks):
+            self.asked.append(arm.name)
+            yield index, self.answer(index, arm)
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
+    return Runner(monkeypatch)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    return overrides(f"out_dir={tmp_path / 'out'}", "processes=1")
+
+
+def lines(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_sweep_runs_cell_by_cell_and_reports(
+    runner: Runner, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    assert runner.asked == ["default", "static_c2048_r64"] * 2
+    shown = capsys.readouterr()
+    assert "goodput / goodput of the best fixed setting, 2 of 2 cells" in shown.out
+    assert "1/4 low: default, 2.5 s of one core" in shown.err
+    result = json.loads(shown.out.splitlines()[-1])
+    assert result == json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert result["summary"][0] == {
+        "arm": "default", "min": 0.5, "median": pytest.approx(2 / 3), "max": pytest.approx(5 / 6), "worst": "low",
+        "cells": 2, "crashes": 0,
+    }  # fmt: skip
+    assert (tmp_path / "out" / "sweep.html").is_file()
+    assert [(line["cell"], line["row"]["arm"]) for line in lines(tmp_path)] == [
+        ("low", "default"), ("low", "static_c2048_r64"), ("high", "default"), ("high", "static_c2048_r64")
+    ]  # fmt: skip
+
+
+def test_what_is_there_is_not_run_again(
+    runner: Runner, command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    main(command)
+    first = last_line(capsys)
+    runner.asked.clear()
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert (runner.asked, shown.out.splitlines()[-1]) == ([], first)
+    assert "4 of 4 results are in" in shown.err.replace("\n", " ")
+    assert main([*command, "axes.load.high=['traffic.rate_scale=3']"]) == 0
+    assert runner.asked == ["default", "static_c2048_r64"]
+    assert len(lines(tmp_path)) == 6  # the stale ones stay, unused
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(
+    runner: Runner, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calm = runner.answer
+
+    def interrupted(index: int, arm: VirtualArm) -> Any:
+        if index == 2:
+            raise KeyboardInterrupt
+        return calm(index, arm)
+
+    runner.answer = interrupted
+    assert main(command) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    path = tmp_path / "out" / "results.jsonl"
+    assert len(lines(tmp_path)) == 2
+    path.write_bytes(path.read_bytes() + path.read_bytes()[:50])  # killed in the middle of the third line
+    runner.answer = lambda index, arm: calm(index + 2, arm)
+    runner.asked.clear()
+    assert main(command) == 0
+    assert runner.asked == ["default", "static_c2048_r64"]
+    assert len({line["key"] for line in lines(tmp_path)}) == 4
+
+
+def test_a_crash_is_kept_shown_and_tried_again_only_on_request(
+    runner: Runner, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calm = runner.answer
+    runner.answer = lambda index, arm: Crash("ValueError: no", ("the tail",)) if index == 2 else calm(index, arm)
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "high: default crashed: ValueError: no\nthe tail" in shown.err
+    result = json.loads(shown.out.splitlines()[-1])
+    assert result["summary"][0]["crashes"] == 1
+    assert (result["cells"][1]["arms"]["default"]["status"], result["cells"][1]["arms"]["default"]["ratio"]) == (
+        "crashed", None
+    )  # fmt: skip
+    runner.asked.clear()
+    assert main(command) == 0
+    assert runner.asked == []
+    assert last_line(capsys) == shown.out.splitlines()[-1]
+    runner.answer = calm
+    assert main([*command, "retry_crashed=true"]) == 0
+    assert runner.asked == ["default"]
+    assert json.loads(last_line(capsys))["summary"][0]["crashes"] == 0
+    assert len(lines(tmp_path)) == 5
+
+
+def test_if_every_unit_crashed_the_command_says_so(
+    runner: Runner, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner.answer = lambda index, arm: Crash("OSError: gone")
+    assert main(command) == 1
+    result = json.loads(last_line(capsys))
+    assert result["cells_counted"] == 0
+    assert result["cells"][0]["oracles"] == {"overall": None, "per_phase": None}
+
+
+def test_units_that_all_the_same_decides_run_once(
+    runner: Runner, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two names of one cell, two names of one arm."""
+    twins = ["+arms.again={}", "axes.load.high=['traffic.rate_scale=1']"]
+    assert main([*command, *twins]) == 0
+    assert runner.asked == ["default", "static_c2048_r64"]
+    result = json.loads(last_line(capsys))
+    assert [list(cell["arms"]) for cell in result["cells"]] == [["default", "static_c2048_r64", "again"]] * 2
+    assert result["cells"][1]["arms"]["again"]["ratio"] == 0.5
+
+
+def test_bad_input_stops_before_anything_runs(
+    runner: Runner, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "axes.load.high=['traffic.rate_scale=0']"]) == EXIT_BAD_INPUT
+    shown = capsys.readouterr()
+    assert shown.err == "sweep: cell high: traffic: rate_scale = 0: is out of range; allowed: a number > 0\n"
+    assert (runner.asked, shown.out) == ([], "")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    assert main([*command, f"out_dir={tmp_path / 'file' / 'out'}"]) == EXIT_BAD_INPUT
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_lines_that_are_no_results_are_told(
+    runner: Runner, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.jsonl").write_text("nonsense\n")
+    assert main(command) == 0
+    assert "1 lines are no results" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_help_lists_the_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    for part in (
+        "axes:     first_table, load, none",
+        "slack_chunks",
+        "mooncake",
+        "llama_3_1_8b",
+        "~axes.traffic.mooncake",
+    ):
+        assert part in shown

@@ -1,0 +1,129 @@
+"""From axes to cells, and what of a configuration is refused, with the cell named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sweep_cells import FIXED, settings
+
+from bench.composition import read_config
+from bench.sweep.grid import label, places
+from bench.sweep.settings import SweepSettings
+from roofline_policies.errors import InputError
+
+AXES = {
+    "traffic": {"chat": ["traffic=a"], "code": ["traffic=b"]},
+    "load": {
+        "half": {"chat": ["rate=1"], "code": ["rate=10", "x=1"], "gone": ["rate=0"]},
+        "past": ["rate=99"],
+    },
+}
+
+
+def test_cells_are_the_product_and_the_last_axis_changes_fastest() -> None:
+    assert places(AXES, ["seed=7"]) == [
+        ({"traffic": "chat", "load": "half"}, ["seed=7", "traffic=a", "rate=1"]),
+        ({"traffic": "chat", "load": "past"}, ["seed=7", "traffic=a", "rate=99"]),
+        ({"traffic": "code", "load": "half"}, ["seed=7", "traffic=b", "rate=10", "x=1"]),
+        ({"traffic": "code", "load": "past"}, ["seed=7", "traffic=b", "rate=99"]),
+    ]
+
+
+def test_without_axes_there_is_one_cell() -> None:
+    assert places({}, ["seed=7"]) == [({}, ["seed=7"])]
+    assert label({}) == "all"
+    assert label({"traffic": "chat", "load": "half"}) == "chat, half"
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ([1], "axes: [1]: is not a section of keys and values"),
+        ({"load": {}}, "axes: load: has no values; allowed: name: [hydra overrides]"),
+        ({"load": {"a b": []}}, "axes.load: name = 'a b': is no name; allowed: letters, digits"),
+        ({"load": {"x": "rate=1"}}, "axes.load: x = 'rate=1': is not a list of overrides; allowed: a list"),
+        ({"load": {"x": [["rate=1"]]}}, "axes.load: x = [['rate=1']]: is not a list of arguments"),
+        ({"load": {"x": {"chat": []}}}, "axes.load: x = ['chat']: lacks a list for some value; allowed: a list"),
+        (
+            {"a": {"one": []}, "b": {"two": []}, "load": {"x": {"one": [], "two": []}}},
+            "axes.load: x = ['one', 'two']: has a list for every value of more than one axis",
+        ),
+        ({"load": {"x": ["out_dir=y"]}}, "axes.load: x = 'out_dir=y': cannot differ between cells; allowed: other"),
+        ({"load": {"x": ["+arms.mine={}"]}}, "axes.load: x = '+arms.mine={}': cannot differ between cells"),
+    ],
+)
+def test_axes_that_cannot_be_used(axes: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        places(axes, [])
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["processes=0"], "sweep: processes = 0: is out of range; allowed: a number >= 1"),
+        (["along=speed"], "sweep: along = 'speed': is no axis; allowed: null, load"),
+        (["retry_crashed=2"], "sweep: retry_crashed = 2: is not a choice; allowed: False, True"),
+        (["least_attainment=30"], "sweep: least_attainment = 30: is out of range; allowed: a number >= 0 and <= 1"),
+        (["+rates={a: 1}"], "sweep: rates: is neither a key of the sweep nor a parameter for its overrides"),
+        (["overrides=['baseline=x']"], "sweep: overrides = 'baseline=x': cannot differ between cells"),
+        (["axes.load.high=['traffic.rate_scale=-1']"], "sweep: cell high: traffic: rate_scale = -1: is out of range"),
+        (["axes.load.high=['no.such=1']"], "sweep: cell high: configuration: Could not override 'no.such'"),
+        (["axes.load.low=['traffic=azure','traffic.path=/no.csv']"], "sweep: cell low: /no.csv: no such file"),
+        (["axes.load.low=['traffic=azure']"], "sweep: cell low: virtual: traffic.path: is missing"),
+        (["axes.load.low=['seed=1,2']"], "sweep: cell low: configuration: Ambiguous value for argument 'seed=1,2'"),
+        (["+arms.other={policy: nope.yaml}"], "sweep: cell low: arms.other: policy = 'nope.yaml': no such file"),
+        (["~arms.fixed"], "sweep: arms = ['default']: have no fixed setting, and ratios are to the best of those"),
+    ],
+)
+def test_sweeps_that_cannot_be_used(more: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        settings(*more)
+    assert str(caught.value).removeprefix("sweep: cell low: " * message.startswith("sweep: arms")).startswith(message)
+
+
+def test_a_cell_says_what_it_is() -> None:
+    low, high = settings().cells
+    assert (low.name, high.name) == ("low", "high")
+    assert low.offered_per_s is not None
+    assert high.offered_per_s == pytest.approx(2 * low.offered_per_s)
+    assert low.described()["requests"] == 6
+    assert low.described()["device"] == {
+        "name": "NVIDIA H200", "count": 1, "model": "meta-llama/Llama-3.1-8B-Instruct"
+    }  # fmt: skip
+
+
+def test_the_shipped_grids_compose(tmp_path_factory: pytest.TempPathFactory) -> None:
+    trace = tmp_path_factory.mktemp("traces") / "a, b=c.csv"
+    minutes = [f"2023-11-16 18:{minute:02}:00.0000000,100,5" for minute in range(60)]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *minutes]))
+    paths = [f"{name}='{trace}'" for name in ("azure_conv", "azure_code")]
+    few = ["~arms", f"+arms={{{FIXED}}}"]
+    table = read_config("sweep", ["axes=first_table", *paths, "mooncake=null", "~axes.traffic.mooncake", *few])
+    read = SweepSettings.from_config(table)
+    assert [cell.name for cell in read.cells] == [
+        f"{traffic}, {load}" for traffic in ("azure_conv", "azure_code") for load in ("half", "near", "past")
+    ]
+    assert read.name == "first_table"
+    assert [cell.name for cell in SweepSettings.from_config(read_config("sweep", few)).cells] == [
+        "half",
+        "near",
+        "past",
+    ]
+
+
+def test_a_trace_of_the_first_table_is_asked_for() -> None:
+    with pytest.raises(InputError, match="sweep: azure_conv: is missing; allowed: azure_conv=VALUE"):
+        read_config("sweep", ["axes=first_table"])
+
+
+def test_one_slo_per_cell_aims_its_policies() -> None:
+    """The same arm aims at what its own cell is judged by."""
+    arms = f"{{adaptive: {{policy: adaptive}}, {FIXED}}}"
+    tight = "axes.load.high=['traffic.rate_scale=1','slo.itl_s=0.02']"
+    low, high = settings(tight, arms=arms).cells
+    assert low.experiment.slo.itl_s == 0.1
+    assert high.experiment.slo.itl_s == 0.02
+    assert set(low.keys) == set(high.keys) == {"adaptive", "static_c2048_r64"}
+    assert len({*low.keys.values(), *high.keys.values()}) == 4

@@ -1,0 +1,160 @@
+"""Requests followed from batch to batch. Stand-ins take the place of SGLang's requests; modes are SGLang's own."""
+
+from types import SimpleNamespace
+
+import pytest
+from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
+
+from roofline_policies.view import Slo
+from sglang_patches.progress import Progress
+
+PACED = Slo(ttft_s=2.0, itl_s=0.1)
+
+
+class Request:
+    def __init__(self, prompt_tokens, received_s=0.0, output_tokens=0):
+        self.prompt_tokens, self.extend_end = prompt_tokens, prompt_tokens
+        self.output_ids = [7] * output_tokens
+        self.time_stats = SimpleNamespace(scheduler_recv_time=received_s, prefill_finished_time=0.0)
+        self.is_retracted, self.finished_reason = False, None
+
+    def finished(self):
+        return self.finished_reason is not None
+
+
+class Server:
+    """Forms batches as the scheduler does, and tells their result at once or, under overlap, after the next launch."""
+
+    def __init__(self, slo=PACED, rows_per_request=1):
+        self.progress, self.iteration, self.now_s = Progress(slo, rows_per_request), 0, 0.0
+
+    def launch(self, mode, reqs, context_tokens, chunked_req=None, decoding_reqs=None):
+        self.iteration += 1
+        batch = SimpleNamespace(
+            forward_mode=mode, reqs=list(reqs), chunked_req=chunked_req, decoding_reqs=decoding_reqs,
+            forward_iter=self.iteration,
+        )  # fmt: skip
+        self.progress.launched(batch, context_tokens)
+        return batch
+
+    def finish(self, batch):
+        for request in batch.reqs:
+            if request is not batch.chunked_req and not request.finished() and not request.is_retracted:
+                request.output_ids.append(7)
+                request.time_stats.prefill_finished_time = request.time_stats.prefill_finished_time or self.now_s
+        self.progress.finished(batch)
+
+    def prefill(self, *reqs, chunked_req=None):
+        self.finish(self.launch(SglangMode.EXTEND, reqs, sum(r.extend_end for r in reqs), chunked_req))
+
+    def decode(self, *reqs):
+        context = sum(r.prompt_tokens + len(r.output_ids) for r in reqs)
+        self.finish(self.launch(SglangMode.DECODE, reqs, context))
+
+    @property
+    def slack_s(self):
+        return self.progress.slack_s(self.now_s)
+
+
+def test_from_the_first_token_on_the_next_is_due_as_the_targets_say():
+    server, request = Server(), Request(100, received_s=5.0)
+    assert server.slack_s is None
+    server.now_s = 6.0
+    server.prefill(request)
+    assert server.slack_s == pytest.approx(5.0 + 2.0 + 0.1 - 6.0)
+    server.decode(request)
+    server.now_s = 7.5
+    assert server.slack_s == pytest.approx(7.2 - 7.5)  # late
+
+
+def test_without_a_target_for_the_first_token_it_is_due_when_it_comes():
+    server, request = Server(Slo(itl_s=0.1)), Request(100, received_s=5.0)
+    server.now_s = 9.0
+    server.prefill(request)
+    server.decode(request)
+    assert server.slack_s == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("slo", "rows"), [(Slo(), 1), (Slo(ttft_s=2.0), 1), (PACED, 4)])
+def test_nothing_is_due_without_a_target_or_where_drafts_are_verified(slo, rows):
+    server, request = Server(slo, rows), Request(100)
+    server.prefill(request)
+    server.decode(request)
+    assert server.slack_s is None
+    assert server.progress.context_tokens == 101
+
+
+def test_a_prompt_part_way_through_its_chunks_does_not_run():
+    server, short, long = Server(), Request(100), Request(3000)
+    long.extend_end = 412
+    server.prefill(short, long, chunked_req=long)
+    assert server.progress.context_tokens == 100
+    assert server.slack_s == pytest.approx(2.1)
+    long.extend_end, long.time_stats.scheduler_recv_time = 3000, -1.0
+    server.prefill(long)
+    assert server.progress.context_tokens == 3100
+    assert server.slack_s == pytest.approx(1.1)
+    server.decode(short, long)
+    assert server.progress.context_tokens == 3102
+
+
+def test_a_mixed_step_gives_a_token_to_the_rows_it_takes_along():
+    server, runs, comes, chunked = Server(), Request(100), Request(50, received_s=10.0), Request(3000)
+    server.prefill(runs)
+    chunked.extend_end = 200
+    reqs = [comes, chunked, runs]
+    batch = server.launch(SglangMode.MIXED, reqs, 50 + 200 + 101, chunked_req=chunked, decoding_reqs=[runs])
+    assert server.progress.context_tokens == 151
+    server.finish(batch)
+    assert server.slack_s == pytest.approx(2.2)
+    runs.finished_reason = "length"
+    assert server.slack_s == pytest.approx(12.1)
+    comes.finished_reason = "length"
+    assert server.slack_s is None
+
+
+def test_under_overlap_a_result_comes_after_the_next_launch():
+    server, request = Server(), Request(100)
+    prefill = server.launch(SglangMode.EXTEND, [request], 100)
+    decode = server.launch(SglangMode.DECODE, [request], 101)
+    assert server.slack_s is None  # no token has come yet
+    server.finish(prefill)
+    assert server.slack_s == pytest.approx(2.1)
+    server.finish(decode)
+    assert server.slack_s == pytest.approx(2.2)
+
+
+@pytest.mark.parametrize("slo", [PACED, Slo(itl_s=0.1)])
+def test_a_retracted_request_comes_back_with_the_tokens_it_had(slo):
+    server, stays, goes = Server(slo), Request(100), Request(100, received_s=-1.0)
+    server.now_s = 0.5
+    server.prefill(goes)
+    server.now_s = 1.0
+    server.prefill(stays)
+    server.decode(stays, goes)
+    goes.is_retracted = True
+    server.progress.retracted(goes)
+    server.decode(stays)
+    first_s = 2.0 if slo.ttft_s else 1.0
+    assert server.slack_s == pytest.approx(first_s + 0.3 - 1.0)
+    goes.is_retracted = False
+    server.prefill(goes)  # its prompt and two tokens once more, and a third
+    assert len(goes.output_ids) == 3
+    first_s = 1.0 if slo.ttft_s else 0.5
+    assert server.slack_s == pytest.approx(first_s + 0.3 - 1.0)
+
+
+def test_one_retracted_before_its_first_token_came_does_not_run():
+    server, request = Server(), Request(100)
+    prefill = server.launch(SglangMode.EXTEND, [request], 100)
+    request.is_retracted = True
+    server.progress.retracted(request)
+    server.finish(prefill)
+    assert server.slack_s is None
+
+
+def test_a_pause_ends_everything():
+    server, request = Server(), Request(100)
+    server.prefill(request)
+    server.progress.clear()
+    assert (server.slack_s, server.progress.context_tokens) == (None, 0)

@@ -1,0 +1,115 @@
+"""What a loop is told of a real server. Stand-ins take the place of SGLang's Scheduler and its worker."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from roofline_policies.batch import BatchShape
+from roofline_policies.config import load
+from roofline_policies.errors import InputError
+from roofline_policies.predict import StepPredictor
+from roofline_policies.work import Precision
+from sglang_patches import hooks, served
+from sglang_patches.agree import KnobsUpdate
+from sglang_patches.observe import DeviceInterval, HostInterval
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 512, "vocab_size": 1024,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def ranks(monkeypatch):
+    """One rank of two, which decides."""
+    monkeypatch.setattr(served, "get_parallel", lambda: SimpleNamespace(tp_size=2))
+    monkeypatch.setattr(served, "decides_here", lambda: True)
+
+
+def scheduler(device="cpu", attention="fa3", speculative=False):
+    runner = SimpleNamespace(
+        kv_cache_dtype=torch.bfloat16, prefill_attention_backend_str=attention, decode_attention_backend_str="fa3"
+    )
+    return SimpleNamespace(
+        device=device,
+        model_config=SimpleNamespace(
+            model_path="m", quantization=None, dtype=torch.bfloat16, hf_config=SimpleNamespace(to_dict=lambda: CONFIG)
+        ),
+        tp_worker=SimpleNamespace(model_runner=runner, get_decode_cuda_graph_bs=lambda: [8, 1, 4]),
+        spec_algorithm=SimpleNamespace(is_none=lambda: not speculative),
+        server_args=SimpleNamespace(speculative_num_draft_tokens=4),
+    )
+
+
+def settings(*overrides):
+    return load("adaptive", overrides=overrides)
+
+
+def test_the_model_is_a_ranks_and_the_clock_the_hosts_on_a_cpu():
+    it = served.of_server(scheduler(), settings("hardware=l4"), None)
+    assert (it.model.num_heads, it.model.kv_precision) == (2, Precision.BF16)
+    assert (it.interval, it.graph_sizes, it.counters, it.device_uuid) == (HostInterval, [1, 4, 8], None, None)
+
+
+def test_a_device_is_timed_by_its_events_and_watched(monkeypatch):
+    monkeypatch.setattr(served.served_model, "device_uuid", lambda: "GPU-1")
+    it = served.of_server(scheduler("cuda"), settings("hardware=h200"), None)
+    assert (it.interval, it.device_uuid) == (DeviceInterval, "GPU-1")
+
+
+def test_the_devices_efficiencies_are_found_by_its_name(caplog):
+    caplog.set_level(logging.INFO)
+    it = served.of_server(scheduler(), settings("hardware=h200"), None)
+    whole = served.served_model.whole(scheduler().model_config, scheduler().tp_worker)
+    same = StepPredictor.for_device(whole, "h200", tp_size=2, captured=[1, 4, 8])
+    assert it.predictor == same
+    decode = BatchShape.of(decode_contexts=[100] * 3)
+    assert it.predictor.step_s(prefill=BatchShape(), decode=decode, graph=True) == same.step_s(
+        decode=decode, graph=True
+    )
+    (line,) = [record.message for record in caplog.records]
+    assert "step times are predicted with the h200's efficiencies" in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fields", "reason"),
+    [
+        (["hardware=l4"], {}, "no measured efficiencies"),
+        (["hardware=h200"], {"attention": "triton"}, "fa3 and triton"),
+        (["hardware=h200"], {"attention": "flashinfer"}, "flashinfer"),
+        (["hardware=h200"], {"speculative": True}, "draft models"),
+    ],
+)
+def test_where_nothing_was_measured_there_is_no_predictor_and_one_line_says_why(caplog, overrides, fields, reason):
+    caplog.set_level(logging.INFO)
+    assert served.of_server(scheduler(**fields), settings(*overrides), None).predictor is None
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith("Roofline: step times are not predicted: ")
+    assert reason in line
+
+
+def test_efficiencies_that_were_asked_for_must_cover_the_server():
+    with pytest.raises(InputError, match="not measured"):
+        served.of_server(scheduler(attention="flashinfer"), settings("hardware=l4", "efficiency=h200"), None)
+    it = served.of_server(scheduler(), settings("hardware=l4", "efficiency=h200"), None)
+    assert it.predictor.ceilings.device == "NVIDIA H200"
+
+
+def test_no_predictor_where_none_is_wanted_and_where_another_rank_decides(caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    assert served.of_server(scheduler(), settings("hardware=h200", "efficiency=none"), None).predictor is None
+    monkeypatch.setattr(served, "decides_here", lambda: False)
+    assert served.of_server(scheduler(), settings("hardware=h200"), None).predictor is None
+    assert not caplog.records
+
+
+def test_a_joined_loop_is_the_schedulers_and_hears_the_broadcast():
+    scheduler = SimpleNamespace(_request_dispatcher=SimpleNamespace(_mapping={}))
+    loop = SimpleNamespace(apply=lambda update: None)
+    assert hooks.loop_of(scheduler) is None
+    hooks.join(scheduler, loop)
+    assert hooks.loop_of(scheduler) is loop
+    assert scheduler._request_dispatcher._mapping == {KnobsUpdate: loop.apply}
