@@ -1,7 +1,7 @@
 """Fit step times to what a server recorded of its iterations, and say how far off they are.
 
     python -m bench.live experiment=steps
-    python -m bench.fit_steps --records results/steps/steps.jsonl --requests results/steps/static.0.requests.jsonl \\
+    python -m bench.fit_steps --records results/steps/steps.jsonl --requests results/steps/recorded.0.requests.jsonl \\
         --model-path .cache/demo_model --out FILE.yaml
 
 Forward passes of prefill, decode and mixed steps are each fitted to sums over their batches, with coefficients that are
@@ -42,6 +42,7 @@ HELD_OUT = 3  # every third iteration
 LEAST_ROWS = 30  # of a mode
 ROUNDS = 50  # of reweighting; the coefficients' four digits stand after ten
 ROBUST_AT = 0.25  # relative errors beyond this count linearly: another process had the core
+HOST_ROBUST_AT = 4.0  # host time varies manyfold by nature, and its mean is what delays tokens
 DIGITS = 4
 NEGLIGIBLE = 1e-9  # share of the longest step; a term that is never more than that is rounding
 
@@ -72,11 +73,11 @@ class Error:
     roofline_total: float
 
 
-def least_squares(terms: Floats, seconds: Floats) -> Floats:
+def least_squares(terms: Floats, seconds: Floats, robust_at: float = ROBUST_AT) -> Floats:
     """Coefficients, none negative, of ``seconds`` over ``terms`` [rows, terms], in ``DIGITS`` digits.
 
-    Errors count relative to the prediction. Dividing by what was measured instead would favour rows that happened to be
-    fast, and predict too little in total.
+    Errors count relative to the prediction, those beyond ``robust_at`` linearly. Dividing by what was measured instead
+    would favour rows that happened to be fast, and predict too little in total.
     """
     from scipy.optimize import nnls  # type: ignore[import-untyped]
 
@@ -90,7 +91,7 @@ def least_squares(terms: Floats, seconds: Floats) -> Floats:
         predicted = terms @ found
         relative_to = np.maximum(predicted, NEGLIGIBLE * seconds.max())
         errors = np.abs(seconds - predicted) / relative_to
-        trust = np.sqrt(ROBUST_AT / np.maximum(errors, ROBUST_AT))
+        trust = np.sqrt(robust_at / np.maximum(errors, robust_at))
     found[found * unit < NEGLIGIBLE * seconds.max()] = 0.0
     return np.array([_rounded(value) for value in found])
 
@@ -132,7 +133,7 @@ def fit_host(steps: Sequence[StepRecord]) -> HostTime:
         raise InputError(problem, where="records", allowed=f"at least {LEAST_ROWS}")
     seconds = np.array([step.host_s for step in busy])
     terms = np.array([[1.0, step.shape.requests] for step in busy])
-    return HostTime(*least_squares(terms, seconds).tolist())
+    return HostTime(*least_squares(terms, seconds, HOST_ROBUST_AT).tolist())
 
 
 def fit(

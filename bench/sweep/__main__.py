@@ -26,7 +26,7 @@ from bench.sweep.tables import cells_table, summary_table
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 
 GROUPS = ("axes", "arm")
-CELL_GROUPS = ("traffic", "hardware", "model", "slo")
+CELL_GROUPS = ("traffic", "hardware", "model", "slo", "draft")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,8 +98,10 @@ def _finish(settings: SweepSettings, results: ResultFile) -> dict[str, Outcome]:
     console = Console(stderr=True)
     if results.unreadable:
         console.print(f"{results.path}: {results.unreadable} lines are no results and are left out", soft_wrap=True)
-    if len(missing) < len(units):
-        console.print(f"{len(units) - len(missing)} of {len(units)} results are in {results.path}", soft_wrap=True)
+    there, others = len(units) - len(missing), len(results.outcomes.keys() - {unit.key for unit in units})
+    if results.outcomes:
+        told = f", and {others} of other settings or other code" if others else ""
+        console.print(f"{there} of {len(units)} results are in {results.path}{told}", soft_wrap=True)
     for outcome in run_missing(missing, len(units), settings.processes, console):
         results.add(outcome)
     return {unit.key: results.outcomes[unit.key] for unit in units}

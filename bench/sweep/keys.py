@@ -41,14 +41,15 @@ def cell_digest(experiment: Experiment, usd_per_h: float | None) -> str:
 
 
 def arm_digest(arm: VirtualArm, slo: Slo) -> str:
-    """Of an arm that aims at ``slo``: its launch arguments, and its policy as it was loaded.
+    """Of an arm that aims at ``slo``: what it is launched with, and its policy as it was loaded.
 
-    The sources of classes that are not this project's count; the names of the arm and of the policy's file do not.
+    The sources of classes that are not this project's count; names do not, of the arm or of its policy's file.
     """
     modules: set[str] = set()
     settings = arm.settings(slo)
     policy = None if settings is None else plain(replace(settings, name="", source=""), modules)
-    return _digest([list(arm.server_args), arm.speculation_steps, policy, _foreign(modules)])
+    launched = plain(replace(arm, name="", policy=None, policy_set=(), fixed=False), set())
+    return _digest([launched, policy, _foreign(modules)])
 
 
 def unit_key(cell: str, arm: str, environment: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from bench.sweep.settings import Cell, SweepSettings
 from bench.sweep.store import Outcome
@@ -45,14 +46,13 @@ def run_missing(missing: Sequence[Unit], total: int, processes: int, console: Co
 
     Units that run when the caller stops iterating are ended and leave nothing.
     """
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
+    names = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True))
+    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), names)
     if not missing:
         return
     open_units = dict(enumerate(missing))
     # Units take minutes: what is left is judged by all that went before, not by the last seconds.
-    with Progress(*columns, console=console, speed_estimate_period=HOUR_S) as progress:
+    with Progress(*columns, console=console, expand=True, speed_estimate_period=HOUR_S) as progress:
         bar = progress.add_task(_running(open_units, processes), total=total, completed=total - len(missing))
         tasks = [(unit.cell.experiment, unit.arm, unit.cell.usd_per_h) for unit in missing]
         for index, result in run_each(run_unit, tasks, processes, lambda *_: None):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, TextIO
 
 PRELOADED = ["bench.virtual.run", "sglang_patches.virtual.preload"]
 """Imported once, in the process that all others are forked from: SGLang takes 10 to 25 s to import, and its models 5 to
@@ -79,17 +82,34 @@ def run_each(
             process.join()
 
 
+class _Said(io.TextIOBase):
+    """Standard error, of whose text the end is kept."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text = (self.text + text)[-4000:]
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 def _child(pipe: Connection, work: Callable[..., Any], task: tuple[Any, ...]) -> None:
     def told(done: int, now_s: float) -> None:
         if done % PROGRESS_EVERY == 0:
             pipe.send(("progress", done, now_s))
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that waits for this ends it
+    said = _Said(sys.stderr)
     try:
-        result = work(*task, told)
-    except BaseException as error:  # SystemExit is how SGLang refuses an argument
+        with redirect_stderr(said):
+            result = work(*task, told)
+    except BaseException as error:  # SystemExit is how SGLang refuses an argument, after it has said why
         lines = traceback.format_exception(error)
-        tail = [line for part in lines for line in part.rstrip().splitlines()][-20:]
+        tail = [line for part in lines for line in part.rstrip().splitlines()][-16:] + said.text.splitlines()[-4:]
         result = Crash(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", tuple(tail))
     pipe.send(("end", result))
     pipe.close()

@@ -69,7 +69,8 @@ def run_arm(experiment: Experiment, arm: VirtualArm, progress: Callable[[int, fl
             server.attach(
                 replace(settings, ceilings=device.ceilings),
                 device.model.shape.shard(device.tp_size),
-                device.predictor(server.graph_sizes),
+                # As on a live server: a predictor of plain steps would price drafting at one row per request.
+                device.predictor(server.graph_sizes) if speculation is None else None,
             )
         with suppress(TimeIsUp):  # what is open then is an error of its own
             server.run()

@@ -14,7 +14,7 @@ from bench.traffic.load import load_traffic
 from bench.virtual.arms import VirtualArm, read_arms
 from bench.virtual.device import Device
 from bench.virtual.draft import Draft
-from roofline_policies.errors import FieldError, InputError
+from roofline_policies.errors import InputError
 from roofline_policies.host_time import HostTime, RequestPath
 from roofline_policies.speculation import check_draft
 
@@ -174,12 +174,7 @@ def _times(conf: Mapping[str, Any], device: Device) -> tuple[HostTime, RequestPa
     host, path = section(conf.get("host"), "host"), section(conf.get("path"), "path")
     only(host, "host", ("step_s", "request_s"))
     only(path, "path", ("ingress_s", "egress_s"))
-    try:
-        return (
-            HostTime(number(host, "step_s", "host"), number(host, "request_s", "host")),
-            RequestPath(number(path, "ingress_s", "path"), number(path, "egress_s", "path")),
-        )
-    except FieldError as error:
-        raise InputError(
-            "is out of range", where="virtual", key=error.key, value=error.value, allowed=error.allowed
-        ) from None
+    return (
+        HostTime(number(host, "step_s", "host", low=0.0), number(host, "request_s", "host", low=0.0)),
+        RequestPath(number(path, "ingress_s", "path", low=0.0), number(path, "egress_s", "path", low=0.0)),
+    )

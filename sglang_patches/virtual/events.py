@@ -42,12 +42,17 @@ class VirtualDeviceModule:
 
 
 class VirtualInterval:
-    """Time of one forward pass on the device's line, as the observer asks for it (see sglang_patches.observe)."""
+    """Time of one forward pass on the device's line, as the observer asks for it (see sglang_patches.observe).
+
+    synchronous: the host waited for the pass, as on a CPU, where a step is done before the result of the one before it
+    is looked at.
+    """
 
     source = "virtual clock"
 
-    def __init__(self, clock: VirtualClock) -> None:
+    def __init__(self, clock: VirtualClock, *, synchronous: bool = False) -> None:
         self._clock = clock
+        self._synchronous = synchronous
         self._launched: tuple[float, float] | None = None
 
     def end(self) -> None:
@@ -60,5 +65,5 @@ class VirtualInterval:
         return self._launched[1]
 
     def done_s(self, processed_s: float) -> float:
-        """When its result was processed, which waits for the device."""
-        return processed_s
+        """When its result was processed, which waits for the device; where the host had waited, when the pass ended."""
+        return self._launched[0] if self._synchronous and self._launched is not None else processed_s

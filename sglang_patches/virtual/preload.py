@@ -1,4 +1,4 @@
-"""What every scheduler imports when it is built, ready before it is: 5 to 10 s once, for all that are forked afterwards."""
+"""Imports what every scheduler imports when it is built: 5 to 10 s, once for all that are forked afterwards."""
 
 import logging
 

@@ -118,8 +118,16 @@ class VirtualServer:
             *server_args,
         ])  # fmt: skip
         publish(self.server_args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
-        self.scheduler = Scheduler(self.server_args, PortArgs.init_new(self.server_args))
+        ports = PortArgs.init_new(self.server_args)
+        for address in vars(ports).values():
+            if isinstance(address, str) and address.startswith("ipc://"):
+                Path(address.removeprefix("ipc://")).unlink()  # SGLang makes a file for each socket; there are none
+        self.scheduler = Scheduler(self.server_args, ports)
         replace_clocks(self._time, CLOCKED_PACKAGES)  # of modules that were loaded on the way
+
+    @property
+    def _synchronous(self) -> bool:
+        return self.device.synchronous or not self.scheduler.enable_overlap
 
     @property
     def graph_sizes(self) -> list[int]:
@@ -129,7 +137,7 @@ class VirtualServer:
 
     def attach(self, settings: Settings, model: Shape, predictor: StepTimes | None) -> None:
         """Run under a policy. ``model``: what one rank of the modelled server holds."""
-        interval = partial(VirtualInterval, self.clock)
+        interval = partial(VirtualInterval, self.clock, synchronous=self._synchronous)
         self._loop = Loop(self.scheduler, settings, Served(model, interval, self.graph_sizes, predictor))
         join(self.scheduler, self._loop)
 
@@ -147,7 +155,7 @@ class VirtualServer:
         worker = kind(
             self.clock, self.traffic, times, host, eos_token=EOS_TOKEN,
             prefill_graph_tokens=device.prefill_graph_tokens,
-            synchronous=device.synchronous or not scheduler.enable_overlap,
+            synchronous=self._synchronous,
             prompts_wait=lambda: bool(scheduler.waiting_queue) or scheduler.chunked_req is not None,
         )  # fmt: skip
         scheduler.model_worker.forward_batch_generation = worker.forward_batch_generation

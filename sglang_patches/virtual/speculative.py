@@ -1,8 +1,8 @@
 """Speculative decoding without models: SGLang's own scheduling of it, but for the forward passes.
 
 The server is launched as STANDALONE or EAGLE with chains of drafts, so the scheduler, its memory and its result
-processing take the paths they take on CUDA. Replaced are the worker that would build and run the draft model, the kernel
-that writes slots, and the rule that turns the overlap schedule off on a CPU, which this device only seems to be.
+processing take the paths they take on CUDA. Replaced are the worker that would build and run the draft model, the
+kernel that writes slots, and the rule that turns the overlap schedule off on a CPU, which this device only seems to be.
 
 Not modelled: trees of drafts; what sampling changes in acceptance; SGLang's own choice of K at run time; the memory of
 the draft model, for which ``kv_tokens`` must leave room; host time of drafting, beyond what HostTime says of a step.

@@ -124,15 +124,17 @@ class VirtualTraffic:
                 if req.finished_len is None:
                     req.finished_len = len(req.output_ids)
             delivery = self.deliveries[req.rid]
+            reason = req.finished_reason.to_json() if finished else {}
+            aborted = reason.get("type") == "abort"
             count = len(req.output_ids_through_stop)
             req.send_token_offset = count
-            for _ in range(count - len(delivery.token_s)):
+            # With an abort comes no token: a refused prompt has one of a step that SGLang runs to be rid of it.
+            for _ in range(0 if aborted else count - len(delivery.token_s)):
                 delivery.token_s.append(now_s)
             if finished:
                 delivery.cached_tokens = req.cached_tokens
                 delivery.retractions = req.retraction_count
-                reason = req.finished_reason.to_json()
-                self._close(delivery, str(reason.get("message")) if reason.get("type") == "abort" else None)
+                self._close(delivery, str(reason.get("message")) if aborted else None)
 
     def send_output(self, output: Any, recv_obj: Any = None) -> None:
         """Stands for the sockets to the other processes of a server: only aborts matter to a client."""

@@ -74,6 +74,7 @@ def test_axes_that_cannot_be_used(axes: Any, message: str) -> None:
         (["axes.load.low=['traffic=azure']"], "sweep: cell low: virtual: traffic.path: is missing"),
         (["axes.load.low=['seed=1,2']"], "sweep: cell low: configuration: Ambiguous value for argument 'seed=1,2'"),
         (["+arms.other={policy: nope.yaml}"], "sweep: cell low: arms.other: policy = 'nope.yaml': no such file"),
+        (["+arms.drafts={speculation_steps: 3}"], "sweep: cell low: arms.drafts: "),
         (["~arms.fixed"], "sweep: arms = ['default']: have no fixed setting, and ratios are to the best of those"),
     ],
 )

@@ -81,8 +81,9 @@ def test_an_arm_is_its_arguments_and_its_policy() -> None:
         VirtualArm("a", policy="adaptive"),
         VirtualArm("a", policy="adaptive", policy_set=("controller.dwell_s=2",)),
         replace(static, server_args=("--enable-mixed-chunk",)),
+        replace(static, speculation_steps=3),
     ]
-    assert len({arm_digest(arm, SLO) for arm in (static, *others)}) == 5
+    assert len({arm_digest(arm, SLO) for arm in (static, *others)}) == 6
     assert arm_digest(static, Slo(2.0, 0.2)) != arm_digest(static, SLO)
     assert arm_digest(replace(static, name="b", fixed=True), SLO) == arm_digest(static, SLO)
 

@@ -172,6 +172,16 @@ def test_an_interval_is_what_was_launched_to_the_last_bit_once_the_device_is_don
     assert interval.source == "virtual clock"
 
 
+def test_a_step_that_the_host_waited_for_is_done_when_it_ended_not_when_its_result_was_looked_at():
+    clock = VirtualClock()
+    interval = VirtualInterval(clock, synchronous=True)
+    done_s = clock.launch(0.25)
+    interval.end()
+    clock.wait_until(done_s)
+    clock.spend(3.0)
+    assert interval.done_s(clock.now_s) == done_s == EPOCH_S + 0.25
+
+
 def test_every_clock_shows_the_hosts_line():
     clock = VirtualClock()
     virtual = VirtualTime(clock)

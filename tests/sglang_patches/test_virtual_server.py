@@ -89,6 +89,7 @@ def test_every_step_is_launched_priced_and_counted_once(alone, place):
         assert decoded == [ask.prompt_tokens + n for n in range(ask.output_tokens - 1 + extra)]
     assert outcome.idle_checks == len({ask.arrival_s for ask in ALONE.asks})
     assert (outcome.stalls, outcome.retractions, outcome.kv_left) == (0, 0, ALONE.kv_tokens)
+    assert outcome.left_behind == []
 
 
 def mixture(count, seed, *, arrivals, prompt, output, caps, shared=0):
@@ -166,6 +167,17 @@ def test_shared_prefixes_are_found_in_the_cache_but_for_a_prompts_last_token(pag
     assert prompts == [(ask.prompt_tokens - found, found) for ask, found in zip(case.asks, expected, strict=True)]
 
 
+def test_an_answer_ends_at_its_cap_and_a_prompt_that_fits_nowhere_is_refused():
+    asks = (Ask(0.0, 50, 20, 5), Ask(0.0, 50, 5, 5), Ask(0.0, 9000, 5), Ask(0.0, 50, 5))
+    (outcome,) = in_children(serve, Case(asks, script=(Pace(0, U, 4 * U),)))
+    assert outcome.tokens == [5, 5, 0, 5]
+    assert [request.done for request in outcome.requests] == [True] * 4
+    whole, refused = [outcome.requests[index].error for index in (0, 1, 3)], outcome.requests[2]
+    assert whole == [None] * 3
+    assert "9000 tokens" in refused.error
+    assert outcome.requests[0].token_s == [5 * U, 9 * U, 13 * U, 17 * U, 21 * U]
+
+
 def with_output(asks, index, tokens, cap):
     return tuple(replace(ask, output_tokens=tokens if at == index else ask.output_tokens, cap_tokens=cap)
                  for at, ask in enumerate(asks))  # fmt: skip
@@ -185,8 +197,7 @@ def test_the_scheduler_cannot_see_how_long_an_answer_will_be():
     assert alike(short, long) == before > 50
     for one, other in zip(short.requests, long.requests, strict=True):
         mine, others = ([at for at in request.token_s if at < ended_s] for request in (one, other))
-        assert mine == others
-    assert long.requests[5].token_s[:70] == short.requests[5].token_s
+        assert (mine == others) is True
     assert alike(told_short, told_long) < before / 2
 
 
@@ -201,14 +212,13 @@ def adaptive():
 
 def test_nothing_depends_on_real_time(adaptive):
     quick, slowed = adaptive
-    assert repr(quick.requests) == repr(slowed.requests)
-    assert repr(quick) == repr(slowed)  # launches, decisions, samples and records, too
+    assert quick.unlike(slowed) == []  # tokens, launches, decisions, samples and records
 
 
 def test_chance_is_the_same_in_every_run():
     case = replace(PRESSURE, server_args=(*PRESSED, "--schedule-policy", "random", "--max-running-requests", "4"))
     first, second = in_children(serve, case, case)
-    assert repr(first) == repr(second)
+    assert first.unlike(second) == []
 
 
 def test_sglangs_own_delay_is_measured_on_the_virtual_clock():
@@ -237,10 +247,19 @@ def test_nobody_keeps_a_real_clock():
 
 def test_the_loops_records_say_what_the_clock_charged(adaptive):
     outcome = adaptive[0]
-    assert [record["seconds"] for record in outcome.records] == outcome.priced_s
+    charged = zip(outcome.records, outcome.priced_s, strict=True)
+    assert [record for record, priced_s in charged if record["seconds"] != priced_s] == []
     assert {record["seconds_source"] for record in outcome.records} == {"virtual clock"}
     assert [record["iteration"] for record in outcome.records] == list(range(1, outcome.iterations + 1))
     assert all(before["done_s"] < after["done_s"] for before, after in pairwise(outcome.records))
+
+
+def test_the_policy_stays_in_charge_of_a_device_that_the_host_waits_for():
+    """Two results are looked at in the same moment there when the last request ends; no step took no time."""
+    (outcome,) = in_children(serve, replace(ADAPTIVE, synchronous=True))
+    assert outcome.status["policy"]["state"] == "active"
+    assert all(before["done_s"] < after["done_s"] for before, after in pairwise(outcome.records))
+    assert all(record["step_s"] >= record["seconds"] * (1 - 1e-9) for record in outcome.records)
 
 
 def test_decisions_are_in_the_status_and_act(adaptive):
@@ -257,8 +276,7 @@ def test_decisions_are_in_the_status_and_act(adaptive):
 def test_a_loop_that_moves_nothing_changes_nothing_and_one_that_fails_is_given_up(served):
     broken = replace(PRESSURE, policy="own_policies:BreaksAfterAWhile")
     static, fallen = in_children(serve, replace(PRESSURE, policy="static"), broken)
-    assert static.launches == served["pressure"].launches
-    assert static.requests == served["pressure"].requests
+    assert set(static.unlike(served["pressure"])) == {"records", "samples", "status"}  # which only a loop has
     assert static.status["policy"]["state"] == "active"
     assert sum(static.status["changes_total"].values()) == 0
 

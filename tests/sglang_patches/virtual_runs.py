@@ -114,7 +114,12 @@ class Outcome:
     status: dict[str, Any] | None = None
     end_s: float = 0.0
     kv_left: int = 0
+    left_behind: list[str] = field(default_factory=list)
     raised: str | None = None
+
+    def unlike(self, other: Outcome) -> list[str]:
+        """What is not the same to the last bit. By name: the difference of two long runs is nothing to read."""
+        return [key for key, value in vars(self).items() if repr(value) != repr(vars(other)[key])]
 
     @property
     def tokens(self) -> list[int]:
@@ -167,13 +172,14 @@ def serve(case: Case, told: Callable[[int, float], None]) -> Outcome:
     ]
     traffic = VirtualTraffic(clock, requests, most_s=case.most_s, closed=told)
     device = VirtualDevice(case.kv_tokens, context_tokens=8192, synchronous=case.synchronous)
-    with tempfile.TemporaryDirectory() as folder:
-        server = VirtualServer(Path(folder), list(case.server_args), device, clock, traffic, sample_every_s=0.25)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, tempfile.tempdir = Path(temporary) / "own", temporary
+        server = VirtualServer(folder, list(case.server_args), device, clock, traffic, sample_every_s=0.25)
         scripted = Scripted(case.script, lambda: traffic.now_s)
         times, host = (scripted, scripted) if case.script else (STEPS, case.host)
         worker = server.start(Priced(times, case.sleep_s, outcome.priced_s), host)
         _watch(server, outcome)
-        record = Path(folder) / "records.jsonl"
+        record = folder / "records.jsonl"
         if case.policy is not None:
             settings = load(case.policy, overrides=[*case.overrides, f"record={record}"])
             settings = replace(settings, ceilings=from_catalogue("h200"))
@@ -186,6 +192,7 @@ def serve(case: Case, told: Callable[[int, float], None]) -> Outcome:
             outcome.raised = f"{type(error).__name__}: {error}"
         if record.exists():
             outcome.records = [json.loads(line) for line in record.read_text().splitlines()]
+        outcome.left_behind = [path.name for path in Path(temporary).iterdir() if path != folder]
     outcome.requests = [
         Request(one.token_s.tolist(), one.started_s, one.cached_tokens, one.retractions, one.done, one.error)
         for one in traffic.deliveries.values()

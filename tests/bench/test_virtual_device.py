@@ -1,0 +1,153 @@
+"""The modelled device: memory by hand, and what the clock charges for a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.composition import read_config
+from bench.virtual.device import Device, PricedSteps, TieredSteps, kv_tokens
+from bench.virtual.settings import VirtualSettings
+from roofline_policies.batch import BatchShape
+from roofline_policies.errors import InputError
+from roofline_policies.fitted_steps import FittedSteps, StepLine
+from roofline_policies.hardware import from_catalogue
+from roofline_policies.host_time import HostTime, RequestPath
+from roofline_policies.model_catalogue import shipped_model
+from roofline_policies.predict import StepPredictor
+
+NONE, PROMPT, ROW = BatchShape(), BatchShape.of(prefill=[(512, 0)]), BatchShape.of(decode_contexts=[700])
+
+
+def device(*overrides: str) -> Device:
+    return Device.from_config(read_config("virtual", overrides))
+
+
+def test_kv_tokens_of_llama_on_an_h200_by_hand() -> None:
+    hidden, layers, kv_heads, head, wide, vocabulary = 4096, 32, 8, 128, 14336, 128256
+    attention = 2 * hidden * hidden + 2 * hidden * kv_heads * head
+    layer = attention + 3 * hidden * wide + 2 * hidden  # two norms
+    weights = layers * layer + 2 * vocabulary * hidden + hidden
+    assert weights == 8_030_261_248  # as published
+    per_token = 2 * 2 * layers * kv_heads * head
+    assert per_token == 131_072
+    memory = 143_771 * 2**20
+    expected = (memory * 9 // 10 - 2 * weights) // per_token
+    assert expected == 912_619
+    model, ceilings = shipped_model("llama_3_1_8b"), from_catalogue("h200")
+    assert kv_tokens(model, ceilings, 1, 0.9) == device().kv_tokens == expected
+
+    # Two devices hold half of the layers' weights and half of the KV each; norms are on both.
+    norms = layers * 2 * hidden + hidden
+    half = (memory * 9 // 10 - 2 * ((weights - norms) // 2 + norms)) // (per_token // 2)
+    assert kv_tokens(model, ceilings, 2, 0.9) == device("device.tp_size=2").kv_tokens == half
+    assert kv_tokens(model, ceilings, 1, 0.5) == (memory // 2 - 2 * weights) // per_token
+
+
+def test_a_device_that_holds_the_weights_and_no_request_is_refused() -> None:
+    model, ceilings = shipped_model("llama_3_1_8b"), from_catalogue("h200")
+    just = (2 * 8_030_261_248 + 1024.5 * 131_072) / ceilings.memory_bytes
+    assert kv_tokens(model, ceilings, 1, just) == 1024
+    with pytest.raises(InputError, match=r"does not fit: its weights take 16\.1 GB of the 16\.2 GB that NVIDIA H200"):
+        kv_tokens(model, ceilings, 1, just - 131_072 / ceilings.memory_bytes)
+
+
+def test_kv_tokens_that_are_given_stand() -> None:
+    assert device("device.kv_tokens=4096").kv_tokens == 4096
+
+
+@dataclass
+class Asked:
+    """Step times that note what they are asked."""
+
+    answer_s: float
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    def step_s(self, **shapes: Any) -> float:
+        self.asked.append(shapes)
+        return self.answer_s
+
+
+def test_prices_without_noise_are_the_times_with_their_bias() -> None:
+    times = Asked(0.3)
+    priced = PricedSteps(times, 1.0, 0.0, seed=0)
+    assert [priced.step_s(prefill=PROMPT, decode=NONE, graph=True) for _ in range(5000)] == [0.3] * 5000
+    assert times.asked == [{"prefill": PROMPT, "decode": NONE, "graph": True}] * 5000
+    assert PricedSteps(times, 1.25, 0.0, seed=0).step_s(prefill=NONE, decode=ROW, graph=False) == 0.3 * 1.25
+
+
+def prices(noise: float, seed: int, count: int = 20_000, bias: float = 1.0) -> list[float]:
+    priced = PricedSteps(Asked(1.0), bias, noise, seed)
+    return [priced.step_s(prefill=NONE, decode=ROW, graph=True) for _ in range(count)]
+
+
+def test_noise_has_the_mean_and_deviation_it_is_said_to_have() -> None:
+    drawn = prices(0.1, seed=3, bias=2.0)
+    assert np.mean(drawn) == pytest.approx(2.0, abs=5 * 2 * 0.1 / np.sqrt(len(drawn)))
+    assert np.std(drawn) == pytest.approx(0.2, abs=5 * 2 * 0.1 / np.sqrt(2 * len(drawn)))
+    assert len(set(drawn)) == len(drawn)  # every step its own
+    assert min(prices(2.0, seed=0)) == 0.1  # never below, whatever the noise
+
+
+def test_equal_seeds_give_equal_prices_and_others_do_not() -> None:
+    assert prices(0.1, seed=3) == prices(0.1, seed=3)
+    assert prices(0.1, seed=3)[:10] != prices(0.1, seed=4)[:10]
+
+
+@pytest.mark.parametrize(("prefill", "decode", "expected"), [(PROMPT, NONE, 1.0), (PROMPT, ROW, 1.0), (NONE, ROW, 2.0)])
+def test_tiers_are_picked_by_whether_prompts_are_computed(
+    prefill: BatchShape, decode: BatchShape, expected: float
+) -> None:
+    times = {1.0: Asked(1.0), 2.0: Asked(2.0)}
+    tiered = TieredSteps(times[1.0], times[2.0])
+    assert tiered.step_s(prefill=prefill, decode=decode, graph=True) == expected
+    assert times[expected].asked == [{"prefill": prefill, "decode": decode, "graph": True}]
+    assert times[3.0 - expected].asked == []
+
+
+def test_each_kind_of_step_is_priced_in_its_own_precision() -> None:
+    plain, fp8, tiered = device(), device("linear.prefill=fp8", "linear.decode=fp8"), device("linear.prefill=fp8")
+
+    def both(one: Device) -> list[float]:
+        steps = one.steps((1, 2, 4))
+        return [
+            steps.step_s(prefill=BatchShape.of(prefill=[(4096, 0)]), decode=NONE, graph=True),
+            steps.step_s(prefill=NONE, decode=ROW, graph=True),
+        ]
+
+    assert isinstance(plain.steps(()), StepPredictor)
+    assert both(fp8)[0] < both(plain)[0]
+    assert both(fp8)[1] < both(plain)[1]
+    assert both(tiered) == [both(fp8)[0], both(plain)[1]]
+    assert both(device("linear.decode=fp8")) == [both(plain)[0], both(fp8)[1]]
+
+
+def test_policies_are_told_times_in_the_weights_own_precision_whatever_is_charged() -> None:
+    one = device("linear.prefill=fp8")
+    predictor = one.predictor((1, 2, 4))
+    assert predictor is not None
+    asked = {"prefill": BatchShape.of(prefill=[(4096, 0)]), "decode": NONE, "graph": True}
+    assert predictor.step_s(**asked) == device().steps((1, 2, 4)).step_s(**asked)
+
+
+def test_measured_steps_replace_the_predictor_the_host_and_the_way(tmp_path: Path) -> None:
+    fitted = FittedSteps(
+        "m", "a machine", "timed", "today", StepLine(base_s=0.5), StepLine(base_s=0.25),
+        host=HostTime(0.125), path=RequestPath(0.0625, 0.03125),
+    )  # fmt: skip
+    file = tmp_path / "steps.yaml"
+    fitted.dump(file)
+    experiment = VirtualSettings.from_config(
+        read_config("virtual", [f"steps={file}", "host.step_s=9", "device.kv_tokens=4096"])
+    ).experiment
+    assert (experiment.host, experiment.path) == (fitted.host, fitted.path)
+    one = experiment.device
+    assert one.predictor((1,)) is None
+    assert one.steps(()).step_s(prefill=NONE, decode=ROW, graph=True) == 0.25
+    assert one.steps(()).step_s(prefill=PROMPT, decode=ROW, graph=False) == 0.5
+    with pytest.raises(InputError, match="linear: prefill = 'fp8': is not a choice; allowed: null"):
+        device(f"steps={file}", "linear.prefill=fp8")
