@@ -122,7 +122,7 @@ def result_of(settings: VirtualSettings, rows: Sequence[Metrics]) -> dict[str, A
         "requests_clipped": settings.clipped,
         "traffic": dict(settings.traffic),
         "server_args": list(experiment.server_args),
-        "arms": {arm.name: list(arm.server_args) for arm in settings.arms},
+        "arms": {arm.name: arm.launched for arm in settings.arms},
         "oracles": best,
         "runs": with_regret(rows, best),
         "ratios": paired_ratios(rows, settings.baseline),

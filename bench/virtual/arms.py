@@ -40,6 +40,14 @@ class VirtualArm:
     speculation_steps: int | None = None
     fixed: bool = False
 
+    @property
+    def launched(self) -> list[str]:
+        """How the arm differs from a server of defaults, for people."""
+        policy = [] if self.policy is None else ["--policy", self.policy]
+        chosen = ["--policy-set", " ".join(self.policy_set)] if self.policy_set else []
+        drafts = [] if self.speculation_steps is None else [f"speculation_steps={self.speculation_steps}"]
+        return [*self.server_args, *policy, *chosen, *drafts]
+
     def settings(self, slo: Slo) -> Settings | None:
         """The arm's policy, aimed at the SLO it will be judged by; None without one.
 

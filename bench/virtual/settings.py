@@ -140,12 +140,15 @@ class VirtualSettings:
 
 
 def usd_per_h(conf: Mapping[str, Any], experiment: Experiment) -> float | None:
-    """Price of the machine: as configured, else the device's own; None where neither is known.
+    """Price of the machine: as configured, else that of all its devices; None where neither is known.
 
     Raises:
         InputError: it is no price.
     """
-    return optional_number(conf, "usd_per_h", "virtual", above=0.0) or experiment.device.ceilings.usd_per_h
+    device, price = experiment.device, optional_number(conf, "usd_per_h", "virtual", above=0.0)
+    if price is None and device.ceilings.usd_per_h is not None:
+        price = device.ceilings.usd_per_h * device.tp_size
+    return price
 
 
 def _in_time(last_s: float, most_s: float | None) -> None:

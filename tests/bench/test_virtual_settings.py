@@ -210,7 +210,8 @@ def test_the_shipped_configuration_is_what_it_says() -> None:
     assert (chosen.baseline, chosen.name, str(chosen.out_dir)) == ("default", "virtual", "results/virtual")
     experiment = chosen.experiment
     assert experiment.device.ceilings.device == "NVIDIA H200"
-    assert (experiment.host, experiment.path) == (HostTime(0.001), RequestPath())
+    written = read_config("virtual", [])
+    assert (experiment.host, experiment.path) == (HostTime(**written["host"]), RequestPath(**written["path"]))
     assert (experiment.bias, experiment.noise, experiment.output_cap_tokens) == (1.0, 0.0, 1024)
     assert settings("usd_per_h=3").usd_per_h == settings("hardware.usd_per_h=3").usd_per_h == 3
     assert chosen.usd_per_h is None
