@@ -49,7 +49,7 @@ class Replay:
         self._url = base_url + "/generate"
         self._requests = requests
         self._limits = limits or Limits()
-        self._bodies = [_body(prompts.tokens(request, i), request.output_tokens) for i, request in enumerate(requests)]
+        self._bodies = [_body(prompts.tokens(request, i), request) for i, request in enumerate(requests)]
         self._start = 0.0
         self._stopped: str | None = None
         self._tasks: list[asyncio.Task[RequestRecord]] = []
@@ -130,6 +130,7 @@ class Replay:
             output_tokens_asked=request.output_tokens,
             error=progress.error,
             zero_s=self._start,
+            priority=request.priority,
         )
         if done:
             done(record)
@@ -153,9 +154,10 @@ class Replay:
                     return
 
 
-def _body(tokens: list[int], output_tokens: int) -> bytes:
-    sampling = {"temperature": 0, "max_new_tokens": output_tokens, "ignore_eos": True}
-    return orjson.dumps({"input_ids": tokens, "sampling_params": sampling, "stream": True})
+def _body(tokens: list[int], request: Request) -> bytes:
+    sampling = {"temperature": 0, "max_new_tokens": request.output_tokens, "ignore_eos": True}
+    body: dict[str, object] = {"input_ids": tokens, "sampling_params": sampling, "stream": True}
+    return orjson.dumps(body if request.priority is None else {**body, "priority": request.priority})
 
 
 def _take(event: dict[str, Any], now_s: float, progress: _Progress) -> None:

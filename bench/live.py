@@ -59,7 +59,7 @@ def result_of(settings: LiveSettings, rows: Sequence[Metrics]) -> dict[str, Any]
     return {
         "name": settings.name,
         "executor": "live replay",
-        "slo": {key: getattr(settings.slo, key) for key in ("ttft_s", "itl_s", "itl_kind", "e2e_s", "gap_fraction")},
+        "slo": settings.slo.described(),
         "slo_text": str(settings.slo),
         "seed": settings.seed,
         "repeats": settings.repeats,

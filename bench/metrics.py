@@ -20,6 +20,7 @@ Metrics = dict[str, Any]
 
 RATIOS = (
     "goodput_per_s",
+    "good_tokens_per_s",
     "attainment",
     "output_tokens_per_s",
     "requests_per_s",
@@ -63,7 +64,8 @@ def e2e_s(record: RequestRecord) -> float | None:
 
 
 def meets(record: RequestRecord, slo: Slo) -> bool:
-    """Whether the request ran to its end within every limit of ``slo``."""
+    """Whether the request ran to its end within every limit that ``slo`` has for its class."""
+    slo = slo.for_priority(record.priority)
     first, whole = ttft_s(record), e2e_s(record)
     if record.error is not None or first is None or whole is None:
         return False
@@ -100,7 +102,7 @@ def summarise(run: ArmRun, slo: Slo, usd_per_h: float | None) -> Metrics:
     """Every metric of one run, ready for JSON. ``usd_per_h``: price of the machine, None where unknown."""
     records = run.records
     completed = [record for record in records if record.error is None]
-    met = sum(meets(record, slo) for record in records)
+    good = [record for record in records if meets(record, slo)]
     output = sum(record.output_tokens for record in records)
     prompt = sum(record.prompt_tokens for record in records if record.token_s)
     cached = sum(record.cached_tokens for record in records if record.token_s)
@@ -128,16 +130,46 @@ def summarise(run: ArmRun, slo: Slo, usd_per_h: float | None) -> Metrics:
         "output_tokens_per_s": per_s(output),
         "total_tokens_per_s": per_s(output + prompt),
         "requests_per_s": per_s(len(completed)),
-        "goodput_per_s": per_s(met),
+        "goodput_per_s": per_s(len(good)),
+        "good_tokens_per_s": per_s(sum(record.prompt_tokens + record.output_tokens for record in good)),
         "usd_per_million_output_tokens": usd_per_million(output),
         "usd_per_million_tokens": usd_per_million(output + prompt),
         "cache_hit_rate": cached / prompt if prompt else None,
         "longest_wait_s": max((r.started_s - r.scheduled_s for r in records if r.started_s is not None), default=None),
+        "longest_tenth_ttft_p99_s": longest_tenth_ttft_p99_s(records),
         "deferrals": run.deferrals,
         "slip_p99_s": quantile([r.sent_s - r.scheduled_s for r in records if r.sent_s is not None], 0.99),
         **latencies(records, slo),
         **server_side(run.samples),
         "phases": {phase: latencies([r for r in records if r.phase == phase], slo) for phase in phases},
+        "classes": by_class(records, slo),
+    }
+
+
+def longest_tenth_ttft_p99_s(records: Sequence[RequestRecord]) -> float | None:
+    """P99 TTFT of the requests with the longest prompts, a tenth of all or more where many are as long; None of none.
+
+    A request without a first token counts with the time it was given, or one that is starved would be left out.
+    """
+    border = quantile([record.prompt_tokens for record in records], 0.9)
+    if border is None:
+        return None
+    longest = (record for record in records if record.prompt_tokens >= border)
+    waits = ((record, ttft_s(record)) for record in longest)
+    return quantile([record.end_s - record.scheduled_s if wait is None else wait for record, wait in waits], 0.99)
+
+
+def by_class(records: Sequence[RequestRecord], slo: Slo) -> dict[str, Metrics]:
+    """Attainment and latency quantiles per priority, the highest first; ``none``: requests without one beside others.
+
+    Empty where no request has a priority.
+    """
+    found = {record.priority for record in records}
+    known = sorted((priority for priority in found if priority is not None), reverse=True)
+    order: list[int | None] = [*known, *([None] if known and None in found else [])]
+    return {
+        "none" if priority is None else str(priority): latencies([r for r in records if r.priority == priority], slo)
+        for priority in order
     }
 
 

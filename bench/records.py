@@ -21,6 +21,7 @@ class RequestRecord:
     zero_s: the run's start on this machine's monotonic clock, which a server on it also tells its times on; None where
         the run was on no such clock.
     started_s: when the first step that computed something of it was launched; None where the server does not tell.
+    priority: as it was sent with; it names the class of SLO that the request is held to. None: it had none.
     """
 
     index: int
@@ -35,6 +36,7 @@ class RequestRecord:
     error: str | None = None
     zero_s: float | None = None
     started_s: float | None = None
+    priority: int | None = None
 
     @property
     def first_token_s(self) -> float | None:

@@ -21,8 +21,8 @@ from roofline_policies.errors import FieldError, InputError
 from roofline_policies.fields import build
 from roofline_policies.hardware import Ceilings, from_catalogue
 from roofline_policies.policies.base import Policy
+from roofline_policies.slo import Objectives, Slo
 from roofline_policies.targets import instantiate, resolve
-from roofline_policies.view import Slo
 
 SHIPPED = ("adaptive", "static")
 """Configurations that ``--policy`` takes by name."""
@@ -31,6 +31,12 @@ AUTO = "auto"
 """In place of efficiencies: those of the device the server runs on."""
 
 _SHIPPED_DIR = Path(roofline_policies.conf.__path__[0])
+
+
+DEFAULT_OBJECTIVES = Objectives()
+
+
+DEFAULT_OBJECTIVES = Objectives()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,7 @@ class Settings:
     name: str
     source: str
     policy: Policy
-    slo: Slo = Slo()
+    objectives: Objectives = DEFAULT_OBJECTIVES
     controller: ControllerSettings = ControllerSettings()
     bounds: BoundsRequest = BoundsRequest()
     ceilings: Ceilings | None = None
@@ -161,7 +167,7 @@ def _from_file(path: Path, shown: str, overrides: Sequence[str], packages: Seque
         name=path.stem,
         source=shown,
         policy=instantiate(tree["policy"], where=shown, key="policy", packages=packages),
-        slo=build(Slo, tree.get("slo") or {}, where=shown, key="slo"),
+        objectives=_objectives(tree.get("slo") or {}, shown),
         controller=build(ControllerSettings, tree.get("controller") or {}, where=shown, key="controller"),
         bounds=_bounds(tree.get("bounds") or {}, shown),
         ceilings=ceilings,
@@ -192,6 +198,27 @@ class _AutoHardware:
     def __post_init__(self) -> None:
         if self.usd_per_h is not None and not 0 < self.usd_per_h < float("inf"):
             raise FieldError("usd_per_h", self.usd_per_h, "a number of USD per hour greater than 0, or null")
+
+
+def _objectives(values: object, where: str) -> Objectives:
+    """The server's objective, and those of priority classes, which take from it what they leave out."""
+    if not isinstance(values, Mapping):
+        raise InputError("must be a mapping", where=where, key="slo", value=values)
+    server = {key: value for key, value in values.items() if key != "classes"}
+    classes = values.get("classes") or {}
+    if not isinstance(classes, Mapping):
+        allowed = "a mapping from priorities to targets"
+        raise InputError("must be a mapping", where=where, key="slo.classes", value=classes, allowed=allowed)
+    made = {}
+    for priority, targets in classes.items():
+        key = f"slo.classes.{priority}"
+        if isinstance(priority, bool) or not str(priority).lstrip("-").isdecimal():
+            allowed = "a whole number: the priority that requests come with"
+            raise InputError("is no priority", where=where, key=key, value=priority, allowed=allowed)
+        if not isinstance(targets, Mapping):
+            raise InputError("must be a mapping", where=where, key=key, value=targets)
+        made[int(priority)] = build(Slo, {**server, **targets}, where=where, key=key)
+    return Objectives(build(Slo, server, where=where, key="slo"), made)
 
 
 def _bounds(values: object, where: str) -> BoundsRequest:

@@ -9,20 +9,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from roofline_policies.batch import BatchShape
 from roofline_policies.decision import Bounds, Decision, Knob, KnobChange, Knobs
 from roofline_policies.errors import FieldError
 from roofline_policies.hardware import Ceilings
+from roofline_policies.pace import StepPace
 from roofline_policies.policies.base import Policy, Proposal
 from roofline_policies.policies.compose import merge
 from roofline_policies.roofline import OVERHEAD_BELOW
+from roofline_policies.slo import ItlKind, Slo
 from roofline_policies.step_times import StepTimes
 from roofline_policies.transitions import Transitions, TransitionSettings
-from roofline_policies.view import ForwardMode, IterationRecord, ItlKind, QueueState, SchedulerView, Slo
+from roofline_policies.view import ForwardMode, IterationRecord, QueueState, SchedulerView
 from roofline_policies.window import GapWindow, Phase
+
+EMPTY = BatchShape()
 
 
 class State(StrEnum):
-    """ACTIVE: the policy decides. FALLBACK: it failed, the launch settings hold until the server restarts."""
+    """ACTIVE: the policy decides. FALLBACK: it failed, the launch settings hold until one is loaded anew."""
 
     ACTIVE = "active"
     FALLBACK = "fallback"
@@ -35,6 +40,7 @@ class ControllerSettings:
     half_life_s: time in which the weight of an iteration in the operating points halves.
     gaps: number of recent token gaps that make up the ITL estimate.
     overhead_below: a point under this share of both roofs is called overhead.
+    decide_every_s: least time between two decisions; 0: whenever something could be admitted.
     budget_s, overruns: a policy that takes longer than budget_s this many times in a row is given up.
     dwell_s, hysteresis: see TransitionSettings.
 
@@ -45,6 +51,7 @@ class ControllerSettings:
     half_life_s: float = 2.0
     gaps: float = 64.0
     overhead_below: float = OVERHEAD_BELOW
+    decide_every_s: float = 0.0
     budget_s: float = 0.005
     overruns: int = 20
     dwell_s: float = 1.0
@@ -54,6 +61,8 @@ class ControllerSettings:
         for key in ("half_life_s", "budget_s"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise FieldError(key, getattr(self, key), "a number of seconds greater than 0")
+        if not 0 <= self.decide_every_s < float("inf"):
+            raise FieldError("decide_every_s", self.decide_every_s, "a number of seconds, 0 or more")
         if not 1 <= self.gaps < float("inf"):
             raise FieldError("gaps", self.gaps, "1 or more")
         if not 0 <= self.overhead_below <= 1:
@@ -136,10 +145,15 @@ class Controller:
             ForwardMode.MIXED: self.mixed,
         }
         self.last_record: IterationRecord | None = None
+        self.last_change: tuple[QueueState, Decision] | None = None
+        self.pace = StepPace(predictor)
+        self.decisions = 0
         self._gaps = GapWindow(settings.gaps)
         self._transitions = Transitions(settings.transitions(), bounds, launch)
         self._last_token_s: float | None = None
         self._decode_launched_s: float | None = None
+        self._prefill_launched_s: float | None = None
+        self._decided_s = float("-inf")
         self._prefills_since_decode = 0
         self._overruns = 0
 
@@ -150,6 +164,7 @@ class Controller:
             return
         self.iterations += 1
         self.last_record = record
+        self.pace.finished(record.mode, record.step_s, record.done_s)
         self.phases[record.mode].add(record)
         if record.mode is ForwardMode.PREFILL:
             return
@@ -157,8 +172,16 @@ class Controller:
             self._gaps.add(record.done_s - self._last_token_s)
         self._last_token_s = record.done_s
 
-    def launched(self, mode: ForwardMode, now_s: float) -> None:
-        """Note that an iteration starts; what decode has waited for is known before its result is."""
+    def launched(
+        self, mode: ForwardMode, now_s: float, prefill: BatchShape = EMPTY, decode: BatchShape = EMPTY
+    ) -> None:
+        """Note that an iteration starts; what decode has waited for is known before its result is.
+
+        prefill, decode: what it runs, as the predictor is asked for it.
+        """
+        self.pace.launched(mode, now_s, prefill, decode)
+        if mode is not ForwardMode.DECODE:
+            self._prefill_launched_s = now_s
         if mode is ForwardMode.PREFILL:
             self._prefills_since_decode += 1
         else:
@@ -169,6 +192,12 @@ class Controller:
         """Note that nobody waits for a next token: the next gap would measure the pause, not the server."""
         self._last_token_s = self._decode_launched_s = None
         self._prefills_since_decode = 0
+        self.pace.nobody_waits()
+
+    @property
+    def token_s(self) -> float:
+        """Recent mean seconds between a running request's tokens, 0 before the first gap."""
+        return self._gaps.mean_s or 0.0
 
     def place_under(self, ceilings: Ceilings) -> None:
         """Measure what comes from now on against these ceilings, as when the device's clock has changed."""
@@ -184,6 +213,11 @@ class Controller:
         self.queue = queue
         if queue.running == 0:
             self.pause()
+        if not (queue.waiting or queue.chunk_in_flight):
+            self._prefill_launched_s = now_s
+        if self.state is State.ACTIVE and now_s - self._decided_s < self.settings.decide_every_s:
+            return Decision(self.knobs)
+        self._decided_s = now_s
         if self.state is State.ACTIVE:
             proposals = self._consult(now_s, queue)
             if proposals is not None:
@@ -212,11 +246,35 @@ class Controller:
             itl_s=self._gaps.mean_s if mean_judged else self._gaps.tail_s,
             since_decode_s=0.0 if self._decode_launched_s is None else now_s - self._decode_launched_s,
             prefills_since_decode=self._prefills_since_decode,
+            since_prefill_s=0.0 if self._prefill_launched_s is None else now_s - self._prefill_launched_s,
+            token_age_s=self.pace.token_age_s(now_s),
+            steps=self.pace.steps,
             predictor=self.predictor,
+            decisions=self.decisions,
         )
+
+    def adopt(
+        self, now_s: float, policy: Policy, slo: Slo, settings: ControllerSettings, bounds: Bounds
+    ) -> tuple[KnobChange, ...]:
+        """Go on with another policy from the next decision on, also after the last one was given up.
+
+        Knobs keep their value, or move into the new bounds; those that had to are returned. Operating points, token
+        gaps, the learned correction, totals and dwells go on: they are the server's, not the policy's.
+        """
+        if self.state is State.FALLBACK:  # nothing was observed since
+            self.pause()
+            self.pace.forget()
+        self.policy, self.slo, self.settings, self.bounds = policy, slo, settings, bounds
+        self.state, self.fallback_reason = State.ACTIVE, None
+        self._overruns, self._decided_s = 0, float("-inf")
+        for phase in self.phases.values():
+            phase.watch(settings.half_life_s, settings.overhead_below)
+        self._gaps.watch(settings.gaps)
+        return self._adopt(now_s, self._transitions.adopt(settings.transitions(), bounds, now_s, self.knobs)).changes
 
     def _consult(self, now_s: float, queue: QueueState) -> tuple[Proposal, ...] | None:
         view = self.view(now_s, queue)
+        self.decisions += 1
         before = time.perf_counter()
         try:
             proposals = merge(view, self.policy.propose(view))
@@ -249,5 +307,6 @@ class Controller:
     def _adopt(self, now_s: float, decision: Decision) -> Decision:
         self.knobs = decision.knobs
         if decision.changes:
+            self.last_change = (self.queue, decision)
             self.changes.add(now_s - self.started_s, self.iterations, decision.changes)
         return decision

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -16,6 +16,10 @@ class Knob(StrEnum):
     PREFILL_CHUNK_TOKENS = "prefill_chunk_tokens"
     DEFER_PREFILL = "defer_prefill"
     MIXED_CHUNK = "mixed_chunk"
+    DEADLINE_ORDER = "deadline_order"
+    RELEGATE_FOR_S = "relegate_for_s"
+    SPECULATION_WINDOW = "speculation_window"
+    QUANT_TIER = "quant_tier"
 
     # Enum hashes by a Python-level function; these are dictionary keys in every iteration.
     __hash__ = str.__hash__
@@ -32,19 +36,33 @@ class Knobs:
     prefill_chunk_tokens: most prompt tokens computed in one iteration; None where chunked prefill is off.
     defer_prefill: no prompt enters while requests are decoding.
     mixed_chunk: a prefill step takes the running requests along, each with its next token, inside its chunk.
+    deadline_order: prompts are admitted by when they are due, not by when they came; also beside the prompt that is
+        part-way through its chunks.
+    relegate_for_s: whole seconds for which a prompt that cannot be in time may be passed over; 0: none is.
+    speculation_window: draft tokens per step; None where the server drafts nothing, or always as many.
+    quant_tier: index of the precision that matrix products run in, 0 is the launch's; None where there is only one.
     """
 
     max_running_requests: int
     prefill_chunk_tokens: int | None
     defer_prefill: bool = False
     mixed_chunk: bool = False
+    deadline_order: bool = False
+    relegate_for_s: int = 0
+    speculation_window: int | None = None
+    quant_tier: int | None = None
 
     def get(self, knob: Knob) -> KnobValue | None:
-        value: KnobValue | None = getattr(self, knob.value)
+        value: KnobValue | None = getattr(self, knob)  # a StrEnum is the name of its field
         return value
 
     def with_value(self, knob: Knob, value: KnobValue) -> Knobs:
         return replace(self, **{knob.value: value})  # type: ignore[arg-type]
+
+    def moved(self, changes: Iterable[KnobChange]) -> Knobs:
+        """The setting after these changes."""
+        new = {change.knob.value: change.new for change in changes}
+        return replace(self, **new) if new else self  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +74,8 @@ class Range:
     step: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.low <= self.high:
-            raise FieldError("low", self.low, f"1 to {self.high}")
+        if not 0 <= self.low <= self.high:
+            raise FieldError("low", self.low, f"0 to {self.high}")
         if self.step < 1:
             raise FieldError("step", self.step, "1 or more")
 

@@ -7,8 +7,9 @@ from statistics import quantiles
 from typing import Any
 
 from roofline_policies.controller import Controller
-from roofline_policies.decision import Knob
+from roofline_policies.decision import Decision, Knob
 from roofline_policies.roofline import OperatingPoint
+from roofline_policies.view import QueueState
 from roofline_policies.window import Phase
 
 
@@ -80,6 +81,7 @@ def status(controller: Controller, now_s: float) -> dict[str, Any]:
             "e2e_s": controller.slo.e2e_s,
         },
         "predictor": None if controller.predictor is None else type(controller.predictor).__name__,
+        "correction": {mode.value: line._asdict() for mode, line in controller.pace.lines.items()},
         "iterations": controller.iterations,
         "prefill": point_to_dict(controller.prefill),
         "decode": point_to_dict(controller.decode),
@@ -90,6 +92,7 @@ def status(controller: Controller, now_s: float) -> dict[str, Any]:
         "knobs": {knob.value: controller.knobs.get(knob) for knob in Knob},
         "bounds": {knob.value: [bounds.low, bounds.high] for knob, bounds in controller.bounds.ranges.items()},
         "immovable": {knob.value: reason for knob, reason in controller.bounds.immovable.items()},
+        "last_change": None if controller.last_change is None else explain(*controller.last_change),
         "changes": [
             {
                 "t_s": entry.t_s,
@@ -120,6 +123,19 @@ def _provenance(controller: Controller) -> dict[str, Any] | None:
     if record is None:
         return None
     return {"work": sorted(record.work.provenance), "seconds": record.seconds_source}
+
+
+def explain(queue: QueueState, decision: Decision) -> str:
+    """One decision in one line for people: what was seen, what was predicted, what changed."""
+    seen = f"{queue.running} running, {queue.waiting} waiting"
+    if queue.relegated:
+        seen += f" ({queue.relegated} of them cannot be in time)"
+    why: dict[str, list[str]] = {}
+    for change in decision.changes:
+        moved = f"{change.knob.value} {change.old} -> {change.new}"
+        why.setdefault(f"{change.policy}: {change.reason}", []).append(moved)
+    parts = (f"{', '.join(moved)} ({reason})" for reason, moved in why.items())
+    return f"{seen}, KV {queue.kv_use:.0%} full: {'; '.join(parts) or 'nothing changes'}"
 
 
 def log_line(controller: Controller) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any
+from functools import reduce
+from operator import and_, ge, gt, le, lt, or_
+from typing import Any, get_args, get_type_hints
 
-from roofline_policies.errors import InputError
+from roofline_policies.errors import FieldError, InputError
 from roofline_policies.fields import build, user_code
 from roofline_policies.policies.base import Policy
+from roofline_policies.policies.conditions import SIGNALS, Condition, Signal, is_number
 
 OWN_PACKAGES = ("roofline_policies.policies", "bench.rivals")
 """Where targets may come from without being named at launch. The second is imported only where a target names it, and
 can be only from a checkout."""
+
+_COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {ast.Gt: gt, ast.GtE: ge, ast.Lt: lt, ast.LtE: le}
 
 
 def instantiate(node: object, *, where: str, key: str, packages: Sequence[str] = ()) -> Policy:
@@ -46,6 +52,56 @@ def resolve(reference: str, *, where: str) -> Policy:
     return _as_policy(found, where, "", reference)
 
 
+def parse_condition(text: object, key: str = "condition") -> Condition:
+    """The condition that the text of a configuration file describes: the one that Python's operators would give.
+
+    key: of the text, for errors.
+
+    Raises:
+        FieldError: anything but comparisons of signals with numbers, chained or joined by and, or, not.
+    """
+    try:
+        return _condition(ast.parse(" ".join(str(text).split()), mode="eval").body)
+    except (FieldError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        allowed = (
+            "comparisons of a signal with a number by > >= < <=, such as kv_use > 0.9 or 0.5 < kv_use < 0.9, joined by "
+            f"and, or, not; signals: {', '.join(SIGNALS)}"
+        )
+        raise FieldError(key, text, allowed) from error
+
+
+def _condition(node: ast.expr) -> Condition:
+    match node:
+        case ast.BoolOp(op=ast.And()):
+            return reduce(and_, map(_condition, node.values))
+        case ast.BoolOp(op=ast.Or()):
+            return reduce(or_, map(_condition, node.values))
+        case ast.UnaryOp(op=ast.Not()):
+            return ~_condition(node.operand)
+        case ast.Compare():
+            sides = [_side(side) for side in (node.left, *node.comparators)]
+            return reduce(and_, map(_comparison, sides, node.ops, sides[1:]))
+    raise ValueError(node)
+
+
+def _side(node: ast.expr) -> Signal | float:
+    match node:
+        case ast.Name() if node.id in SIGNALS:
+            return SIGNALS[node.id]
+        case ast.Constant(value=float() | int() as number) if is_number(number):
+            return number
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=float() | int() as number)) if is_number(number):
+            return -number
+    raise ValueError(node)
+
+
+def _comparison(left: Signal | float, operator: ast.cmpop, right: Signal | float) -> Condition:
+    if type(operator) not in _COMPARE or isinstance(left, Signal) == isinstance(right, Signal):
+        raise ValueError(operator)
+    condition: Condition = _COMPARE[type(operator)](left, right)
+    return condition
+
+
 def _as_policy(found: object, where: str, key: str, value: object) -> Policy:
     if isinstance(found, Policy):
         return found
@@ -66,9 +122,32 @@ def _object(node: object, where: str, key: str, packages: Sequence[str]) -> obje
     }
     plain = {name: value for name, value in values.items() if name not in nested}
     if isinstance(cls, type) and is_dataclass(cls):
-        return build(cls, plain, where=where, key=key, made=nested)
+        fitted = _fitted(cls, plain, where, key)
+        plain = {name: value for name, value in plain.items() if name not in fitted}
+        return build(cls, plain, where=where, key=key, made={**nested, **fitted})
     with user_code(where, key):
         return cls(**plain, **nested)
+
+
+def _fitted(cls: type, plain: Mapping[str, object], where: str, key: str) -> dict[str, object]:
+    """Fields whose types a configuration file cannot hold: conditions, which are text there, and null for no object.
+
+    By the fields' types, so policies of the user's own may have conditions as well.
+    """
+    with user_code(where, key):
+        hints = get_type_hints(cls)
+    made: dict[str, object] = {}
+    for name, value in plain.items():
+        if hints.get(name) is Condition:
+            try:
+                made[name] = parse_condition(value, name)
+            except FieldError as error:
+                raise InputError(
+                    "is no condition", where=where, key=f"{key}.{name}", value=value, allowed=error.allowed
+                ) from error
+        elif value is None and type(None) in get_args(hints.get(name)):
+            made[name] = None
+    return made
 
 
 def _nested(value: object, where: str, key: str, packages: Sequence[str]) -> object:

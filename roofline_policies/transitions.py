@@ -14,7 +14,8 @@ from roofline_policies.decision import Bounds, Decision, Knob, KnobChange, Knobs
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Kind, Proposal
 
-COSTLY_KNOBS = frozenset({Knob.MAX_RUNNING_REQUESTS})
+COSTLY_KNOBS = frozenset({Knob.MAX_RUNNING_REQUESTS, Knob.SPECULATION_WINDOW, Knob.QUANT_TIER})
+"""A drain, a switch of captured graphs, other kernels. The order of admission and the chunk cost nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,27 @@ class Transitions:
         self._settings = settings
         self._bounds = bounds
         self._launch = launch
-        self._movable = [knob for knob in Knob if bounds.movable(knob) and launch.get(knob) is not None]
+        self._movable = _movable(bounds, launch)
         self._last_change_s: dict[Knob, float] = {}
+
+    def adopt(self, settings: TransitionSettings, bounds: Bounds, now_s: float, current: Knobs) -> Decision:
+        """Go on under other settings and bounds; what is out of the new bounds moves into them at once.
+
+        Dwells go on: other settings are no reason to drain twice. A costly knob that moves here starts a new one.
+        """
+        self._settings, self._bounds = settings, bounds
+        self._movable = _movable(bounds, self._launch)
+        changes = []
+        for knob in self._movable:
+            old: KnobValue = getattr(current, knob)
+            new = bounds.clamp(knob, old)
+            if new != old:
+                changes.append(
+                    KnobChange(knob, old, new, "out of the bounds of the policy that was loaded", "controller")
+                )
+                if knob in COSTLY_KNOBS:
+                    self._last_change_s[knob] = now_s
+        return Decision(current.moved(changes), tuple(changes))
 
     def decide(self, now_s: float, current: Knobs, proposals: Iterable[Proposal]) -> Decision:
         """The next setting. ``proposals`` hold at most one target and one cap per knob (see policies.compose.merge)."""
@@ -51,13 +71,12 @@ class Transitions:
         caps: dict[Knob, Proposal] = {}
         for proposal in proposals:
             (targets if proposal.kind is Kind.TARGET else caps)[proposal.knob] = proposal
-        knobs, changes = current, []
+        changes = []
         for knob in self._movable:
             change = self._change(now_s, knob, current, targets.get(knob), caps.get(knob))
             if change is not None:
-                knobs = knobs.with_value(knob, change.new)
                 changes.append(change)
-        return Decision(knobs, tuple(changes))
+        return Decision(current.moved(changes), tuple(changes))
 
     def _change(
         self, now_s: float, knob: Knob, current: Knobs, target: Proposal | None, cap: Proposal | None
@@ -88,3 +107,7 @@ class Transitions:
             self._bounds.ranges[knob].high,
         )
         return at_bound or abs(new - old) >= self._settings.hysteresis * old
+
+
+def _movable(bounds: Bounds, launch: Knobs) -> list[Knob]:
+    return [knob for knob in Knob if bounds.movable(knob) and launch.get(knob) is not None]

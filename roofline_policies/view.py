@@ -5,13 +5,13 @@ Both are made in every scheduler iteration: named tuples cost a fifth of frozen 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from roofline_policies.correction import CorrectedSteps
 from roofline_policies.decision import Bounds, Knobs
-from roofline_policies.errors import FieldError
 from roofline_policies.roofline import OperatingPoint
+from roofline_policies.slo import Slo
 from roofline_policies.step_times import StepTimes
 from roofline_policies.work import Work
 
@@ -54,33 +54,6 @@ class IterationRecord(NamedTuple):
     step_s: float
 
 
-class ItlKind(StrEnum):
-    """How an inter-token target is read."""
-
-    PER_GAP = "per_gap"  # 99% of a request's gaps are within the target
-    MEAN_TPOT = "mean_tpot"  # the mean of a request's gaps is within the target
-
-
-@dataclass(frozen=True, slots=True)
-class Slo:
-    """Latency targets in seconds; None means no target.
-
-    Raises:
-        FieldError: a target that is not greater than zero.
-    """
-
-    ttft_s: float | None = None
-    itl_s: float | None = None
-    itl_kind: ItlKind = ItlKind.PER_GAP
-    e2e_s: float | None = None
-
-    def __post_init__(self) -> None:
-        for key in ("ttft_s", "itl_s", "e2e_s"):
-            value = getattr(self, key)
-            if value is not None and not 0 < value < float("inf"):
-                raise FieldError(key, value, "a number of seconds greater than 0, or null for no target")
-
-
 class QueueState(NamedTuple):
     """The scheduler's queues and caches at one moment.
 
@@ -88,13 +61,18 @@ class QueueState(NamedTuple):
     running: requests past their prompt. next_prefill_tokens: prompt tokens that the next prefill step could take,
         counted up to one chunk. chunk_in_flight: a prompt is part-way through its chunks.
     next_prefix_tokens: tokens in the KV cache already of the prompt whose chunk comes next, as far as the server has
-        looked; 0 where there is none.
+        looked; 0 where there is none. first_prompt_tokens: how many of next_prefill_tokens are this prompt's.
     decode_context_tokens: KV tokens that the next decode step attends to, summed over the running requests; those that
         left since the last step are still in it.
+    gap_s: the tightest target per gap of a running request that can still meet its objective, None without one.
+    mean_s: the tightest target on a mean of such a request, None without one.
+    due_s: seconds until the next token of a running request is due so that it keeps its mean TPOT or its end-to-end
+        time, of the tightest one; below 0 it is late. None where no running request has such a target.
     slack_s: seconds until the next token of a running request is due, of the tightest one; below 0 it is late. A token
         is due at ``arrival + ttft_s + itl_s * (tokens before it)``, arrival at the scheduler; without a ttft_s the
-        first token is due when it comes. None where nothing runs, there is no itl_s, or steps yield several tokens
-        (speculative decoding).
+        first token is due when it comes. By the server's objective alone. None where nothing runs, there is no itl_s,
+        or steps yield several tokens (speculative decoding).
+    relegated: waiting requests that are passed over because they cannot be in time.
     """
 
     running: int = 0
@@ -102,8 +80,13 @@ class QueueState(NamedTuple):
     next_prefill_tokens: int = 0
     chunk_in_flight: bool = False
     next_prefix_tokens: int = 0
+    first_prompt_tokens: int = 0
     decode_context_tokens: int = 0
+    gap_s: float | None = None
+    mean_s: float | None = None
+    due_s: float | None = None
     slack_s: float | None = None
+    relegated: int = 0
     kv_use: float = 0.0
     retractions: int = 0
     cache_hit_rate: float | None = None
@@ -113,6 +96,7 @@ class SchedulerView(NamedTuple):
     """Everything a policy may know, at one moment.
 
     now_s: monotonic seconds; a policy has no clock of its own.
+    slo: of requests of which nothing else is known; queue.gap_s and queue.due_s are of those that run.
     prefill, decode: operating points of the recent past, None where there was no such iteration.
     decode_step_s: mean seconds of the last decode iterations, None before the first; decode_requests: their mean batch.
     prefill_tokens_per_s: rate at which the next prompt tokens are expected to be computed, from the last ones; None
@@ -121,7 +105,13 @@ class SchedulerView(NamedTuple):
         for per_gap, their mean for mean_tpot), None before the first gap.
     since_decode_s: time since the running requests last had a decode step launched, 0 when nothing runs.
     prefills_since_decode: prefill steps launched since then.
-    predictor: prices iterations that have not run; None where the device's kernels were not measured, as on a CPU.
+    since_prefill_s: time since a prompt last got a step while one could have, 0 when none waits.
+    token_age_s: how long the running requests will have waited for their next token when the next step can start,
+        steps in flight included as predicted.
+    steps: prices iterations that have not run, corrected by those that have; None where steps are not predicted.
+    predictor: the same without the correction.
+    decisions: how many there were before this one.
+    acceptance: for each draft position, the share accepted of the drafts that got there; None without drafts.
     """
 
     now_s: float
@@ -137,4 +127,9 @@ class SchedulerView(NamedTuple):
     itl_s: float | None = None
     since_decode_s: float = 0.0
     prefills_since_decode: int = 0
+    since_prefill_s: float = 0.0
+    token_age_s: float = 0.0
+    steps: CorrectedSteps | None = None
     predictor: StepTimes | None = None
+    decisions: int = 0
+    acceptance: tuple[float, ...] | None = None

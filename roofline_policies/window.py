@@ -132,6 +132,11 @@ class Phase:
         stale = now_s is not None and self._last_s is not None and now_s - self._last_s > self._stale_s
         return None if stale else self._point
 
+    def watch(self, half_life_s: float, overhead_below: float) -> None:
+        """Weigh and name what comes from now on by these; see ControllerSettings."""
+        self._half_life_s, self._overhead_below = half_life_s, overhead_below
+        self._stale_s = STALE_HALF_LIVES * half_life_s
+
     def place_under(self, ceilings: Ceilings) -> None:
         """Measure what comes from now on against these ceilings, as when the device's clock has changed."""
         self._ceilings = ceilings
@@ -153,6 +158,10 @@ class GapWindow:
         self._weight = 1.0 / gaps
         self._mean_s: float | None = None
         self._variance = 0.0
+
+    def watch(self, gaps: float) -> None:
+        """Weigh the gaps that come from now on by another number of them."""
+        self._weight = 1.0 / gaps
 
     def add(self, gap_s: float) -> None:
         if self._mean_s is None:

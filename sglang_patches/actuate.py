@@ -12,6 +12,9 @@ from roofline_policies.decision import Knob, Knobs, Range
 CHUNK_STEP_TOKENS = 64
 """Chunks are multiples of this where pages allow it: the row count of common GEMM tiles, so that none is half empty."""
 
+MOST_RELEGATED_S = 3600
+"""Longest that any policy may have a request passed over: clients have given up long before."""
+
 
 def launch_knobs(scheduler: Any) -> Knobs:
     """The setting the server was launched with."""
@@ -27,6 +30,16 @@ def launch_ranges(scheduler: Any) -> tuple[dict[Knob, Range], dict[Knob, str]]:
     """
     ranges: dict[Knob, Range] = {}
     immovable: dict[Knob, str] = {}
+    if scheduler.server_args.schedule_policy != "fcfs" or scheduler.enable_priority_scheduling:
+        immovable[Knob.DEADLINE_ORDER] = immovable[Knob.RELEGATE_FOR_S] = (
+            "the server orders its queue itself (--schedule-policy, --enable-priority-scheduling)"
+        )
+    elif scheduler.disaggregation_mode is not DisaggregationMode.NULL:
+        immovable[Knob.DEADLINE_ORDER] = immovable[Knob.RELEGATE_FOR_S] = "prefill and decode run on separate servers"
+    else:
+        ranges[Knob.RELEGATE_FOR_S] = Range(0, MOST_RELEGATED_S)
+    immovable[Knob.SPECULATION_WINDOW] = _reason_not_to_draft(scheduler)
+    immovable[Knob.QUANT_TIER] = "the weights were loaded in one precision"
     if scheduler.max_running_requests >= 1:
         ranges[Knob.MAX_RUNNING_REQUESTS] = Range(1, scheduler.max_running_requests)
     if scheduler.chunked_prefill_size is None:
@@ -44,6 +57,13 @@ def launch_ranges(scheduler: Any) -> tuple[dict[Knob, Range], dict[Knob, str]]:
     if reason is not None:
         immovable[Knob.MIXED_CHUNK] = reason
     return ranges, immovable
+
+
+def _reason_not_to_draft(scheduler: Any) -> str:
+    """Why the number of drafts per step cannot be moved."""
+    if scheduler.spec_algorithm.is_none():
+        return "nothing drafts (--speculative-algorithm)"
+    return "the number of drafts was fixed at launch (--speculative-num-steps)"
 
 
 def _reason_not_to_mix(scheduler: Any) -> str | None:

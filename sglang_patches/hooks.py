@@ -12,9 +12,11 @@ from sglang_patches import counters, served_model
 from sglang_patches.agree import KnobsUpdate
 from sglang_patches.compat import Hook, verify
 from sglang_patches.loop import Loop
+from sglang_patches.reload import PolicyAdoptReq, PolicyOfferReq, Reloads, register
 from sglang_patches.served import of_server
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+SCHEDULE_POLICY = "sglang.srt.managers.schedule_policy.SchedulePolicy"
 
 SETTINGS = "_roofline_settings"
 """Attribute of ServerArgs that carries the checked settings into the scheduler processes."""
@@ -32,7 +34,13 @@ def loop_of(scheduler: Any) -> Loop | None:
 def join(scheduler: Any, loop: Loop) -> None:
     """Have the hooks on this scheduler reach its loop, and the decisions that its ranks broadcast, too."""
     setattr(scheduler, _LOOP, loop)
-    scheduler._request_dispatcher._mapping[KnobsUpdate] = loop.apply
+    setattr(scheduler.policy, _LOOP, loop)
+    reloads = Reloads(loop)
+    scheduler._request_dispatcher._mapping |= {
+        KnobsUpdate: loop.apply,
+        PolicyOfferReq: reloads.offered,
+        PolicyAdoptReq: reloads.adopted,
+    }
 
 
 def check_model(result: None, scheduler: Any) -> None:
@@ -51,6 +59,7 @@ def attach(result: None, scheduler: Any, server_args: Any, port_args: Any) -> No
     if settings is None:
         return
     verify(SCHEDULER_HOOKS)
+    register()
     join(scheduler, Loop(scheduler, settings, of_server(scheduler, settings, getattr(scheduler, _COUNTERS, None))))
 
 
@@ -102,10 +111,21 @@ def should_defer_prefill(original: Callable[..., bool], scheduler: Any, running_
 
 
 def add_request_to_queue(result: None, scheduler: Any, req: Any, is_retracted: bool = False) -> None:
-    """Count retractions."""
+    """Actuate the order of admission, and count retractions."""
     loop = loop_of(scheduler)
-    if loop is not None and is_retracted:
-        loop.retracted(req)
+    if loop is not None:
+        if is_retracted:
+            loop.retracted(req)
+        loop.came(req, retracted=is_retracted)
+
+
+def shortest_prefill_chunk_limit(
+    limit: int | None, policy: Any, chunked_req: Any, waiting_queue: list[Any], budget: int, page_size: int
+) -> int | None:
+    """Actuate the order of admission beside the prompt in flight."""
+    loop = loop_of(policy)
+    ours = None if loop is None else loop.chunk_limit(chunked_req, budget, page_size)
+    return limit if ours is None else ours if limit is None else min(limit, ours)
 
 
 def get_internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:
@@ -130,5 +150,11 @@ SCHEDULER_HOOKS = (
     ),
     Hook(f"{SCHEDULER}._should_defer_prefill", HookType.AROUND, should_defer_prefill, ("running_batch",)),
     Hook(f"{SCHEDULER}._add_request_to_queue", HookType.AFTER, add_request_to_queue, ("req", "is_retracted")),
+    Hook(
+        f"{SCHEDULE_POLICY}.shortest_prefill_chunk_limit",
+        HookType.AFTER,
+        shortest_prefill_chunk_limit,
+        ("chunked_req", "waiting_queue", "budget", "page_size"),
+    ),
     Hook(f"{SCHEDULER}.get_internal_state", HookType.AFTER, get_internal_state, ("recv_req",)),
 )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,9 +20,10 @@ from roofline_policies.hardware import CALIBRATE, Ceilings, from_catalogue, matc
 from roofline_policies.model import ModelShape
 from roofline_policies.nvml import open_nvml
 from roofline_policies.policies.base import Policy
-from sglang_patches import compat, recorder
+from sglang_patches import compat, recorder, reload
 from sglang_patches.hooks import SCHEDULER_HOOKS, SETTINGS
-from sglang_patches.http import add_route
+from sglang_patches.http import add_routes
+from sglang_patches.launched import Launched, words
 
 UNSUPPORTED: Mapping[str, object] = MappingProxyType({
     "pp_size": 1,
@@ -50,26 +50,18 @@ def prepare(
         IncompatibleServer: the installed SGLang lacks a hook.
     """
     compat.check_version(allow_untested)
-    try:
-        words = shlex.split(overrides)
-    except ValueError as error:
-        raise InputError(str(error), where="--policy-set", value=overrides) from error
-    settings = load(policy, overrides=words, packages=[name for name in packages.split(",") if name])
+    named = tuple(name for name in packages.split(",") if name)
+    settings = load(policy, overrides=words(overrides), packages=named)
     check_server(server_args, settings)
     if settings.record is not None:
         recorder.check(settings.record, where=settings.source)
     settings = with_ceilings(settings, server_args)
-    try:
-        pickle.dumps(settings)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"cannot be handed to the scheduler process ({error})", where=settings.source, key="policy",
-            value=settings.policy, allowed="an object of a class at the top level of a module",
-        ) from error  # fmt: skip
-    compat.apply(SCHEDULER_HOOKS)
+    reload.pickled(settings)
+    reload.register()
+    compat.apply((*SCHEDULER_HOOKS, *reload.MANAGER_HOOKS))
     setattr(server_args, SETTINGS, settings)
     os.environ[compat.ACTIVE] = "1"
-    add_route()
+    add_routes(Launched(policy, overrides, named, settings, partial(check_server, server_args)))
 
 
 def check_server(server_args: Any, settings: Settings) -> None:

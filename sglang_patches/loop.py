@@ -4,70 +4,46 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
 from sglang.srt.runtime_context import get_parallel
 
+from roofline_policies.admission import Rank
 from roofline_policies.config import Settings
 from roofline_policies.controller import Controller, State
+from roofline_policies.decision import Bounds, Knobs
 from roofline_policies.errors import InputError
 from roofline_policies.model import ModelShape
-from roofline_policies.status import LoopTimer, log_line, status
+from roofline_policies.status import LoopTimer, explain, log_line, status
 from roofline_policies.transitions import COSTLY_KNOBS
 from roofline_policies.view import ForwardMode, QueueState
 from sglang_patches import served_model
 from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
-from sglang_patches.agree import KnobsUpdate, decides_here
+from sglang_patches.agree import KnobsUpdate, alone, decides_here
 from sglang_patches.counters import InlineWork
 from sglang_patches.device import DeviceWatch
+from sglang_patches.guard import contained, timed
 from sglang_patches.metrics import Metrics
 from sglang_patches.observe import Observer
+from sglang_patches.outputs import OutputWatch
 from sglang_patches.progress import Progress
 from sglang_patches.queues import Queues
 from sglang_patches.recorder import Recorder, of_rank
-from sglang_patches.served import Served
+from sglang_patches.reload import Loaded
+from sglang_patches.served import Served, roofline_times
+from sglang_patches.service import Service
+from sglang_patches.waiting import Waiting
 
 logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 DECIDE_AT_LEAST_EVERY_S = 0.1
 """Longest time without a decision while the server is busy; with prompts waiting there is one in every pass."""
 
 STALLED_AFTER = 256
 """Iterations launched without one being reported, after which the counters are taken to be stalled."""
-
-
-def contained(method: Callable[P, T]) -> Callable[P, T | None]:
-    """Let no exception out of a method of Loop: the policy is given up instead, and the server goes on."""
-
-    @wraps(method)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> T | None:
-        try:
-            return method(*args, **kwargs)
-        except Exception as error:  # where the loop meets the server: requests come first
-            cast(Loop, args[0]).give_up(f"{method.__name__} raised {type(error).__name__}: {error}", error)
-            return None
-
-    return guarded
-
-
-def timed(method: Callable[P, T]) -> Callable[P, T]:
-    """Book the time of a method of Loop as what the loop costs an iteration."""
-
-    @wraps(method)
-    def booked(*args: P.args, **kwargs: P.kwargs) -> T:
-        before = time.perf_counter()
-        try:
-            return method(*args, **kwargs)
-        finally:
-            cast(Loop, args[0]).spent_s += time.perf_counter() - before
-
-    return booked
 
 
 class Loop:
@@ -87,8 +63,11 @@ class Loop:
         self.spent_s = 0.0
         self.timer = LoopTimer()
         self.retractions = 0
+        self.loaded = Loaded()
         self.controller: Controller | None = None
         self._queues = Queues(scheduler)
+        self.waiting = Waiting(scheduler, settings.objectives, None)
+        self._alone = alone()
         self._unreported = 0
         self._decided_s = float("-inf")
         self._next_report_s = time.monotonic() + settings.log_interval_s
@@ -104,7 +83,11 @@ class Loop:
         if settings.ceilings is None:
             raise InputError("has no ceilings", where=settings.source, key="hardware")
         counters, rows_per_request = served.counters, served_model.rows_per_request(scheduler)
-        self._progress = Progress(settings.slo, rows_per_request)
+        self._outputs = OutputWatch()
+        times = served.predictor if served.predictor is not None else roofline_times(served, settings, rows_per_request)
+        self.waiting = Waiting(scheduler, settings.objectives, times)
+        self._service = Service(self.waiting.ticket)
+        self._progress = Progress(settings.objectives.server, rows_per_request, self.waiting.slo_of)
         self.observer = Observer(
             served.model,
             interval=served.interval,
@@ -113,7 +96,8 @@ class Loop:
             inline=_inline(served, scheduler.device),
             tree_cache=scheduler.tree_cache,
         )
-        bounds = settings.bounds_for(*launch_ranges(scheduler))
+        self._ranges = launch_ranges(scheduler)  # now: the actuator moves what they are read from
+        bounds = self.bounds_of(settings)
         for knob, reason in bounds.immovable.items():
             logger.warning(f"Roofline: {knob.value} cannot be moved: {reason}. Policies that ask for it idle.")
         self.controller = Controller(
@@ -121,11 +105,13 @@ class Loop:
             ceilings=settings.ceilings,
             bounds=bounds,
             launch=launch_knobs(scheduler),
-            slo=settings.slo,
+            slo=settings.objectives.server,
             settings=settings.controller,
             started_s=time.monotonic(),
-            predictor=served.predictor,
+            predictor=times,
         )
+        # Knobs narrow what the server was launched with, so this is the most prompt tokens of any step.
+        self._most_tokens = launch_knobs(scheduler).prefill_chunk_tokens or scheduler.max_prefill_tokens
         if served.device_uuid is not None:
             self._device = DeviceWatch(served.device_uuid)
         if scheduler.metrics_reporter.enable_metrics:
@@ -153,11 +139,42 @@ class Loop:
         worker.forward_batch_generation = forward_with_time
 
     def give_up(self, reason: str, error: BaseException | None = None) -> None:
-        """Turn to the launch settings for good; the next decision tells every rank."""
+        """Turn to the launch settings until a policy is loaded anew; the next decision tells every rank."""
         controller = self.controller
         if controller is not None and controller.state is State.ACTIVE:
             controller.give_up(reason)
             logger.error(f"Roofline: {reason}. The launch settings hold from now on.", exc_info=error)
+
+    def bounds_of(self, settings: Settings) -> Bounds:
+        """How far settings let the knobs move here. Where this rank decides.
+
+        Raises:
+            InputError: they ask for what the server was not launched with.
+        """
+        return settings.bounds_for(*self._ranges)
+
+    def reload(self, settings: Settings) -> None:
+        """Decide by other settings from the next pass on, also after the policy was given up. Where this rank decides.
+
+        What was observed, learned and counted is kept; see Controller.adopt. settings: with the ceilings in use.
+
+        Raises:
+            InputError: bounds that the server was not launched with; nothing has changed then.
+        """
+        controller, bounds = self.controller, self.bounds_of(settings)
+        assert controller is not None
+        revived_from = controller.fallback_reason
+        if revived_from is not None:  # what ran since was not followed
+            self.observer.forget()
+            self._progress.clear()
+            self._unreported = 0
+        slo = settings.objectives.server
+        for change in controller.adopt(time.monotonic(), settings.policy, slo, settings.controller, bounds):
+            logger.info(f"Roofline. {change.knob.value}: {change.old} -> {change.new} ({change.reason})")
+        self._progress.adopt(slo, self._queues.decoding())
+        self.settings = settings
+        self._decided_s = self._next_report_s = float("-inf")
+        self.loaded.again(settings, revived_from)
 
     @property
     def _active(self) -> Controller | None:
@@ -172,8 +189,10 @@ class Loop:
         mode = self.observer.launch(batch) if controller is not None else None
         if controller is None or mode is None:
             return
-        controller.launched(mode, time.monotonic())
+        now_s = time.monotonic()
+        controller.launched(mode, now_s, *(self.observer.launching or ()))
         if mode is not ForwardMode.DECODE:
+            self._service.launched(batch, now_s, self._queues.prompts())
             self._decided_s = float("-inf")  # other requests run from now on: decide anew in the next pass
 
     @timed
@@ -193,10 +212,10 @@ class Loop:
     def launched(self, batch: Any) -> None:
         if self._active is None:
             return
-        shape = self.observer.launching
+        shapes = self.observer.launching
         self.observer.launched(batch)
-        if shape is not None:
-            self._progress.launched(batch, shape.context_tokens)
+        if shapes is not None:
+            self._progress.launched(batch, shapes[0].context_tokens + shapes[1].context_tokens, time.monotonic())
         self._unreported += 1
         if self._unreported > STALLED_AFTER:
             self.give_up(f"{self._unreported} iterations ran and none reported its work")
@@ -207,6 +226,7 @@ class Loop:
         if self._active is not None:
             self.observer.finish(batch, result, time.monotonic())
             self._progress.finished(batch)
+            self._outputs.finished(batch)
 
     @timed
     @contained
@@ -216,26 +236,49 @@ class Loop:
         if controller is None:
             return None
         now_s = time.monotonic()
+        if self._alone:
+            self.waiting.clock_s = now_s
         if self.scheduler._engine_paused or self._queues.idle():
             self._pause(now_s, controller)
-            return None
+            # Other ranks must not take the last busy moment for the present when the next request comes.
+            if controller.knobs == self.actuator.knobs and (self._alone or not self._stale(now_s)):
+                return None
+            self._decided_s = now_s
+            return KnobsUpdate(controller.knobs, now_s)
         if controller.state is State.ACTIVE and not self._due(now_s):
             self._account()
             return None
         self._take_records()
         self._decided_s = now_s
         was = controller.state
-        decision = controller.decide(now_s, self._queue(now_s) if was is State.ACTIVE else controller.queue)
+        decision = controller.decide(now_s, self._queue(now_s, controller) if was is State.ACTIVE else controller.queue)
+        moved = self._judge(now_s, decision.knobs) if controller.state is State.ACTIVE else {}
         if controller.state is not was:
             logger.error(f"Roofline: {controller.fallback_reason}. The launch settings hold from now on.")
-        for change in decision.changes:
-            if change.knob in COSTLY_KNOBS:
-                logger.info(
-                    f"Roofline. {change.knob.value}: {change.old} -> {change.new} ({change.policy}: {change.reason})"
-                )
+        if any(change.knob in COSTLY_KNOBS for change in decision.changes):
+            logger.info(f"Roofline. {explain(controller.queue, decision)}")
         self._account()
         self._report(now_s, controller)
-        return KnobsUpdate(decision.knobs) if decision.knobs != self.actuator.knobs else None
+        if decision.knobs == self.actuator.knobs and not moved and (self._alone or not decision.knobs.deadline_order):
+            return None
+        return KnobsUpdate(decision.knobs, now_s, moved)
+
+    def _judge(self, now_s: float, knobs: Knobs) -> Mapping[str, Rank]:
+        """Waiting requests that should wait elsewhere."""
+        if not knobs.deadline_order:
+            return {}
+        ahead_s = self._service.ahead_s(self.scheduler.chunked_req)
+        return self.waiting.judged(now_s, ahead_s, self._service.pace, knobs.relegate_for_s)
+
+    @contained
+    def came(self, request: Any, *, retracted: bool) -> None:
+        """Note that a request joined the waiting queue."""
+        self.waiting.came(request, retracted=retracted)
+
+    @contained
+    def chunk_limit(self, request: Any, budget: int, page: int) -> int | None:
+        """Most tokens of a chunk for the prompt part-way through its chunks, None for all of it."""
+        return self.waiting.chunk_limit(request, budget, page)
 
     @contained
     def retracted(self, request: Any) -> None:
@@ -246,6 +289,9 @@ class Loop:
 
     @contained
     def apply(self, update: KnobsUpdate) -> None:
+        self.waiting.clock_s = update.clock_s
+        self.waiting.order(update.knobs.deadline_order)
+        self.waiting.move(update.moved)
         self.actuator.apply(update.knobs)
 
     @timed
@@ -267,7 +313,7 @@ class Loop:
             return None
         self._take_records()
         page = status(self.controller, time.monotonic())
-        page["policy"] |= {"name": self.settings.name, "source": self.settings.source}
+        page["policy"] |= {"name": self.settings.name, "source": self.settings.source, **asdict(self.loaded)}
         page["precision"] = self.observer.precision.value
         page["policy_time_s"] = self.timer.to_dict()
         sample = self._device.latest if self._device is not None else None
@@ -289,7 +335,10 @@ class Loop:
     def _due(self, now_s: float) -> bool:
         """Whether a decision could matter now. While requests only decode and no prompt waits, nothing is admitted:
         then deciding now and then is enough to be ready for the next prompt."""
-        return self._queues.prompts() or now_s - self._decided_s >= DECIDE_AT_LEAST_EVERY_S
+        return self._queues.prompts() or self._stale(now_s)
+
+    def _stale(self, now_s: float) -> bool:
+        return now_s - self._decided_s >= DECIDE_AT_LEAST_EVERY_S
 
     def _take_records(self) -> None:
         controller = self._active
@@ -304,13 +353,16 @@ class Loop:
         self.timer.add(self.spent_s)
         self.spent_s = 0.0
 
-    def _queue(self, now_s: float) -> QueueState:
+    def _queue(self, now_s: float, controller: Controller) -> QueueState:
+        token_s = controller.token_s
         return self._queues.state(
             now_s,
             progress=self._progress,
+            need=self._progress.need(now_s, token_s, self._outputs.least()),
+            relegated=self.waiting.relegated,
             retractions=self.retractions,
             cache_hit_rate=self.observer.cache_hit_rate,
-            chunk_tokens=self.actuator.knobs.prefill_chunk_tokens or self.scheduler.max_prefill_tokens,
+            chunk_tokens=self._most_tokens,
         )
 
     def _report(self, now_s: float, controller: Controller) -> None:

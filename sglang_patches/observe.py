@@ -20,6 +20,8 @@ from roofline_policies.view import ForwardMode, IterationRecord
 from roofline_policies.work import Precision, Provenance, Work
 from sglang_patches.counters import InlineWork
 
+EMPTY = BatchShape()
+
 
 class Interval(Protocol):
     """The time of one forward pass: begins when it is made, may be known some time after its end.
@@ -95,6 +97,8 @@ class _Launched:
     """
 
     mode: ForwardMode
+    prefill: BatchShape
+    decode: BatchShape
     shape: BatchShape
     after_idle: bool = False
     interval: Interval | None = None
@@ -165,6 +169,16 @@ class Observer:
         """Iterations launched whose result has not been processed."""
         return len(self._launched)
 
+    def forget(self) -> None:
+        """Note that batches ran that nobody told of: what was in flight before them cannot be timed or counted."""
+        self._launched.clear()
+        self._unread.clear()
+        self._finished.clear()
+        self._current = None
+        self.interrupt()
+        if self._inline is not None:
+            self._inline.skip()
+
     def launch(self, batch: Any) -> ForwardMode | None:
         """Note a batch that is about to run; None for a batch that computes nothing (idle, prebuilt).
 
@@ -174,7 +188,10 @@ class Observer:
         mode = _mode(batch)
         if mode is None:
             return None
-        self._current = _Launched(mode, self._shape(batch, mode))
+        prefill, decode = self._shapes(batch, mode)
+        # Tuples of sums add slowly; most steps are of one kind.
+        shape = decode if not prefill.requests else prefill if not decode.requests else prefill + decode
+        self._current = _Launched(mode, prefill, decode, shape)
         stats = batch.prefill_stats
         if mode is not ForwardMode.DECODE and stats is not None:
             self._hit_tokens += stats.log_hit_tokens
@@ -182,9 +199,9 @@ class Observer:
         return mode
 
     @property
-    def launching(self) -> BatchShape | None:
-        """The shape of the batch between ``launch`` and ``launched``, None where none computes anything."""
-        return None if self._current is None else self._current.shape
+    def launching(self) -> tuple[BatchShape, BatchShape] | None:
+        """Prompts and decode rows of the batch from ``launch`` to ``launched``, None where none computes anything."""
+        return None if self._current is None else (self._current.prefill, self._current.decode)
 
     def forward_starts(self) -> None:
         """Start the time of the batch that is being launched."""
@@ -277,10 +294,22 @@ class Observer:
         counted_once: int = self._tree_cache.protected_size()
         return max(0, locked - counted_once)
 
-    def _shape(self, batch: Any, mode: ForwardMode) -> BatchShape:
-        if mode is not ForwardMode.DECODE:
-            # A mixed batch lists its decode rows behind the prompts, with one new token each.
-            return BatchShape.of(prefill=tuple(zip(batch.extend_lens, batch.prefix_lens, strict=True)))
+    def _shapes(self, batch: Any, mode: ForwardMode) -> tuple[BatchShape, BatchShape]:
+        """Prompts, and rows that decode."""
+        if mode is ForwardMode.DECODE:
+            return EMPTY, self._decode_shape(batch)
+        # A mixed batch lists its decode rows behind the prompts, with one new token each.
+        prompts = len(batch.extend_lens) - len(batch.decoding_reqs or ())
+        prefill = BatchShape.of(
+            prefill=tuple(zip(batch.extend_lens[:prompts], batch.prefix_lens[:prompts], strict=True))
+        )
+        if mode is ForwardMode.PREFILL or prompts == len(batch.extend_lens):
+            return prefill, EMPTY
+        rows = len(batch.extend_lens) - prompts
+        context = rows + sum(batch.prefix_lens[prompts:])
+        return prefill, BatchShape(rows, rows, context, context, context, rows)
+
+    def _decode_shape(self, batch: Any) -> BatchShape:
         requests = len(batch.reqs)
         width = self._rows_per_request
         # Backends that need no lengths on the host do not have them here; what a request knows lags by a step at most.

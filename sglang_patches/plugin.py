@@ -24,6 +24,8 @@ def activate() -> None:
     if engine is not None:
         cli.accept_in_engine(engine.Engine)
     if os.environ.get(compat.ACTIVE):
+        from sglang_patches import reload
         from sglang_patches.hooks import SCHEDULER_HOOKS
 
         compat.apply(SCHEDULER_HOOKS)
+        reload.register()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from roofline_policies.running_targets import Need
 from roofline_policies.view import QueueState
 from sglang_patches.progress import Progress
 
@@ -33,8 +34,29 @@ class Queues:
         scheduler = self._scheduler
         return bool(scheduler.waiting_queue) or scheduler.chunked_req is not None
 
+    def decoding(self) -> list[Any]:
+        """Requests that have their first token and wait for the next."""
+        scheduler = self._scheduler
+        last = () if scheduler.last_batch is None else scheduler.last_batch.reqs
+        found = {id(request): request for request in (*scheduler.running_batch.reqs, *last)}
+        return [
+            request
+            for request in found.values()
+            if request is not scheduler.chunked_req
+            and request.output_ids
+            and not (request.finished() or request.is_retracted)
+        ]
+
     def state(
-        self, now_s: float, *, progress: Progress, retractions: int, cache_hit_rate: float | None, chunk_tokens: int
+        self,
+        now_s: float,
+        *,
+        progress: Progress,
+        need: Need,
+        relegated: int,
+        retractions: int,
+        cache_hit_rate: float | None,
+        chunk_tokens: int,
     ) -> QueueState:
         """The queues at this moment. ``chunk_tokens``: the most prompt tokens that one prefill step takes."""
         scheduler = self._scheduler
@@ -49,6 +71,9 @@ class Queues:
             next_tokens = max(0, chunked.seqlen - prefix_tokens)
         else:
             prefix_tokens, next_tokens = waiting[0].prefix_len if waiting else 0, 0
+        first_tokens = (
+            next_tokens if chunked is not None else max(0, waiting[0].seqlen - prefix_tokens) if waiting else 0
+        )
         for request in waiting:
             if next_tokens >= chunk_tokens:
                 break
@@ -62,7 +87,12 @@ class Queues:
             next_prefill_tokens=next_tokens,
             chunk_in_flight=chunked is not None,
             next_prefix_tokens=prefix_tokens,
+            first_prompt_tokens=first_tokens,
             decode_context_tokens=progress.context_tokens if running else 0,
+            gap_s=need.gap_s,
+            mean_s=need.mean_s,
+            due_s=need.due_s,
+            relegated=relegated,
             slack_s=progress.slack_s(now_s) if running else None,
             kv_use=self._kv_use,
             retractions=retractions,

@@ -16,6 +16,7 @@ from roofline_policies.hardware import from_catalogue, match_device
 from roofline_policies.model import ModelShape
 from roofline_policies.model_composed import Shape
 from roofline_policies.predict import StepPredictor
+from roofline_policies.roofline_steps import RooflineSteps
 from roofline_policies.step_times import StepTimes
 from sglang_patches import served_model
 from sglang_patches.agree import decides_here
@@ -59,6 +60,14 @@ def of_server(scheduler: Any, settings: Settings, counters: Counters | None) -> 
         counters,
         served_model.device_uuid() if scheduler.device == "cuda" else None,
     )
+
+
+def roofline_times(served: Served, settings: Settings, rows_per_request: int) -> StepTimes | None:
+    """Where no kernel of the device was measured: the roofline alone, which the steps that run correct. None where a
+    step may yield several tokens."""
+    if settings.efficiency is None or settings.ceilings is None or rows_per_request > 1:
+        return None
+    return RooflineSteps(served.model, settings.ceilings)
 
 
 def _predictor(

@@ -17,12 +17,14 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from bench.composition import choices, read_config, writable
+from bench.sweep.capacity import Point, capacities
 from bench.sweep.page import write_page
 from bench.sweep.run import run_missing, units_of
 from bench.sweep.settings import SweepSettings
 from bench.sweep.store import Outcome, ResultFile
-from bench.sweep.summary import cell_result, judged, summary
-from bench.sweep.tables import cells_table, summary_table
+from bench.sweep.summary import Judged, by_value, cell_result, judged, summary
+from bench.sweep.tables import cells_table, tables
+from bench.virtual.arms import FIXED
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 
 GROUPS = ("axes", "arm")
@@ -58,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (settings.out_dir / "sweep.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
     page = write_page(settings.out_dir / "sweep.html", result)
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(summary_table(result))
-    console.print(cells_table(result))
+    for table in [*tables(result), cells_table(result)]:
+        console.print(table.rich())
     console.print(f"every cell and arm: {page}", highlight=False, soft_wrap=True)
     print(json.dumps(result))
     return 1 if all(outcome.crashed for outcome in outcomes.values()) else 0
@@ -67,24 +69,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def result_of(settings: SweepSettings, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     """Everything the sweep found, ready for JSON; nothing in it depends on when or where a unit ran."""
-    arms, fixed = [arm.name for arm in settings.arms], [arm.name for arm in settings.arms if arm.fixed]
+    arms, picked = [arm.name for arm in settings.arms], settings.oracles
+    others = {label: names for label, names in picked.items() if label != FIXED}
+    least = settings.least_attainment
     # A result is found by what decides it, which a name does not: the row is this sweep's arm, whatever it was called.
     cells = [
-        judged(cell.name, cell.place, [{**outcomes[cell.keys[arm]].row, "arm": arm} for arm in arms], fixed)
+        judged(
+            cell.name, cell.place, [{**outcomes[cell.keys[arm]].row, "arm": arm} for arm in arms], picked[FIXED], others
+        )
         for cell in settings.cells
-    ]
+    ]  # fmt: skip
+    groups = {} if settings.group_by is None else by_value(cells, settings.group_by)
     return {
         "name": settings.name,
         "executor": "virtual clock",
         "axes": {axis: list(values) for axis, values in settings.axes.items()},
         "along": settings.along,
         "arms": arms,
-        "fixed": fixed,
-        "least_attainment": settings.least_attainment,
-        "cells_counted": sum(cell.counts(settings.least_attainment) for cell in cells),
-        "summary": summary(cells, arms, settings.least_attainment),
+        "fixed": picked[FIXED],
+        "oracles": picked,
+        "least_attainment": least,
+        "cells_counted": sum(cell.counts(least) for cell in cells),
+        "summary": summary(cells, arms, least),
+        "group_by": settings.group_by,
+        "groups": [
+            {
+                "value": value,
+                "cells": len(group),
+                "cells_counted": sum(cell.counts(least) for cell in group),
+                "summary": summary(group, arms, least),
+            }
+            for value, group in groups.items()
+        ],
+        "capacity": _capacity(settings, cells, arms),
         "cells": [{**cell_result(one), **about.described()} for one, about in zip(cells, settings.cells, strict=True)],
     }
+
+
+def _capacity(settings: SweepSettings, cells: Sequence[Judged], arms: Sequence[str]) -> dict[str, Any] | None:
+    if settings.along is None:
+        return None
+    points = [
+        Point(cell.place, cell.rate_scale, {arm: row["attainment"] for arm, row in one.rows.items()})
+        for cell, one in zip(settings.cells, cells, strict=True)
+    ]
+    return capacities(points, arms, settings.along, settings.capacity_attainment, settings.capacity_baseline)
 
 
 def _finish(settings: SweepSettings, results: ResultFile) -> dict[str, Outcome]:

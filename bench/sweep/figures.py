@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from bench.figures import arm_styles, dressed
-from bench.sweep.tables import ratio_texts
+from bench.sweep.tables import ratio_texts, unpicked
 
 Result = Mapping[str, Any]
 
@@ -56,7 +56,8 @@ def ratio_figure(result: Result) -> go.Figure:
 def attainment_figure(result: Result) -> go.Figure | None:
     """Share of requests that met the SLO along the axis ``along``; None without that axis.
 
-    Fixed settings are one band, from the worst to the best of them; its upper edge is the oracle.
+    Fixed settings are one band, from the worst to the best of them; its upper edge is the oracle. The settings of
+    further oracles are not drawn.
     """
     along = result["along"]
     if along is None:
@@ -76,8 +77,7 @@ def attainment_figure(result: Result) -> go.Figure | None:
         at = {"row": place // across + 1, "col": place % across + 1}
         ticks = [_tick(cells[value], along) for value in values]
         _add_band(figure, result, [cells[value] for value in values], ticks, at, first=place == 0)
-        moving = [arm for arm in result["arms"] if arm not in result["fixed"]]
-        for arm, style in arm_styles(moving).items():
+        for arm, style in arm_styles(unpicked(result)).items():
             units = [cells[value]["arms"][arm] for value in values]
             figure.add_scatter(
                 x=ticks, y=[unit["attainment"] for unit in units], mode="lines+markers", name=escape(arm),
@@ -130,4 +130,6 @@ def _tick(cell: Mapping[str, Any], along: str) -> str:
 def _hover(unit: Mapping[str, Any]) -> str:
     if unit["status"] != "ok":
         return escape(str(unit["crash"]))
-    return f"{unit['goodput_per_s']:.3g} req/s in SLO, {unit['attainment']:.1%} of requests"
+    met = f"{unit['goodput_per_s']:.3g} req/s in SLO, {unit['attainment']:.1%} of requests"
+    against = (f", {ratio:.2f} of the best {escape(label)}" for label, ratio in unit["against"].items() if ratio)
+    return met + "".join(against)

@@ -48,7 +48,7 @@ def arm_digest(arm: VirtualArm, slo: Slo) -> str:
     modules: set[str] = set()
     settings = arm.settings(slo)
     policy = None if settings is None else plain(replace(settings, name="", source=""), modules)
-    launched = plain(replace(arm, name="", policy=None, policy_set=(), fixed=False), set())
+    launched = plain(replace(arm, name="", policy=None, policy_set=(), oracle=None), set())
     return _digest([launched, policy, _foreign(modules)])
 
 

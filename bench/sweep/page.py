@@ -8,14 +8,18 @@ from typing import Any
 
 from bench.report import ABSENT, Column, render
 from bench.sweep.figures import attainment_figure, cell_label, ratio_figure
-from bench.sweep.tables import CRASHED, number
+from bench.sweep.tables import CRASHED, tables
 
 COLUMNS = (
     Column("goodput req/s", "goodput_per_s", ".2f"),
+    Column("good tok/s", "good_tokens_per_s", ".0f"),
     Column("SLO met %", "attainment", ".1f", 100.0),
     Column("TTFT P50 s", "ttft_p50_s", ".2f"),
     Column("TTFT P99 s", "ttft_p99_s", ".2f"),
+    Column("longest tenth TTFT P99 s", "longest_tenth_ttft_p99_s", ".2f"),
     Column("ITL P99 ms", "itl_p99_s", ".1f", 1e3),
+    Column("$/M tok", "usd_per_million_tokens", ".3f"),
+    Column("cost ratio", "cost_ratio", ".2f"),
     Column("retractions", "retractions", ".0f"),
     Column("cache hit %", "cache_hit_rate", ".1f", 100.0),
     Column("deferrals", "deferrals", ".0f"),
@@ -33,9 +37,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> Path:
         "sweep/sweep.html.j2",
         figures,
         result=result,
-        summary=[
-            {**row, "shown": [number(row[column]) for column in ("min", "median", "max")]} for row in result["summary"]
-        ],
+        tables=tables(result),
         columns=[column.title for column in COLUMNS],
         cells=[{**cell, "label": cell_label(cell, result["least_attainment"])} for cell in result["cells"]],
         unit_rows={cell["cell"]: unit_rows(cell) for cell in result["cells"]},

@@ -12,10 +12,14 @@ from bench.composition import read_config
 from bench.slo import Slo
 from bench.sweep.grid import Place, label, places
 from bench.sweep.keys import arm_digest, cell_digest, environment_digest, unit_key
-from bench.virtual.arms import VirtualArm, read_arms
+from bench.virtual.arms import FIXED, VirtualArm, read_arms
 from bench.virtual.settings import Experiment, usd_per_h
 from roofline_policies.errors import InputError
 
+KEYS = (
+    "name", "along", "group_by", "capacity_attainment", "capacity_baseline", "least_attainment", "out_dir", "processes",
+    "retry_crashed",
+)  # fmt: skip
 SECTIONS = ("axes", "arms", "overrides")
 
 
@@ -23,12 +27,13 @@ SECTIONS = ("axes", "arms", "overrides")
 class Cell:
     """One virtual experiment of the grid.
 
-    clipped: requests that were cut to fit. keys: per arm, of bench/sweep/keys.py.
+    rate_scale: of its traffic. clipped: requests that were cut to fit. keys: per arm, of bench/sweep/keys.py.
     """
 
     place: Place
     experiment: Experiment
     usd_per_h: float | None
+    rate_scale: float
     clipped: int
     keys: Mapping[str, str]
 
@@ -49,6 +54,7 @@ class Cell:
             "requests": len(self.experiment.requests),
             "requests_clipped": self.clipped,
             "offered_per_s": self.offered_per_s,
+            "rate_scale": self.rate_scale,
             "last_arrival_s": self.experiment.requests[-1].arrival_s,
             "device": {"name": device.ceilings.device, "count": device.tp_size, "model": device.model.name},
             "slo": str(self.experiment.slo),
@@ -67,10 +73,22 @@ class SweepSettings:
     cells: tuple[Cell, ...]
     arms: tuple[VirtualArm, ...]
     along: str | None
+    group_by: str | None
+    capacity_attainment: float
+    capacity_baseline: str | None
     least_attainment: float
     out_dir: Path
     processes: int
     retry_crashed: bool
+
+    @property
+    def oracles(self) -> dict[str, list[str]]:
+        """By name, the arms that an oracle picks from, in order; ``fixed`` is first, and always there."""
+        found: dict[str, list[str]] = {FIXED: []}
+        for arm in self.arms:
+            if arm.oracle is not None:
+                found.setdefault(arm.oracle, []).append(arm.name)
+        return found
 
     @classmethod
     def from_config(cls, conf: Mapping[str, Any]) -> SweepSettings:
@@ -81,15 +99,17 @@ class SweepSettings:
         """
         _only_parameters(conf)
         axes = {axis: tuple(section(values, f"axes.{axis}")) for axis, values in section(conf["axes"], "axes").items()}
-        along = conf.get("along")
-        if along is not None and along not in axes:
-            raise InputError("is no axis", where="sweep", key="along", value=along, allowed=["null", *axes])
+        for key in ("along", "group_by"):
+            if conf.get(key) is not None and conf[key] not in axes:
+                raise InputError("is no axis", where="sweep", key=key, value=conf[key], allowed=["null", *axes])
         if not isinstance(conf.get("retry_crashed"), bool):
             value = conf.get("retry_crashed")
             raise InputError("is not a choice", where="sweep", key="retry_crashed", value=value, allowed=[False, True])
         shared = {
             "name": text(conf, "name", "sweep"),
-            "along": along,
+            "along": conf.get("along"),
+            "group_by": conf.get("group_by"),
+            "capacity_attainment": number(conf, "capacity_attainment", "sweep", above=0.0, high=1.0),
             "least_attainment": number(conf, "least_attainment", "sweep", low=0.0, high=1.0),
             "out_dir": Path(text(conf, "out_dir", "sweep")),
             "processes": count(conf, "processes", "sweep"),
@@ -97,7 +117,12 @@ class SweepSettings:
         }
         composer = _Composer(conf.get("arms"))
         cells = tuple(composer.cell(*one) for one in places(conf["axes"], texts(conf, "overrides", "sweep")))
-        return cls(axes=axes, cells=cells, arms=tuple(composer.arms(cells[0].experiment.slo)), **shared)
+        arms = tuple(composer.arms(cells[0].experiment.slo))
+        baseline, names = conf.get("capacity_baseline"), [arm.name for arm in arms]
+        if baseline is not None and shared["along"] is not None and baseline not in names:
+            allowed = ["null", *names]
+            raise InputError("is not an arm", where="sweep", key="capacity_baseline", value=baseline, allowed=allowed)
+        return cls(axes=axes, cells=cells, arms=arms, capacity_baseline=baseline, **shared)
 
 
 class _Composer:
@@ -138,12 +163,12 @@ class _Composer:
             raise InputError(str(error), where=f"sweep: cell {label(place)}") from error
         digest = cell_digest(experiment, price)
         keys = {arm.name: unit_key(digest, of_arm, environment_digest()) for arm, of_arm in arms.items()}
-        return Cell(place, experiment, price, clipped, keys)
+        return Cell(place, experiment, price, float(conf["traffic"]["rate_scale"]), clipped, keys)
 
 
 def _only_parameters(conf: Mapping[str, Any]) -> None:
     """Further keys may be parameters that overrides refer to, such as the path of a trace: texts and numbers."""
-    known = ("name", "along", "least_attainment", "out_dir", "processes", "retry_crashed", *SECTIONS)
+    known = (*KEYS, *SECTIONS)
     for key, value in conf.items():
         if key not in known and not isinstance(value, str | int | float | None):
             problem = "is neither a key of the sweep nor a parameter for its overrides"

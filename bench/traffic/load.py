@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.checks import choice, number, only, optional_count, optional_number, section, text
 from bench.traffic.azure import read_azure
+from bench.traffic.classes import assign, read_classes, read_shifts
 from bench.traffic.mooncake import read_mooncake
 from bench.traffic.phased import Phase, draw_phased
 from bench.traffic.request import Request
@@ -24,22 +25,26 @@ TRANSFORMS = (
     "max_output_tokens",
     "max_requests",
 )
-PHASE_KEYS = ("name", "duration_s", "rate_per_s", "prompt_median", "prompt_sigma", "output_median", "output_sigma")
+CLASSES = ("classes", "shifts")
+PHASE_KEYS = (
+    "name", "duration_s", "rate_per_s", "prompt_median", "prompt_sigma", "output_median", "output_sigma",
+    "classes",
+)  # fmt: skip
 
 
 def load_traffic(conf: Mapping[str, Any], seed: int, max_total_tokens: int | None = None) -> tuple[list[Request], int]:
     """The requests of ``conf`` in order of arrival, and how many of them were cut to fit.
 
     ``conf``: kind (azure, mooncake, phased), path or phases, and the transforms, applied in this order: window (in the
-    trace's own seconds), rate_scale, prompt_scale and output_scale, clipping. ``max_total_tokens``: what the model's
-    context holds.
+    trace's own seconds), rate_scale, prompt_scale and output_scale, clipping; then classes and shifts give those a
+    priority that have none of their phase's. ``max_total_tokens``: what the model's context holds.
 
     Raises:
         InputError: a key, the file or one of its lines cannot be used, or no request is left.
     """
     kind = choice(conf, "kind", "traffic", KINDS)
     source = "phases" if kind == "phased" else "path"
-    only(conf, "traffic", ["kind", source, *TRANSFORMS])
+    only(conf, "traffic", ["kind", source, *TRANSFORMS, *CLASSES])
     start_s = number(conf, "start_s", "traffic", default=0.0, low=0.0)
     window_s = optional_number(conf, "window_s", "traffic", above=0.0)
     faster = number(conf, "rate_scale", "traffic", default=1.0, above=0.0)
@@ -48,6 +53,7 @@ def load_traffic(conf: Mapping[str, Any], seed: int, max_total_tokens: int | Non
     max_prompt = optional_count(conf, "max_prompt_tokens", "traffic")
     max_output = optional_count(conf, "max_output_tokens", "traffic")
     most = optional_count(conf, "max_requests", "traffic")
+    classes, shifts = read_classes(conf.get("classes"), "traffic"), read_shifts(conf.get("shifts"), "traffic")
 
     everything = draw_phased(_phases(conf), seed) if kind == "phased" else _read(kind, text(conf, "path", "traffic"))
     requests: list[Request] = []
@@ -66,7 +72,8 @@ def load_traffic(conf: Mapping[str, Any], seed: int, max_total_tokens: int | Non
             allowed="a window with at least one request",
         )
     requests = scale_lengths(rate_scale(requests, faster), prompt, output)
-    return clip_lengths(requests, max_prompt, max_output, max_total_tokens)
+    requests, clipped = clip_lengths(requests, max_prompt, max_output, max_total_tokens)
+    return assign(requests, classes, shifts, seed), clipped
 
 
 def _read(kind: str, path: str) -> Iterable[Request]:
@@ -93,6 +100,7 @@ def _phases(conf: Mapping[str, Any]) -> list[Phase]:
                 prompt_sigma=number(fields, "prompt_sigma", where, default=0.0, low=0.0),
                 output_median=number(fields, "output_median", where, low=1.0),
                 output_sigma=number(fields, "output_sigma", where, default=0.0, low=0.0),
+                classes=read_classes(fields.get("classes"), where),
             )
         )
     return read

@@ -18,6 +18,7 @@ class Request:
         Empty: the prompt shares nothing with any other.
     phase: name of the stretch of traffic it belongs to.
     block_tokens: length of one prefix block (512 in a Mooncake trace, less once lengths are scaled).
+    priority: sent to the server, and names the class of SLO that the request is held to; None: it has none.
     """
 
     arrival_s: float
@@ -26,3 +27,4 @@ class Request:
     prefix_blocks: tuple[int, ...] = ()
     phase: str = ""
     block_tokens: int = MOONCAKE_BLOCK_TOKENS
+    priority: int | None = None

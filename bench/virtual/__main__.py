@@ -112,7 +112,7 @@ def result_of(settings: VirtualSettings, rows: Sequence[Metrics]) -> dict[str, A
             "kv_tokens": device.kv_tokens,
             "steps": device.source,
         },
-        "slo": {key: getattr(slo, key) for key in ("ttft_s", "itl_s", "itl_kind", "e2e_s", "gap_fraction")},
+        "slo": slo.described(),
         "slo_text": str(slo),
         "seed": experiment.seed,
         "repeats": 1,

@@ -19,8 +19,11 @@ from roofline_policies.config import SHIPPED, Settings, load
 from roofline_policies.errors import InputError
 
 GROUP = "arm"
-KEYS = ("server_args", "policy", "policy_set", "grid", "speculation_steps")
-GRID_KEYS = ("prefill_chunk_tokens", "max_running_requests", "mixed_chunk")
+KEYS = ("server_args", "policy", "policy_set", "grid", "speculation_steps", "oracle")
+GRID_KEYS = ("prefill_chunk_tokens", "max_running_requests", "mixed_chunk", "prefill_decode_interval")
+FIXED = "fixed"
+"""The oracle that everything is held against: the best setting of SGLang's own that nothing moves."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -30,7 +33,7 @@ class VirtualArm:
 
     server_args: added to the common ones. policy, policy_set: as for --policy and --policy-set; None: no policy.
     speculation_steps: drafts per step of speculative decoding; None: none.
-    fixed: nothing moves and the setting is one of a grid, so it counts towards the oracles.
+    oracle: name of the oracle that may pick this setting; None: none may.
     """
 
     name: str
@@ -38,7 +41,12 @@ class VirtualArm:
     policy: str | None = None
     policy_set: tuple[str, ...] = ()
     speculation_steps: int | None = None
-    fixed: bool = False
+    oracle: str | None = None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it is one of the settings that the first oracle picks from."""
+        return self.oracle == FIXED
 
     @property
     def launched(self) -> list[str]:
@@ -65,7 +73,7 @@ def read_arms(value: object, slo: Slo) -> tuple[VirtualArm, ...]:
     Raises:
         InputError: a name, a key or a policy that cannot be used, no arm, or two of one name.
     """
-    allowed = [*choices(GROUP), "or a section of name: {server_args, policy, policy_set, grid}"]
+    allowed = [*choices(GROUP), "or a section of name: {server_args, policy, policy_set, grid, oracle}"]
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         entries = {name: _shipped(name) for name in value}
         if len(entries) < len(value):
@@ -107,12 +115,15 @@ def _arms(name: str, entry: Mapping[str, Any]) -> list[VirtualArm]:
         allowed = ["null", *SHIPPED, "a file", "package.module:attribute"]
         raise InputError("no such file", where=where, key="policy", value=policy, allowed=allowed)
     steps = optional_count(entry, "speculation_steps", where)
-    arm = VirtualArm(name, texts(entry, "server_args", where), policy, overrides, steps)
+    oracle = entry.get("oracle", None if entry.get("grid") is None else FIXED)
+    if oracle is not None and not (isinstance(oracle, str) and _NAME.fullmatch(oracle)):
+        raise InputError("is no name", where=where, key="oracle", value=oracle, allowed="letters, digits, _ and -")
+    arm = VirtualArm(name, texts(entry, "server_args", where), policy, overrides, steps, oracle)
     return [arm] if entry.get("grid") is None else _grid(arm, section(entry["grid"], f"{where}.grid"), f"{where}.grid")
 
 
 def _grid(arm: VirtualArm, grid: Mapping[str, Any], where: str) -> list[VirtualArm]:
-    """One fixed arm per combination of the grid's values."""
+    """One arm per combination of the grid's values; those that are not ``fixed`` have their oracle in their names."""
     only(grid, where, GRID_KEYS)
     chunks = _sizes(grid, "prefill_chunk_tokens", where)
     caps = _sizes(grid, "max_running_requests", where)
@@ -120,17 +131,23 @@ def _grid(arm: VirtualArm, grid: Mapping[str, Any], where: str) -> list[VirtualA
     if not isinstance(mixed, list) or not mixed or not all(isinstance(one, bool) for one in mixed):
         allowed = "[false], [true] or [false, true]"
         raise InputError("is not a list of choices", where=where, key="mixed_chunk", value=mixed, allowed=allowed)
+    every = _sizes(grid, "prefill_decode_interval", where) if grid.get("prefill_decode_interval") is not None else ()
+    prefix = "" if arm.fixed else f"{arm.oracle or arm.name}_"
+    exclusive = "static" if arm.fixed else arm.oracle or arm.name
+    ways: list[tuple[str, list[str]]] = []
+    for mix in mixed:
+        ways.append((f"{prefix}mixed", ["--enable-mixed-chunk"]) if mix else (exclusive, []))
+    # Mixed steps decode anyway, so an interval is a way of its own.
+    ways += [(f"{prefix}interval{steps}", ["--prefill-decode-interval", str(steps)]) for steps in every]
     return [
         replace(
             arm,
-            name=f"{'mixed' if mix else 'static'}_c{chunk}_r{cap}",
+            name=f"{name}_c{chunk}_r{cap}",
             server_args=(
-                *arm.server_args, "--chunked-prefill-size", str(chunk), "--max-running-requests", str(cap),
-                *(["--enable-mixed-chunk"] if mix else []),
+                *arm.server_args, "--chunked-prefill-size", str(chunk), "--max-running-requests", str(cap), *flags,
             ),
-            fixed=True,
         )
-        for mix, chunk, cap in product(mixed, chunks, caps)
+        for (name, flags), chunk, cap in product(ways, chunks, caps)
     ]  # fmt: skip
 
 

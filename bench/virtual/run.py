@@ -99,6 +99,7 @@ def virtual_requests(experiment: Experiment) -> list[VirtualRequest]:
             output_tokens=request.output_tokens,
             # A client whose answers are longer than the cap would have asked for more.
             cap_tokens=None if cap is None else max(cap, request.output_tokens),
+            priority=request.priority,
         )
         for index, request in enumerate(experiment.requests)
     ]
@@ -120,6 +121,7 @@ def _record(experiment: Experiment, index: int, delivery: Delivery, end_s: float
         output_tokens_asked=request.output_tokens,
         error=error,
         started_s=delivery.started_s,
+        priority=request.priority,
     )
 
 

@@ -1,10 +1,14 @@
 """Policies: view in, proposals out. Each is a frozen dataclass in a file of its own."""
 
 from roofline_policies.policies.base import Kind, Policy, Proposal, Strength
-from roofline_policies.policies.batch_size import BatchSize
+from roofline_policies.policies.batch_size import BatchSize, RidgeBatchSize
 from roofline_policies.policies.compose import Composition, compose
-from roofline_policies.policies.prefill_deferral import PrefillDeferral
+from roofline_policies.policies.prefill_deferral import PrefillDeferral, RidgePrefillDeferral
+from roofline_policies.policies.quant_tier import QuantTier, RidgeQuantTier
+from roofline_policies.policies.slo_guard import SloGuard
+from roofline_policies.policies.speculation_window import RidgeSpeculationWindow, SpeculationWindow
 from roofline_policies.policies.static import Static
+from roofline_policies.policies.when import When, when
 
 __all__ = [
     "BatchSize",
@@ -13,7 +17,16 @@ __all__ = [
     "Policy",
     "PrefillDeferral",
     "Proposal",
+    "QuantTier",
+    "RidgeBatchSize",
+    "RidgePrefillDeferral",
+    "RidgeQuantTier",
+    "RidgeSpeculationWindow",
+    "SloGuard",
+    "SpeculationWindow",
     "Static",
     "Strength",
+    "When",
     "compose",
+    "when",
 ]

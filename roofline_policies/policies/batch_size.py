@@ -1,18 +1,88 @@
-"""BatchSize: how many requests decode together, by the ridge rule."""
+"""BatchSize: how many requests decode together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from roofline_policies.batch import BatchShape
 from roofline_policies.decision import Knob
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Proposal, Strength
+from roofline_policies.policies.shapes import running_shape
 from roofline_policies.roofline import Bound
 from roofline_policies.view import SchedulerView
+
+NOT_PREDICTED = "step times are not predicted here (efficiency)"
+
+LOWEST_FILL, MIDDLE_FILL = 0.65, 0.8
+"""A cap stays while a step at the cap fills at least LOWEST_FILL of its time, and moves to MIDDLE_FILL: what requests
+attend to changes from moment to moment, and a cap that followed it would drain the batch for nothing."""
+
+LOOK_EVERY = 8
+"""Decisions between two looks: the cap moves once per dwell at most, and a prediction costs time."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
+    """Sets max_running_requests to the largest batch whose decode step is predicted to keep the tightest target.
+
+    More requests in a batch cost each of them time and all of them together less: below the target nothing is gained by
+    fewer. The cap is where the target begins to need them fewer.
+
+    headroom: share of the tightest target between tokens that the decode step may take; the rest is for prefill.
+
+    Raises:
+        FieldError: a parameter outside its range.
+    """
+
+    headroom: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.headroom <= 1:
+            raise FieldError("headroom", self.headroom, "a share greater than 0 and at most 1")
+
+    def idle_reason(self, view: SchedulerView) -> str | None:
+        """Why nothing is decided on this server, None where it is."""
+        if not view.bounds.movable(Knob.MAX_RUNNING_REQUESTS):
+            return view.bounds.immovable[Knob.MAX_RUNNING_REQUESTS]
+        return NOT_PREDICTED if view.steps is None else None
+
+    def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
+        """A target for max_running_requests, or nothing while no request decodes."""
+        limits, steps, running = view.bounds.ranges.get(Knob.MAX_RUNNING_REQUESTS), view.steps, view.queue.running
+        if limits is None or steps is None or running == 0 or view.decisions % LOOK_EVERY:
+            return ()
+        targets_s = [target for target in (view.queue.gap_s, view.queue.mean_s) if target is not None]
+        target_s = min(targets_s, default=view.slo.itl_s)
+        if target_s is None:
+            return (self._target(limits.high, "no running request has a target between its tokens"),)
+        most_s, cap = self.headroom * target_s, view.knobs.max_running_requests
+        decode = running_shape(view)
+        now_s = steps.step_s(decode=decode, graph=True)
+        # What a request adds to a step, from a batch twice as large: steps are affine in the batch but for tiles.
+        double = BatchShape(*(2 * part for part in decode))
+        each_s = max(0.0, steps.step_s(decode=double, graph=True) - now_s) / running
+        alone_s = now_s - each_s * (running - 1)
+        if each_s == 0 or alone_s > most_s:
+            reason = f"fewer requests would not bring a decode step under {target_s * 1e3:.0f} ms"
+            return (self._target(limits.high, reason),)
+        if LOWEST_FILL * most_s <= now_s + each_s * (cap - running) <= most_s:
+            return ()  # the cap is where it should be, as far as contexts that come and go allow to tell
+        fits = running + (MIDDLE_FILL * most_s - now_s) / each_s
+        value = limits.high if fits >= limits.high else max(1, int(fits))
+        reason = (
+            f"{value} requests decode in {self.headroom:.0%} of the tightest target of {target_s * 1e3:.0f} ms "
+            f"({running} take {now_s * 1e3:.0f} ms)"
+        )
+        return (self._target(value, reason),)
+
+    @staticmethod
+    def _target(value: int, reason: str) -> Proposal:
+        return Proposal("BatchSize", Knob.MAX_RUNNING_REQUESTS, value, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class RidgeBatchSize:
     """Moves max_running_requests: up while decode leaves compute unused, down when it does not or its steps are late.
 
     grow: factor of one step up, above 1. shrink: factor of one step down, between 0 and 1.
@@ -64,4 +134,4 @@ class BatchSize:
         return (self._towards(max(cap * self.grow, cap + 1), reason),)
 
     def _towards(self, value: float, reason: str, strength: Strength = Strength.OPTIMISER) -> Proposal:
-        return Proposal("BatchSize", Knob.MAX_RUNNING_REQUESTS, max(1, int(value)), reason, strength=strength)
+        return Proposal("RidgeBatchSize", Knob.MAX_RUNNING_REQUESTS, max(1, int(value)), reason, strength=strength)

@@ -52,10 +52,12 @@ def merge(view: SchedulerView, proposals: Iterable[Proposal]) -> tuple[Proposal,
     Raises:
         PolicyError: something is no Proposal, or its value is no number.
     """
+    proposals = tuple(proposals)
+    if len({(proposal.knob, proposal.kind) for proposal in map(check, proposals)}) == len(proposals):
+        return proposals  # nothing meets: the common case, in every step of a server
     targets: dict[Knob, list[Proposal]] = {}
     caps: dict[Knob, Proposal] = {}
     for proposal in proposals:
-        check(proposal)
         if proposal.kind is Kind.TARGET:
             targets.setdefault(proposal.knob, []).append(proposal)
         elif proposal.knob not in caps or _tightness(proposal) < _tightness(caps[proposal.knob]):
@@ -64,12 +66,17 @@ def merge(view: SchedulerView, proposals: Iterable[Proposal]) -> tuple[Proposal,
     return (*merged, *caps.values())
 
 
-def check(proposal: object) -> None:
-    """Raise PolicyError unless this is a Proposal with a finite value."""
+def check(proposal: object) -> Proposal:
+    """The same, unless it is no Proposal with a finite value.
+
+    Raises:
+        PolicyError: it is not.
+    """
     if not isinstance(proposal, Proposal):
         raise PolicyError(f"proposed {proposal!r}, which is no Proposal")
     if not isinstance(proposal.value, int | float) or not math.isfinite(proposal.value):
         raise PolicyError(f"{proposal.policy} proposed {proposal.knob} = {proposal.value!r}")
+    return proposal
 
 
 def _tightness(proposal: Proposal) -> tuple[float, int, str, str]:

@@ -1,24 +1,271 @@
-"""PrefillDeferral: how much prefill may come between two tokens of the running requests."""
+"""PrefillDeferral: how much prefill may come between two tokens of the running requests, and in which kind of step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from roofline_policies.decision import Knob
+from roofline_policies.batch import BatchShape
+from roofline_policies.correction import CorrectedSteps
+from roofline_policies.decision import Knob, Range
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Kind, Proposal, Strength
+from roofline_policies.policies.shapes import prompt_shape, running_shape
 from roofline_policies.roofline import Bound
-from roofline_policies.view import ItlKind, SchedulerView
+from roofline_policies.slo import ItlKind
+from roofline_policies.view import SchedulerView
+
+EMPTY = BatchShape()
+
+NOT_PREDICTED = "step times are not predicted here (efficiency)"
+
+
+LOOK_EVERY = 8
+"""Decisions between two looks at the kind of step that is not set."""
+
+MOST_GUESSES = 5
+"""Predictions per kind of step and decision. One is usual."""
+
+GOOD_ENOUGH = 0.95
+"""A chunk that fills this share of its time is large enough: another prediction costs more than it brings."""
+
+WHOLE_CHUNK_TOKENS = 2048
+"""A chunk whose tokens cost about the least: weights are read once for many, attention does not weigh yet."""
+
+WASTE = 1.5
+"""Part of a turn that is left is not used for tokens that cost so many times as much as in a whole one."""
+
+
+class _Plan(NamedTuple):
+    """One way to spend the next step.
+
+    chunk: value of the knob. cost_s: expected seconds per prompt token; where decode rows ride along, what they would
+    take by themselves is taken off. takes_s: seconds to the next token of the running requests, with the margin.
+    """
+
+    mixed: bool
+    chunk: int
+    tokens: int
+    cost_s: float
+    takes_s: float
+
+
+class _Moment(NamedTuple):
+    """What the search for a chunk asks again and again. left_s: until the running requests need their next tokens."""
+
+    view: SchedulerView
+    steps: CorrectedSteps
+    limits: Range
+    decode: BatchShape
+    decode_s: float
+    slow_decode_s: float
+    left_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillDeferral:
+    """Takes the cheapest way to compute prompt tokens that lets every running request have its next token in time.
+
+    Of the two kinds of step, mixed (decode rows ride along) and exclusive (a decode step follows), it finds the largest
+    chunk whose predicted time, with the margin that the predictor's residuals ask for, fits before the next token is
+    due, and takes the kind with the fewer seconds per prompt token. Where nothing fits, requests decode first.
+
+    min_chunk_tokens: chunks are not cut below this.
+    tile_tokens: chunks are multiples of this where they are longer: half-empty tiles of a matrix product cost as much
+        as full ones.
+    longest_defer_s: prefill is not put off for longer than this while a prompt waits; then a chunk of
+        ``min_chunk_tokens`` runs whatever it does to the running requests.
+    longest_stall_s: running requests do not wait longer than this for prefill, also where they have no target.
+    switch: share by which the other kind of step must be cheaper to be taken; changes for less are noise.
+    explore_every: every so many decisions the kind of step that looks dearer is taken if it fits, so that the predictor
+        keeps learning about it; None: never.
+
+    Raises:
+        FieldError: a parameter outside its range.
+    """
+
+    min_chunk_tokens: int = 128
+    tile_tokens: int = 128
+    longest_defer_s: float = 1.0
+    longest_stall_s: float = 2.0
+    switch: float = 0.02
+    explore_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("min_chunk_tokens", "tile_tokens"):
+            if getattr(self, key) < 1:
+                raise FieldError(key, getattr(self, key), "1 token or more")
+        for key in ("longest_defer_s", "longest_stall_s"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise FieldError(key, getattr(self, key), "a number of seconds greater than 0")
+        if not 0 <= self.switch < 1:
+            raise FieldError("switch", self.switch, "a share from 0 to below 1")
+        if self.explore_every is not None and self.explore_every < 2:
+            raise FieldError("explore_every", self.explore_every, "2 or more, or null")
+
+    def idle_reason(self, view: SchedulerView) -> str | None:
+        """Why nothing is decided on this server, None where it is."""
+        if not view.bounds.movable(Knob.PREFILL_CHUNK_TOKENS):
+            return view.bounds.immovable[Knob.PREFILL_CHUNK_TOKENS]
+        return NOT_PREDICTED if view.steps is None else None
+
+    def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
+        """Targets for prefill_chunk_tokens, mixed_chunk and defer_prefill, or nothing while no request decodes."""
+        limits, steps, queue = view.bounds.ranges.get(Knob.PREFILL_CHUNK_TOKENS), view.steps, view.queue
+        if limits is None or steps is None or queue.running == 0:
+            return ()
+        decode = running_shape(view)
+        decode_s = steps.step_s(decode=decode, graph=True)
+        slow_decode_s = decode_s * steps.margin(prefill=False, decode=True)
+        left_s, due = self._left_s(view, slow_decode_s)
+        plan = self._plan(_Moment(view, steps, limits, decode, decode_s, slow_decode_s, left_s))
+        if plan is None:
+            return self._nothing_fits(view, limits, left_s, due)
+        kind = "with decode rows" if plan.mixed else "and a decode step"
+        takes, left = f"{plan.takes_s * 1e3:.0f} ms at most", f"{left_s * 1e3:.0f} ms"
+        reason = f"{plan.tokens} prompt tokens {kind} take {takes}, {due} in {left}"
+        return self._proposals(view, plan.chunk, plan.mixed, False, reason)
+
+    def _left_s(self, view: SchedulerView, slow_decode_s: float) -> tuple[float, str]:
+        """Seconds from the start of the next step to the first due token of a running request, and why it is due."""
+        queue, age_s = view.queue, view.token_age_s
+        left_s, due = self.longest_stall_s - age_s, "the longest stall ends"
+        if queue.gap_s is not None and queue.gap_s - age_s < left_s:
+            # Where decoding alone is past the target, no chunk is small enough. Prefill and decode halve the time then.
+            left_s = max(queue.gap_s, 2.0 * slow_decode_s) - age_s
+            due = f"tokens under a gap of {queue.gap_s * 1e3:.0f} ms are due"
+        if queue.due_s is not None:
+            # A gap of the mean keeps the mean; what requests are ahead of it can be spent on prompts at once.
+            least_s = max(queue.mean_s or 0.0, 2.0 * slow_decode_s) - age_s
+            ahead_s = max(queue.due_s, least_s)
+            if ahead_s < left_s:
+                left_s, due = ahead_s, "the tightest mean or end is due"
+        return left_s, due
+
+    def _plan(self, now: _Moment) -> _Plan | None:
+        """The cheaper of the largest chunks that fit, None where neither fits or what fits is not worth its step."""
+        view, movable = now.view, now.view.bounds.movable(Knob.MIXED_CHUNK)
+        kind = view.knobs.mixed_chunk
+        usual = self._largest(now, kind)
+        if movable and self._looks_at_both(view, usual):
+            other = self._largest(now, not kind)
+            if other is not None and (usual is None or self._switches(view, usual, other)):
+                usual = other
+        if usual is not None and self._wasteful(now, usual):
+            return None
+        return usual
+
+    def _looks_at_both(self, view: SchedulerView, usual: _Plan | None) -> bool:
+        """Whether the other kind of step is considered. A prediction costs time, and which kind is cheaper hardly ever
+        changes from one step to the next; after an exclusive step it is the running requests' turn."""
+        if usual is None:
+            return view.token_age_s == 0.0 or view.knobs.mixed_chunk
+        return view.decisions % LOOK_EVERY == 0 or self._explores(view)
+
+    def _explores(self, view: SchedulerView) -> bool:
+        return self.explore_every is not None and view.decisions % self.explore_every == 0
+
+    def _switches(self, view: SchedulerView, usual: _Plan, other: _Plan) -> bool:
+        if self._explores(view):
+            return other.cost_s >= usual.cost_s  # the one that would not be learned about otherwise
+        return other.cost_s * (1.0 + self.switch) < usual.cost_s
+
+    def _wasteful(self, now: _Moment, plan: _Plan) -> bool:
+        """Whether prompts had better wait for a whole turn. What all waiting tokens fit into is never wasteful."""
+        queue = now.view.queue
+        if now.view.token_age_s == 0.0 or plan.tokens >= (queue.next_prefill_tokens or 1):
+            return False
+        whole = min(WHOLE_CHUNK_TOKENS, now.limits.high)
+        return plan.cost_s > WASTE * now.steps.step_s(prefill=prompt_shape(now.view, whole)) / whole
+
+    def _largest(self, now: _Moment, mixed: bool) -> _Plan | None:
+        """The largest chunk of one kind of step that fits, None where the least does not.
+
+        Times grow with the tokens and ever faster (attention), so a chord lies above them, and where it meets the limit
+        the step fits. It starts at the chunk that is set: most times that one is the answer.
+        """
+        view, queue, limits = now.view, now.view.queue, now.limits
+        rows, beside = (queue.running, now.decode) if mixed else (0, EMPTY)
+        margin = now.steps.margin(prefill=True, decode=mixed)
+        most_s = (now.left_s if mixed else now.left_s - now.slow_decode_s) / margin
+        waiting = queue.next_prefill_tokens or limits.high  # a prompt may come in the very pass that is decided
+        most = min(waiting, limits.high - rows)
+        if most < 1 or most_s <= 0:
+            return None
+        least = min(most, self.min_chunk_tokens)
+
+        def expected_s(tokens: int) -> float:
+            return now.steps.step_s(prefill=prompt_shape(view, tokens), decode=beside)
+
+        guess = min(most, max(least, (view.knobs.prefill_chunk_tokens or limits.high) - rows))
+        low, low_s, high, high_s = 0, 0.0, 0, 0.0
+        for _ in range(MOST_GUESSES):
+            seconds = expected_s(guess)
+            if seconds <= most_s:
+                low, low_s = guess, seconds
+            else:
+                high, high_s = guess, seconds
+            if low == most or low_s > GOOD_ENOUGH * most_s or high == least:
+                break
+            if not high:
+                # Nothing is too large yet. Through the origin: steps cost something without tokens, so this is bold.
+                bold = max(int(low * most_s / low_s), low + self.tile_tokens)
+                guess = min(most, self._tiled(bold, rows))
+            elif not low:
+                guess = max(least, self._tiled(int(high * most_s / high_s * 0.9), rows))
+            else:
+                guess = self._tiled(low + int((high - low) * (most_s - low_s) / (high_s - low_s)), rows)
+            if guess <= low or (high and guess >= high):
+                break
+        if not low:
+            return None
+        cost_s = (low_s - now.decode_s if mixed else low_s) / low
+        takes_s = low_s * margin + (0.0 if mixed else now.slow_decode_s)
+        # Chunks go in steps: one that takes all that waits must not cut off its last tokens.
+        up = limits.step - 1 if low == most else 0
+        return _Plan(mixed, limits.clamp(low + rows + up), low, cost_s, takes_s)
+
+    def _tiled(self, tokens: int, rows: int) -> int:
+        """Fewer tokens, so that they and the decode rows fill whole tiles."""
+        return (
+            tokens
+            if tokens + rows < self.tile_tokens
+            else (tokens + rows) // self.tile_tokens * self.tile_tokens - rows
+        )
+
+    def _nothing_fits(self, view: SchedulerView, limits: Range, left_s: float, due: str) -> tuple[Proposal, ...]:
+        """Decode first, unless prompts have waited long enough."""
+        mixed = view.bounds.movable(Knob.MIXED_CHUNK)
+        least = limits.clamp(self.min_chunk_tokens + view.queue.running * mixed)
+        if view.since_prefill_s > self.longest_defer_s:
+            reason = f"prefill was put off for {view.since_prefill_s:.1f} s, longer than {self.longest_defer_s:.1f} s"
+            mixed = view.bounds.movable(Knob.MIXED_CHUNK)
+            return self._proposals(
+                view, limits.clamp(self.min_chunk_tokens + view.queue.running * mixed), mixed, False, reason
+            )
+        reason = f"no chunk fits: {due} in {left_s * 1e3:.0f} ms"
+        return self._proposals(view, least, view.knobs.mixed_chunk, True, reason)
+
+    @staticmethod
+    def _proposals(view: SchedulerView, chunk: int, mixed: bool, defer: bool, reason: str) -> tuple[Proposal, ...]:
+        name = "PrefillDeferral"
+        chosen: list[tuple[Knob, int | bool]] = [(Knob.PREFILL_CHUNK_TOKENS, chunk)]
+        if view.bounds.movable(Knob.MIXED_CHUNK):
+            chosen.append((Knob.MIXED_CHUNK, mixed))
+        if view.bounds.movable(Knob.DEFER_PREFILL):
+            chosen.append((Knob.DEFER_PREFILL, defer))
+        return tuple(Proposal(name, knob, value, reason) for knob, value in chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class RidgePrefillDeferral:
     """Sizes prefill chunks to the ITL target and lets decode run between chunks of a compute-bound prefill.
 
     share: part of the ITL target that one chunk plus one decode step may fill; the rest is for what the mean rate of
         recent chunks does not tell, such as a chunk's position in its context.
     min_chunk_tokens: chunks are not cut below this, however tight the target.
+    longest_stall_s: running requests do not wait longer than this for prefill, also where they have no target.
 
     Prefill is never starved: it is deferred only after a prefill step ran since the last decode step, so at worst
     the two alternate, and never while nothing is decoding.
@@ -29,12 +276,15 @@ class PrefillDeferral:
 
     share: float = 0.8
     min_chunk_tokens: int = 128
+    longest_stall_s: float = 2.0
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise FieldError("share", self.share, "a share greater than 0 and at most 1")
         if self.min_chunk_tokens < 1:
             raise FieldError("min_chunk_tokens", self.min_chunk_tokens, "1 token or more")
+        if not 0 < self.longest_stall_s < float("inf"):
+            raise FieldError("longest_stall_s", self.longest_stall_s, "a number of seconds greater than 0")
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """A cap on prefill_chunk_tokens and a target for defer_prefill, or nothing while no request decodes."""
@@ -63,7 +313,7 @@ class PrefillDeferral:
             f"fill {self.share:.0%} of the ITL target of {target * 1e3:.0f} ms"
         )
         yield Proposal(
-            "PrefillDeferral", Knob.PREFILL_CHUNK_TOKENS, tokens, reason, kind=Kind.CAP, strength=Strength.GUARD
+            "RidgePrefillDeferral", Knob.PREFILL_CHUNK_TOKENS, tokens, reason, kind=Kind.CAP, strength=Strength.GUARD
         )
 
     def _defer(self, view: SchedulerView) -> Iterator[Proposal]:
@@ -78,10 +328,15 @@ class PrefillDeferral:
                     f"running requests have waited {waited_s * 1e3:.0f} ms and the next chunk takes "
                     f"{next_s * 1e3:.0f} ms, past the ITL target of {target * 1e3:.0f} ms"
                 )
-                yield Proposal("PrefillDeferral", Knob.DEFER_PREFILL, True, reason, strength=Strength.GUARD)
+                yield Proposal("RidgePrefillDeferral", Knob.DEFER_PREFILL, True, reason, strength=Strength.GUARD)
+        elif waited_s > self.longest_stall_s:
+            reason = (
+                f"running requests have waited {waited_s:.1f} s for prefill, longer than {self.longest_stall_s:.1f} s"
+            )
+            yield Proposal("RidgePrefillDeferral", Knob.DEFER_PREFILL, True, reason, strength=Strength.GUARD)
         elif target is None and view.prefill is not None and view.prefill.bound is Bound.COMPUTE:
             reason = f"prefill is compute-bound at {view.prefill.compute_fraction:.0%}: one decode step between chunks"
-            yield Proposal("PrefillDeferral", Knob.DEFER_PREFILL, True, reason)
+            yield Proposal("RidgePrefillDeferral", Knob.DEFER_PREFILL, True, reason)
 
     def _next_chunk_s(self, view: SchedulerView) -> float | None:
         if view.prefill_tokens_per_s is None:

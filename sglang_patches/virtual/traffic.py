@@ -22,6 +22,7 @@ class VirtualRequest:
     prompt: makes the prompt's token ids (dtype ``q``); called once, on arrival, so that a long trace fits in memory.
     prompt_tokens, output_tokens: lengths, at least 1. The output's is hidden from the scheduler.
     cap_tokens: the ``max_new_tokens`` that the scheduler sees; None: it is told ``output_tokens``.
+    priority: as a client would send it; None: it sends none.
     """
 
     rid: str
@@ -30,6 +31,7 @@ class VirtualRequest:
     prompt_tokens: int
     output_tokens: int
     cap_tokens: int | None = None
+    priority: int | None = None
 
 
 @dataclass(slots=True)
@@ -173,5 +175,6 @@ def _message(request: VirtualRequest) -> TokenizedGenerateReqInput:
         top_logprobs_num=0,
         token_ids_logprob=None,
         stream=False,
+        priority=request.priority,
         time_stats=APIServerReqTimeStats(),
     )

@@ -57,6 +57,13 @@ def test_the_body_is_what_sglang_expects() -> None:
     assert body["stream"] is True
     assert body["sampling_params"] == {"temperature": 0, "max_new_tokens": 3, "ignore_eos": True}
     assert len(body["input_ids"]) == 8
+    assert "priority" not in body
+
+
+def test_a_priority_is_sent_and_recorded() -> None:
+    with StandInServer() as server:
+        records = replay(server, [Request(0.0, 8, 3, priority=10), Request(0.05, 8, 3, priority=0)])
+    assert [body["priority"] for body in server.bodies] == [record.priority for record in records] == [10, 0]
 
 
 def test_arrivals_never_wait_for_answers() -> None:

@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.metrics import e2e_s, gaps_s, meets, paired_ratios, quantile, server_side, summarise, tpot_s, ttft_s
+from bench.metrics import (
+    by_class,
+    e2e_s,
+    gaps_s,
+    longest_tenth_ttft_p99_s,
+    meets,
+    paired_ratios,
+    quantile,
+    server_side,
+    summarise,
+    tpot_s,
+    ttft_s,
+)
 from bench.records import ArmRun, RequestRecord, ServerSample
 from bench.slo import ItlKind, Slo
 
@@ -119,6 +131,8 @@ def test_a_run_by_hand() -> None:
     assert row["total_tokens_per_s"] == pytest.approx(206 / 5)
     assert row["requests_per_s"] == pytest.approx(0.4)
     assert row["goodput_per_s"] == pytest.approx(0.2)
+    assert row["good_tokens_per_s"] == pytest.approx(103 / 5)  # of the first request alone
+    assert row["longest_tenth_ttft_p99_s"] == 0.0  # the longest prompt never got a token: it was given no time at all
     assert row["attainment"] == 0.25
     assert row["cache_hit_rate"] == 0.25
     assert row["usd_per_million_output_tokens"] == pytest.approx(3.6 * 5 / 3600 / 6 * 1e6)
@@ -129,12 +143,14 @@ def test_a_run_by_hand() -> None:
     assert row["slip_p99_s"] == pytest.approx(0.001 + 0.002 * 0.98)  # of 0, 1, 3 ms at position 1.98
     assert row["phases"]["a"]["attainment"] == 1.0
     assert row["phases"]["b"]["requests"] == 3
+    assert row["classes"] == {}
 
 
 def test_a_crash_before_the_first_request_has_no_figures_but_a_row() -> None:
     row = summarise(ArmRun("x", 0, (), (), "server exited with code 1"), PER_GAP, 2.0)
     assert row["status"] == "crashed"
     assert row["crash"] == "server exited with code 1"
+    assert row["good_tokens_per_s"] is row["longest_tenth_ttft_p99_s"] is None
     assert row["goodput_per_s"] is row["attainment"] is row["ttft_p99_s"] is row["usd_per_million_tokens"] is None
 
 
@@ -188,3 +204,46 @@ def test_a_crashed_or_absent_side_makes_no_pair() -> None:
         *(row("s", 2, 0.0), row("a", 2, 1.0)),
     ]
     assert paired_ratios(rows, "s") == {"a/s": {}}
+
+
+CLASSES = Slo(4.0, 0.5, classes={10: Slo(1.0, 0.1), 1: Slo(None, None, e2e_s=3.0)})
+
+
+@pytest.mark.parametrize(
+    ("priority", "times", "met"),
+    [
+        (None, (3.0, 3.4), True),
+        (7, (3.0, 3.4), True),
+        (10, (3.0, 3.05), False),
+        (10, (1.0, 1.4), False),
+        (10, (1.0, 1.05), True),
+        (1, (2.0, 3.0), True),
+        (1, (2.0, 3.1), False),
+    ],
+)
+def test_each_request_is_held_to_its_class(priority: int | None, times: tuple[float, ...], met: bool) -> None:
+    assert meets(record(times, priority=priority), CLASSES) is met
+
+
+def test_classes_are_judged_apart_and_together() -> None:
+    records = [record((2.0, 2.05), priority=priority) for priority in (1, 10, None, 10)]
+    row = summarise(ArmRun("x", 0, tuple(records), ()), CLASSES, None)
+    assert row["attainment"] == 0.5
+    assert {name: (one["requests"], one["attainment"]) for name, one in row["classes"].items()} == {
+        "10": (2, 0.0), "1": (1, 1.0), "none": (1, 1.0)
+    }  # fmt: skip
+    assert list(row["classes"]) == ["10", "1", "none"]
+    assert row["phases"][""]["attainment"] == 0.5
+    assert set(row["classes"]["10"]) == set(row["phases"][""])
+    assert by_class([record((1.0,))], CLASSES) == {}
+
+
+def test_the_longest_tenth_counts_those_that_never_began() -> None:
+    served = [record((0.1 * place,), prompt_tokens=place) for place in range(1, 20)]
+    starved = record((), prompt_tokens=20, scheduled_s=1.0, end_s=41.0, error="deadline")
+    # 0.9 of 20 lengths lies at position 17.1: 18.1, so 19 and 20 are above it, with 1.9 s and 40 s.
+    assert longest_tenth_ttft_p99_s([*served, starved]) == pytest.approx(1.9 + 0.99 * 38.1)
+    assert longest_tenth_ttft_p99_s(served[:1]) == pytest.approx(0.1)
+    alike = [record((float(place),)) for place in range(5)]
+    assert longest_tenth_ttft_p99_s(alike) == pytest.approx(3.96)  # all are as long as the border
+    assert longest_tenth_ttft_p99_s([]) is None

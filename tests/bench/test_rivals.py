@@ -10,7 +10,8 @@ from roofline_policies.config import load
 from roofline_policies.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.policies import Policy
-from roofline_policies.view import QueueState, Slo
+from roofline_policies.slo import Slo
+from roofline_policies.view import QueueState
 
 WIDE = Bounds({Knob.MAX_RUNNING_REQUESTS: Range(1, 256), Knob.PREFILL_CHUNK_TOKENS: Range(64, 16384, 64)}, {})
 

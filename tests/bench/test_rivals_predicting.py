@@ -14,7 +14,8 @@ from roofline_policies.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.errors import FieldError
 from roofline_policies.model import ModelShape
 from roofline_policies.predict import StepPredictor
-from roofline_policies.view import QueueState, SchedulerView, Slo
+from roofline_policies.slo import Slo
+from roofline_policies.view import QueueState, SchedulerView
 from roofline_policies.work import Precision
 
 WIDE = Bounds({Knob.MAX_RUNNING_REQUESTS: Range(1, 256), Knob.PREFILL_CHUNK_TOKENS: Range(64, 8192, 64)}, {})

@@ -64,14 +64,42 @@ def test_a_sweep_runs_cell_by_cell_and_reports(
     assert "1/4 low: default, 2.5 s of one core" in shown.err
     result = json.loads(shown.out.splitlines()[-1])
     assert result == json.loads((tmp_path / "out" / "sweep.json").read_text())
+    of_cells = {"worst": "low", "cells": 2}
+    ratios = {"min": 0.5, "median": pytest.approx(2 / 3), "max": pytest.approx(5 / 6)}
     assert result["summary"][0] == {
-        "arm": "default", "min": 0.5, "median": pytest.approx(2 / 3), "max": pytest.approx(5 / 6), "worst": "low",
-        "cells": 2, "crashes": 0,
+        "arm": "default", **ratios, **of_cells, "crashes": 0, "good_tokens": {**ratios, **of_cells}, "against": {},
+        "cost_median": pytest.approx((160 / 130 + 160 / 150) / 2), "longest_tenth_ttft_p99_median_s": 6.0,
     }  # fmt: skip
+    assert (result["oracles"], result["fixed"]) == ({"fixed": ["static_c2048_r64"]}, ["static_c2048_r64"])
+    assert (result["group_by"], result["groups"]) == (None, [])
+    (place,) = result["capacity"]["places"]
+    assert (place["place"], place["loads"]) == ("all", [1.0, 2.0])
+    assert place["arms"]["default"]["text"] == "< 1"
     assert (tmp_path / "out" / "sweep.html").is_file()
     assert [(line["cell"], line["row"]["arm"]) for line in lines(tmp_path)] == [
         ("low", "default"), ("low", "static_c2048_r64"), ("high", "default"), ("high", "static_c2048_r64")
     ]  # fmt: skip
+
+
+def test_groups_capacities_and_a_further_oracle_are_reported(
+    runner: Runner, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    met = {"default": (95, 45), "static_c2048_r64": (90, 60), "best_c512_r64": (100, 75)}
+    runner.answer = lambda index, arm: (row(arm.name, met[arm.name][index // 3]), 2.5)
+    grid = "{grid: {prefill_chunk_tokens: [512], max_running_requests: [64]}, oracle: best}"
+    assert main([*command, f"+arms.other={grid}", "group_by=load"]) == 0
+    shown = capsys.readouterr()
+    assert "at load = high: goodput / goodput of the best fixed setting, 1 of 1 cells" in shown.out
+    result = json.loads(shown.out.splitlines()[-1])
+    assert result["oracles"] == {"fixed": ["static_c2048_r64"], "best": ["best_c512_r64"]}
+    assert [(group["value"], group["summary"][0]["median"]) for group in result["groups"]] == [
+        ("low", pytest.approx(95 / 90)), ("high", 0.75)
+    ]  # fmt: skip
+    assert result["summary"][0]["against"]["best"]["min"] == 0.6
+    assert [place["arms"]["default"]["text"] for place in result["capacity"]["places"]] == ["1.1"]
+    (place,) = result["capacity"]["places"]
+    assert place["arms"]["static_c2048_r64"]["rate_scale"] == 1.0
+    assert result["capacity"]["summary"][2]["median"] == pytest.approx(1.4 / 1.1)
 
 
 def test_what_is_there_is_not_run_again(
@@ -187,7 +215,7 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     shown = capsys.readouterr().out
     for part in (
-        "axes:     first_table, load, none",
+        "axes:     first_table, load, none, policy_study",
         "slack_chunks",
         "mooncake",
         "llama_3_1_8b",

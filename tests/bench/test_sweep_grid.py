@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sweep_cells import FIXED, settings
 
 from bench.composition import read_config
+from bench.slo import ItlKind, Slo
 from bench.sweep.grid import label, places
 from bench.sweep.settings import SweepSettings
 from roofline_policies.errors import InputError
@@ -64,6 +68,12 @@ def test_axes_that_cannot_be_used(axes: Any, message: str) -> None:
     [
         (["processes=0"], "sweep: processes = 0: is out of range; allowed: a number >= 1"),
         (["along=speed"], "sweep: along = 'speed': is no axis; allowed: null, load"),
+        (["group_by=speed"], "sweep: group_by = 'speed': is no axis; allowed: null, load"),
+        (["capacity_attainment=0"], "sweep: capacity_attainment = 0: is out of range; allowed: a number > 0 and <= 1"),
+        (
+            ["capacity_baseline=x"],
+            "sweep: capacity_baseline = 'x': is not an arm; allowed: null, default, ",
+        ),
         (["retry_crashed=2"], "sweep: retry_crashed = 2: is not a choice; allowed: False, True"),
         (["least_attainment=30"], "sweep: least_attainment = 30: is out of range; allowed: a number >= 0 and <= 1"),
         (["+rates={a: 1}"], "sweep: rates: is neither a key of the sweep nor a parameter for its overrides"),
@@ -100,7 +110,7 @@ def test_the_shipped_grids_compose(tmp_path_factory: pytest.TempPathFactory) -> 
     minutes = [f"2023-11-16 18:{minute:02}:00.0000000,100,5" for minute in range(60)]
     trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *minutes]))
     paths = [f"{name}='{trace}'" for name in ("azure_conv", "azure_code")]
-    few = ["~arms", f"+arms={{{FIXED}}}"]
+    few = ["~arms", f"+arms={{{FIXED}}}", "capacity_baseline=null"]
     table = read_config("sweep", ["axes=first_table", *paths, "mooncake=null", "~axes.traffic.mooncake", *few])
     read = SweepSettings.from_config(table)
     assert [cell.name for cell in read.cells] == [
@@ -114,6 +124,36 @@ def test_the_shipped_grids_compose(tmp_path_factory: pytest.TempPathFactory) -> 
     ]
 
 
+def test_the_policy_study_composes(tmp_path: Path) -> None:
+    csv, mooncake = tmp_path / "trace.csv", tmp_path / "trace.jsonl"
+    minutes = [f"2023-11-16 18:{minute:02}:00.0000000,100,5" for minute in range(60)]
+    csv.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *minutes]))
+    line = {"input_length": 100, "output_length": 5, "hash_ids": [1]}
+    mooncake.write_text("\n".join(json.dumps({"timestamp": 1000 * second, **line}) for second in range(1000)))
+    paths = [f"azure_conv={csv}", f"azure_code={csv}", f"mooncake={mooncake}"]
+    read = SweepSettings.from_config(
+        read_config("sweep", ["axes=policy_study", *paths, "~arms", f"+arms={{{FIXED}}}", "capacity_baseline=null"])
+    )
+    assert [len(values) for values in read.axes.values()] == [7, 2, 3]
+    slos = {(cell.place["traffic"], cell.place["kind"]): cell.experiment.slo for cell in read.cells}
+    for (traffic, kind), slo in slos.items():
+        classes = traffic in ("mixed_classes", "shifting")
+        ttft_s = {"mooncake": 10.0, "mixed_classes": 4.0, "shifting": 4.0}.get(traffic, 2.0)
+        assert (slo.ttft_s, slo.itl_s, slo.itl_kind) == (ttft_s, 0.1 if classes else 0.05, kind), traffic
+        assert list(slo.classes.values()) == ([replace(Slo(1.0, 0.025), itl_kind=ItlKind(kind))] if classes else []), (
+            traffic
+        )
+    for cell in read.cells:
+        asked = {request.priority for request in cell.experiment.requests}
+        assert asked <= ({0, 10} if cell.experiment.slo.classes else {None}), cell.name
+    loads: dict[str, dict[str, float]] = {}
+    for cell in read.cells:
+        loads.setdefault(cell.place["traffic"], {})[cell.place["load"]] = cell.rate_scale
+    for one in loads.values():
+        assert one["half"] == pytest.approx(one["near"] / 2)
+        assert one["past"] == pytest.approx(1.4 * one["near"])
+
+
 def test_a_trace_of_the_first_table_is_asked_for() -> None:
     with pytest.raises(InputError, match="sweep: azure_conv: is missing; allowed: azure_conv=VALUE"):
         read_config("sweep", ["axes=first_table"])
@@ -123,7 +163,7 @@ def test_one_slo_per_cell_aims_its_policies() -> None:
     """The same arm aims at what its own cell is judged by."""
     arms = f"{{adaptive: {{policy: adaptive}}, {FIXED}}}"
     tight = "axes.load.high=['traffic.rate_scale=1','slo.itl_s=0.02']"
-    low, high = settings(tight, arms=arms).cells
+    low, high = settings(tight, "capacity_baseline=adaptive", arms=arms).cells
     assert low.experiment.slo.itl_s == 0.1
     assert high.experiment.slo.itl_s == 0.02
     assert set(low.keys) == set(high.keys) == {"adaptive", "static_c2048_r64"}

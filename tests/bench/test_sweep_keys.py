@@ -85,7 +85,7 @@ def test_an_arm_is_its_arguments_and_its_policy() -> None:
     ]
     assert len({arm_digest(arm, SLO) for arm in (static, *others)}) == 6
     assert arm_digest(static, Slo(2.0, 0.2)) != arm_digest(static, SLO)
-    assert arm_digest(replace(static, name="b", fixed=True), SLO) == arm_digest(static, SLO)
+    assert arm_digest(replace(static, name="b", oracle="fixed"), SLO) == arm_digest(static, SLO)
 
 
 def test_a_policys_file_is_what_it_says_not_where_it_is(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import bench.virtual.__main__ as command
 from bench.composition import choices, read_config
@@ -140,6 +141,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ({"a": {"policy": "adaptive", "policy_set": ["slo.itl_s=0"]}}, "adaptive: slo.itl_s = 0.0: "),
         ({"a": {"grid": {"chunk": [1]}}}, "arms.a.grid: chunk = [1]: unknown key; allowed: prefill_chunk_tokens, "),
         ({"a": {"grid": {"prefill_chunk_tokens": [8]}}}, f"arms.a.grid: max_running_requests = None: {NO_SIZES}"),
+        ({"a": {"oracle": "a b"}}, "arms.a: oracle = 'a b': is no name; allowed: letters, digits, _ and -"),
         ({"a": {"grid": [512]}}, "arms.a.grid: [512]: is not a section of keys and values"),
         *(
             ({"a": {"grid": {"prefill_chunk_tokens": sizes, "max_running_requests": [1]}}},
@@ -163,14 +165,23 @@ def test_every_shipped_arm_loads() -> None:
     arms = read_arms(choices("arm"), SLO)
     by_name = {arm.name: arm for arm in arms}
     assert by_name["default"] == VirtualArm("default")
-    single = set(choices("arm")) - {"static_grid"}
-    assert single | {arm.name for arm in arms if arm.fixed} == set(by_name)
-    assert not any(by_name[name].fixed for name in single)
+    single = set(choices("arm")) - {"static_grid", "ordered_grid"}
+    assert single | {arm.name for arm in arms if arm.oracle} == set(by_name)
+    assert {by_name[name].oracle for name in single} == {None}
     for arm in arms:
         loaded = arm.settings(SLO)
         assert (loaded is None) == (arm.policy is None)
         if loaded is not None:
-            assert (loaded.slo.ttft_s, loaded.slo.itl_s, loaded.slo.itl_kind) == (1.5, 0.03, "mean_tpot")
+            server = loaded.objectives.server
+            assert (server.ttft_s, server.itl_s, server.itl_kind) == (1.5, 0.03, "mean_tpot")
+
+
+def test_a_policy_aims_at_every_class_that_it_is_judged_by() -> None:
+    (arm,) = read_arms({"a": {"policy": "adaptive"}}, Slo(4.0, 0.1, classes={10: Slo(1.0, 0.025), 0: Slo(4.0, None)}))
+    loaded = arm.settings(Slo(4.0, 0.1, classes={10: Slo(1.0, 0.025), 0: Slo(4.0, None)}))
+    assert isinstance(loaded, Settings)
+    aimed = {priority: (one.ttft_s, one.itl_s) for priority, one in loaded.objectives.classes.items()}
+    assert aimed == {10: (1.0, 0.025), 0: (4.0, None)}
 
 
 def test_a_policy_of_the_users_is_a_file_or_a_name_in_python(tmp_path: Path) -> None:
@@ -179,7 +190,7 @@ def test_a_policy_of_the_users_is_a_file_or_a_name_in_python(tmp_path: Path) -> 
     arms = read_arms({"file": {"policy": str(file), "policy_set": ["controller.hysteresis=0.5"]}, "none": None}, SLO)
     loaded = arms[0].settings(SLO)
     assert isinstance(loaded, Settings)
-    assert (loaded.controller.dwell_s, loaded.controller.hysteresis, loaded.slo.itl_s) == (7, 0.5, 0.03)
+    assert (loaded.controller.dwell_s, loaded.controller.hysteresis, loaded.objectives.server.itl_s) == (7, 0.5, 0.03)
     assert arms[1] == VirtualArm("none")
 
 
@@ -191,12 +202,29 @@ def test_a_grid_is_an_arm_per_combination_and_those_are_fixed() -> None:
         return ("--page-size", "16", "--chunked-prefill-size", chunk, "--max-running-requests", "64", *more)
 
     assert arms == (
-        VirtualArm("static_c512_r64", flags("512"), fixed=True),
-        VirtualArm("static_c2048_r64", flags("2048"), fixed=True),
-        VirtualArm("mixed_c512_r64", flags("512", "--enable-mixed-chunk"), fixed=True),
-        VirtualArm("mixed_c2048_r64", flags("2048", "--enable-mixed-chunk"), fixed=True),
+        VirtualArm("static_c512_r64", flags("512"), oracle="fixed"),
+        VirtualArm("static_c2048_r64", flags("2048"), oracle="fixed"),
+        VirtualArm("mixed_c512_r64", flags("512", "--enable-mixed-chunk"), oracle="fixed"),
+        VirtualArm("mixed_c2048_r64", flags("2048", "--enable-mixed-chunk"), oracle="fixed"),
     )
-    assert len(read_arms(["static_grid"], SLO)) == 12
+    assert len(read_arms(["static_grid"], SLO)) == 16
+
+
+def test_a_grid_of_another_oracle_is_named_after_it_and_is_not_fixed() -> None:
+    grid = {"prefill_chunk_tokens": [512], "max_running_requests": [64, 8], "mixed_chunk": [False, True]}
+    arms = read_arms({"any": {"grid": grid, "oracle": "best", "policy": "static"}, "one": {"oracle": "best"}}, SLO)
+    assert [arm.name for arm in arms] == [
+        "best_c512_r64", "best_c512_r8", "best_mixed_c512_r64", "best_mixed_c512_r8", "one"
+    ]  # fmt: skip
+    assert {(arm.oracle, arm.fixed) for arm in arms} == {("best", False)}
+    assert {arm.policy for arm in arms[:4]} == {"static"}
+
+
+def test_the_ordered_grid_is_the_static_one_in_another_order() -> None:
+    def grid(name: str) -> object:
+        return yaml.safe_load((Path(__file__).parents[2] / "conf" / "arm" / f"{name}.yaml").read_text())["grid"]
+
+    assert grid("ordered_grid") == grid("static_grid")
 
 
 def test_arms_of_ones_own_can_be_given_on_the_command_line() -> None:

@@ -6,12 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from views import view
 
-from roofline_policies.config import load
 from roofline_policies.decision import Knob
-from roofline_policies.policies import BatchSize, PrefillDeferral, compose
 from roofline_policies.view import QueueState
 
 ROOT = Path(__file__).parents[2]
@@ -62,26 +59,6 @@ def test_architecture_names_every_module_of_counting():
     table = (ROOT / "docs" / "architecture.md").read_text()
     modules = {path.stem for path in (ROOT / "roofline_policies" / "counting").glob("*.py")} - {"__init__"}
     assert {name for name in modules if f"`{name}`" not in table} == set()
-
-
-@pytest.fixture
-def mine(tmp_path, monkeypatch):
-    (code,) = blocks(ROOT / "docs" / "write-a-policy.md", "python")
-    (tmp_path / "mine.py").write_text(code)
-    (text,) = blocks(ROOT / "docs" / "write-a-policy.md", "yaml")
-    (tmp_path / "mine.yaml").write_text(text)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("mine", None)
-
-
-def test_the_pages_policy_loads_alone_and_in_yaml_and_python_alike(mine):
-    alone = load("mine:SaveMemory").policy
-    full = view(queue=QueueState(running=5, kv_use=0.95))
-    assert alone.propose(full)[0].value == 5
-    assert alone.propose(view(queue=QueueState(running=5, kv_use=0.5))) == ()
-    in_yaml = load(str(mine / "mine.yaml"), packages=["mine"]).policy
-    assert in_yaml == compose(BatchSize(), PrefillDeferral(), type(alone)(0.85))
 
 
 def test_the_commands_of_readme_are_targets_of_the_makefile():

@@ -13,10 +13,15 @@ LAYERS = [
     {"nvml", "roofline", "hardware", "calibrate", "counting"},
     {"acceptance", "batch", "efficiency", "kernel_time", "model", "model_config", "predict", "step_times"}
     | {"model_gqa", "model_mla", "model_moe", "model_composed", "model_catalogue"}
-    | {"composed_config", "composed_time", "step_costs", "tensor_parallel", "speculation"},
-    {"decision", "view"},
+    | {"composed_config", "composed_time", "step_costs", "tensor_parallel", "speculation"}
+    | {"correction", "roofline_steps"},
+    {"decision", "slo"},
+    {"view"},
     {"policies"},
-    {"window", "transitions", "controller", "status", "fields", "targets", "config"} | {"fitted_steps", "host_time"},
+    {"window", "transitions", "controller", "status", "fields", "targets", "config"}
+    | {"fitted_steps", "host_time"}
+    | {"admission", "deadlines", "output_lengths", "pace", "running_targets"},
+    {"testing"},
 ]
 LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
 

@@ -1,6 +1,6 @@
 import pickle
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,16 @@ from roofline_policies.controller import ControllerSettings
 from roofline_policies.decision import Knob, Range
 from roofline_policies.efficiency import load_efficiency
 from roofline_policies.errors import InputError
-from roofline_policies.policies import BatchSize, Composition, PrefillDeferral, Static
-from roofline_policies.view import ItlKind, Slo
+from roofline_policies.policies import (
+    BatchSize,
+    Composition,
+    PrefillDeferral,
+    RidgeBatchSize,
+    RidgePrefillDeferral,
+    SloGuard,
+    Static,
+)
+from roofline_policies.slo import ItlKind, Objectives, Slo
 
 CONF = Path(roofline_policies.conf.__path__[0])
 OWN = "defaults: [adaptive, _self_]\n"
@@ -60,18 +68,24 @@ def refused(source, *parts, **options):
     return raised.value
 
 
-def test_adaptive_is_the_ridge_rule():
+def test_adaptive_predicts():
     settings = load("adaptive")
-    assert settings.policy == Composition((BatchSize(), PrefillDeferral()))
-    assert settings.slo == Slo(ttft_s=2.0, itl_s=0.1, itl_kind=ItlKind.PER_GAP)
+    assert settings.policy == Composition((BatchSize(), PrefillDeferral(), SloGuard()))
+    assert settings.objectives == Objectives(Slo(ttft_s=2.0, itl_s=0.1, itl_kind=ItlKind.PER_GAP), {})
     assert settings.controller == ControllerSettings()
     assert (settings.bounds, settings.ceilings, settings.name) == (BoundsRequest(), None, "adaptive")
+
+
+def test_the_ridge_rule_is_another_choice_of_policy():
+    settings, adaptive = load("adaptive", overrides=["policy=ridge"]), load("adaptive")
+    assert settings.policy == Composition((RidgeBatchSize(), RidgePrefillDeferral()))
+    assert replace(settings, policy=adaptive.policy) == adaptive
 
 
 def test_static_differs_in_the_policy_alone():
     static, adaptive = load("static"), load("adaptive")
     assert static.policy == Static()
-    assert (static.slo, static.controller, static.bounds) == (adaptive.slo, adaptive.controller, adaptive.bounds)
+    assert replace(static, policy=adaptive.policy, name=adaptive.name, source=adaptive.source) == adaptive
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -83,13 +97,29 @@ def test_a_users_file_anywhere_builds_on_the_shipped_groups(write):
     defaults = "defaults:\n- adaptive\n- override hardware: h200\n- override slo: none\n- _self_\n"
     settings = load(write(f"{defaults}slo: {{itl_s: 0.03}}\n"))
     assert settings.ceilings.device == "NVIDIA H200"
-    assert settings.slo == Slo(itl_s=0.03)
+    assert settings.objectives == Objectives(Slo(itl_s=0.03))
 
 
 def test_overrides_and_a_price():
     settings = load("adaptive", overrides=["slo.itl_s=0.02", "hardware=l4", "controller.dwell_s=3"])
-    assert (settings.slo.itl_s, settings.ceilings.device, settings.controller.dwell_s) == (0.02, "NVIDIA L4", 3.0)
+    assert (settings.objectives.server.itl_s, settings.ceilings.device) == (0.02, "NVIDIA L4")
+    assert settings.controller.dwell_s == 3.0
     assert load("adaptive", overrides=["hardware.usd_per_h=2.5"]).usd_per_h == 2.5
+
+
+def test_classes_take_from_the_server_what_they_leave_out(write):
+    text = "slo: {itl_s: 0.2, e2e_s: 60, classes: {10: {ttft_s: 0.5, itl_s: null}, -1: {itl_kind: mean_tpot}, 3: {}}}"
+    objectives = load(write(OWN + text)).objectives
+    server = Slo(ttft_s=2.0, itl_s=0.2, e2e_s=60.0)
+    assert objectives.server == server == objectives.of(priority=7)
+    assert objectives.classes == {
+        10: Slo(ttft_s=0.5, e2e_s=60.0), -1: replace(server, itl_kind=ItlKind.MEAN_TPOT), 3: server,
+    }  # fmt: skip
+    given = "++slo.classes={10: {ttft_s: 0.5}, -1: {ttft_s: null}}"
+    by_hand = load("adaptive", overrides=[given]).objectives
+    assert by_hand.classes == {10: Slo(ttft_s=0.5, itl_s=0.1), -1: Slo(itl_s=0.1)}
+    assert load("adaptive", overrides=["slo.classes=null"]).objectives.classes == {}
+    assert pickle.loads(pickle.dumps(by_hand)) == by_hand
 
 
 def test_settings_survive_the_way_to_another_process():
@@ -102,7 +132,7 @@ def test_python_references():
     assert load(f"{__name__}:make_eager").policy == Eager(3)
     assert load(f"{__name__}:Eager").policy == Eager(8)
     assert load(Eager(7)).policy == Eager(7)
-    assert load(Eager(7)).slo == load("adaptive").slo
+    assert load(Eager(7)).objectives == load("adaptive").objectives
 
 
 def test_a_target_outside_the_project_needs_its_package_named_at_launch(write):
@@ -130,9 +160,9 @@ def test_a_target_outside_the_project_needs_its_package_named_at_launch(write):
         ("policy: {_target_: os.system}", ["policy._target_ = 'os.system'", "outside the allowed packages"]),
         ("policy: {_target_: 3}", ["policy"]),
         ("policy: {_target_: roofline_policies.policies.Nope}", ["Nope", "unknown policy", "BatchSize"]),
-        ("policy: {policies: [{_target_: roofline_policies.policies.BatchSize, gro: 2}]}",
+        ("policy: {policies: [{_target_: roofline_policies.policies.RidgeBatchSize, gro: 2}]}",
          ["policy.policies[0].gro", "unknown key", "grow, shrink, headroom, busy"]),
-        ("policy: {policies: [{_target_: roofline_policies.policies.BatchSize, grow: 0.5}]}",
+        ("policy: {policies: [{_target_: roofline_policies.policies.RidgeBatchSize, grow: 0.5}]}",
          ["policy.policies[0].grow = 0.5", "greater than 1"]),
         ("hardware: {device: h300}", ["h300", "h200", "python -m roofline_policies.calibrate"]),
         ("hardware: {usd_per_h: -2}", ["hardware.usd_per_h = -2"]),
@@ -146,6 +176,13 @@ def test_a_target_outside_the_project_needs_its_package_named_at_launch(write):
         ("efficiency: {device: 3}", ["efficiency = '3'", "no measured efficiencies"]),
         ("efficiency: {devise: h200}", ["efficiency.devise", "unknown key"]),
         ("log_interval_s: 0", ["log_interval_s = 0", "greater than 0"]),
+        ("slo: {classes: {fast: {itl_s: 1}}}", ["slo.classes.fast = 'fast'", "is no priority", "a whole number"]),
+        ("slo: {classes: {1.5: {itl_s: 1}}}", ["slo.classes.1.5 = ", "is no priority", "a whole number"]),
+        ("slo: {classes: {10: 0.5}}", ["slo.classes.10 = 0.5", "must be a mapping"]),
+        ("slo: {classes: {10: {itl_s: 0}}}", ["slo.classes.10.itl_s = 0", "greater than 0"]),
+        ("slo: {classes: {10: {tpot: 1}}}", ["slo.classes.10.tpot", "unknown key", "ttft_s, itl_s, itl_kind, e2e_s"]),
+        ("slo: {classes: {10: {itl_s: 50ms}}}", ["slo.classes.10.itl_s = '50ms'", "wrong type", "as a plain number"]),
+        ("slo: {classes: {10: {itl_kind: p99}}}", ["slo.classes.10.itl_kind = 'p99'", "per_gap, mean_tpot"]),
         ("slo: {itl_s: '${nowhere}'}", ["nowhere"]),
         ("slo: [1", ["line"]),
     ],
@@ -153,6 +190,11 @@ def test_a_target_outside_the_project_needs_its_package_named_at_launch(write):
 def test_bad_input_is_one_line_that_names_file_key_value_and_what_is_allowed(write, text, parts):
     path = write(OWN + text)
     refused(path, path, *parts)
+
+
+def test_classes_are_a_mapping(write):
+    path = write("policy: {_target_: roofline_policies.policies.Static}\nslo: {classes: [1]}\n")
+    refused(path, path, "slo.classes = [1]", "must be a mapping", "from priorities to targets")
 
 
 def test_an_unknown_choice_of_a_group_lists_the_choices(write):

@@ -1,14 +1,25 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import CEILINGS, record
 from views import BOUNDS, LAUNCH
 
+from roofline_policies.batch import BatchShape
 from roofline_policies.controller import Controller, ControllerSettings, State
-from roofline_policies.decision import Knob, Knobs
+from roofline_policies.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.errors import FieldError
-from roofline_policies.policies import BatchSize, PrefillDeferral, Proposal, Static, compose
-from roofline_policies.view import ForwardMode, ItlKind, QueueState, Slo
+from roofline_policies.policies import (
+    BatchSize,
+    PrefillDeferral,
+    Proposal,
+    RidgeBatchSize,
+    RidgePrefillDeferral,
+    SloGuard,
+    Static,
+    compose,
+)
+from roofline_policies.slo import ItlKind, Slo
+from roofline_policies.view import ForwardMode, QueueState
 
 BUSY = QueueState(running=8, waiting=4, next_prefill_tokens=4000)
 
@@ -28,10 +39,10 @@ class Raises:
         raise ZeroDivisionError("no seconds")
 
 
-def controller(policy, slo=None, **settings):
+def controller(policy, slo=None, **options):
     return Controller(
         policy, ceilings=CEILINGS, bounds=BOUNDS, launch=LAUNCH, slo=slo or Slo(),
-        settings=ControllerSettings(**settings), started_s=0.0,
+        settings=ControllerSettings(**options), started_s=0.0,
     )  # fmt: skip
 
 
@@ -147,7 +158,7 @@ def test_what_decode_has_waited_for_counts_from_its_launch():
 def test_any_traffic_keeps_the_knobs_in_bounds_and_the_same_traffic_gives_the_same_decisions(steps, itl_s, kind):
     def play():
         loop, now_s, decisions = (
-            controller(compose(BatchSize(), PrefillDeferral()), Slo(itl_s=itl_s, itl_kind=kind)),
+            controller(compose(RidgeBatchSize(), RidgePrefillDeferral()), Slo(itl_s=itl_s, itl_kind=kind)),
             0.0,
             [],
         )
@@ -166,23 +177,127 @@ def test_any_traffic_keeps_the_knobs_in_bounds_and_the_same_traffic_gives_the_sa
     assert play() == play()
 
 
-def test_policies_are_shown_the_predictor():
-    class Told:
-        def step_s(self, *, prefill, decode, graph):
-            return 0.5
+class Told:
+    def step_s(self, *, prefill, decode, graph):
+        return 0.5
 
-    told = Told()
-    assert controller(Static()).view(0.0, BUSY).predictor is None
-    loop = Controller(
-        Static(), ceilings=CEILINGS, bounds=BOUNDS, launch=LAUNCH, slo=Slo(), settings=ControllerSettings(),
-        started_s=0.0, predictor=told,
+
+def predicting(policy, told=None, bounds=BOUNDS, slo=None, **options):
+    return Controller(
+        policy, ceilings=CEILINGS, bounds=bounds, launch=LAUNCH, slo=slo or Slo(),
+        settings=ControllerSettings(**options), started_s=0.0, predictor=told or Told(),
     )  # fmt: skip
+
+
+def test_policies_are_shown_the_predictor_and_what_was_learned_of_its_errors():
+    view = controller(Static()).view(0.0, BUSY)
+    assert (view.predictor, view.steps, view.token_age_s) == (None, None, 0.0)
+    told = Told()
+    loop = predicting(Static(), told)
     assert loop.view(0.0, BUSY).predictor is told
+    decode = BatchShape.of(decode_contexts=[9])
+    assert loop.view(0.0, BUSY).steps.step_s(decode=decode) == 0.5
+    for number in range(100):
+        loop.launched(ForwardMode.DECODE, float(number), decode=decode)
+        loop.observe(record(number + 0.75, 0.75))
+    view = loop.view(100.0, BUSY)
+    assert view.steps.step_s(decode=decode) == pytest.approx(0.75, rel=0.02)
+    assert view.predictor.step_s(prefill=decode, decode=decode, graph=False) == 0.5
+    assert view.token_age_s == 0.25
+    loop.pause()
+    assert loop.view(100.0, BUSY).token_age_s == 0.0
+
+
+def test_how_long_prompts_have_waited_for_a_step_counts_while_some_wait():
+    loop = controller(Static())
+    assert loop.view(5.0, BUSY).since_prefill_s == 0.0
+    loop.decide(5.0, QueueState(running=3))
+    loop.decide(6.0, BUSY)
+    assert loop.view(7.5, BUSY).since_prefill_s == 2.5  # since the last moment without one
+    loop.launched(ForwardMode.DECODE, 8.0)
+    assert loop.view(8.0, BUSY).since_prefill_s == 3.0
+    for mode in (ForwardMode.PREFILL, ForwardMode.MIXED):
+        loop.launched(mode, 9.0)
+        assert loop.view(9.25, BUSY).since_prefill_s == 0.25
+    loop.decide(20.0, QueueState(running=3, chunk_in_flight=True))
+    assert loop.view(20.0, BUSY).since_prefill_s == 11.0
+
+
+class Counts:
+    def __init__(self):
+        self.seen = []
+
+    def propose(self, view):
+        self.seen.append(view.decisions)
+        return (Proposal("Counts", Knob.PREFILL_CHUNK_TOKENS, 512, "each time"),)
+
+
+def test_decisions_are_counted_and_no_more_frequent_than_asked_for():
+    often = controller(Counts())
+    for step in range(4):
+        often.decide(step / 100, BUSY)
+    assert often.policy.seen == [0, 1, 2, 3]
+    seldom = controller(Counts(), decide_every_s=1.0)
+    decisions = [seldom.decide(now_s, BUSY) for now_s in (10.0, 10.5, 10.99, 11.0, 11.5, 50.0)]
+    assert seldom.policy.seen == [0, 1, 2]
+    assert {decision.knobs.prefill_chunk_tokens for decision in decisions} == {512}
+    assert [len(decision.changes) for decision in decisions] == [1, 0, 0, 0, 0, 0]
+
+
+def test_a_policy_that_is_given_up_goes_back_at_once_however_seldom_it_decides():
+    loop = controller(Says(Knob.MAX_RUNNING_REQUESTS, 16), decide_every_s=100.0)
+    assert loop.decide(0.0, BUSY).knobs.max_running_requests == 16
+    loop.give_up("it broke")
+    assert loop.decide(0.1, BUSY).knobs == LAUNCH
+
+
+WIDE = Bounds({**BOUNDS.ranges, Knob.RELEGATE_FOR_S: Range(0, 3600)}, {})
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(ForwardMode), st.floats(1e-3, 2.0), st.integers(1, 64), st.integers(0, 100),
+            st.integers(0, 5000), st.one_of(st.none(), st.floats(1e-3, 1.0)), st.one_of(st.none(), st.floats(-5, 5)),
+        ),
+        max_size=30,
+    ),
+    st.one_of(st.none(), st.floats(1e-3, 1.0)),
+)  # fmt: skip
+def test_the_shipped_policies_keep_the_knobs_in_bounds_and_decide_alike_for_any_traffic(steps, itl_p99_s):
+    def play():
+        policy = compose(BatchSize(), PrefillDeferral(explore_every=3), SloGuard(itl_p99_s=itl_p99_s))
+        loop, now_s, decisions = predicting(policy, bounds=WIDE, budget_s=10.0), 0.0, []
+        for mode, step_s, running, waiting, tokens, gap_s, due_s in steps:
+            prefill = BatchShape.of(prefill=[(max(1, tokens), 0)] if mode is not ForwardMode.DECODE else [])
+            decode = BatchShape.of(decode_contexts=[9] * running if mode is not ForwardMode.PREFILL else [])
+            loop.launched(mode, now_s, prefill, decode)
+            now_s += step_s
+            loop.observe(record(now_s, step_s, mode=mode))
+            queue = QueueState(
+                running=running, waiting=waiting, next_prefill_tokens=tokens, gap_s=gap_s, due_s=due_s,
+                mean_s=None if due_s is None else 0.1,
+            )  # fmt: skip
+            decisions.append(loop.decide(now_s, queue))
+            assert WIDE.contains(decisions[-1].knobs)
+        assert loop.state is State.ACTIVE, loop.fallback_reason
+        return decisions
+
+    assert play() == play()
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("half_life_s", 0), ("gaps", 0), ("overhead_below", 2), ("budget_s", -1), ("overruns", 0), ("dwell_s", -1)],
+    [
+        ("decide_every_s", -1),
+        ("half_life_s", 0),
+        ("gaps", 0),
+        ("overhead_below", 2),
+        ("budget_s", -1),
+        ("overruns", 0),
+        ("dwell_s", -1),
+    ],
 )
 def test_refuses_settings_out_of_range(field, value):
     with pytest.raises(FieldError) as raised:

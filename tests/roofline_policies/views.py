@@ -6,7 +6,8 @@ from typing import Any
 
 from roofline_policies.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.roofline import Bound, OperatingPoint
-from roofline_policies.view import QueueState, SchedulerView, Slo
+from roofline_policies.slo import Slo
+from roofline_policies.view import QueueState, SchedulerView
 
 BOUNDS = Bounds({Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(16, 2048, 16)}, {})
 LAUNCH = Knobs(64, 2048)

@@ -14,20 +14,35 @@ from stand_ins import MODEL, StandInBatch, StandInRunningBatch, stand_in_schedul
 from roofline_policies.config import load
 from roofline_policies.controller import Controller
 from roofline_policies.decision import Bounds
+from roofline_policies.roofline_steps import RooflineSteps
 from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
 from sglang_patches.observe import HostInterval, Observer
+from sglang_patches.outputs import OutputWatch
 from sglang_patches.progress import Progress
 from sglang_patches.queues import Queues
+from sglang_patches.service import Service
+from sglang_patches.waiting import Waiting
 
 WEIGHTS = torch.ones(32 << 20)  # 128 MiB
+
+
+class Waits:
+    """A request that waits."""
+
+    seqlen, prefix_len, priority = 900, 0, None
+    sampling_params = SimpleNamespace(custom_params=None)
+
+    def __init__(self, number):
+        self.rid = str(number)
 
 
 class Running:
     """A request that runs."""
 
     output_ids = (7,)
-    is_retracted = False
-    time_stats = SimpleNamespace(scheduler_recv_time=0.0)
+    is_retracted, priority, rid = False, None, "a request"
+    time_stats = SimpleNamespace(scheduler_recv_time=0.0, prefill_finished_time=0.1)
+    sampling_params = SimpleNamespace(custom_params=None)
 
     def finished(self):
         return False
@@ -49,38 +64,52 @@ def after_forward():
 def iteration(request):
     pool = SimpleNamespace(get_kv_token_stats=lambda: (0, 0.5))
     scheduler = stand_in_scheduler(
-        running=64, waiting_queue=[SimpleNamespace(seqlen=900, prefix_len=0)] * request.param, last_batch=None,
+        running=64, waiting_queue=[Waits(number) for number in range(request.param)], last_batch=None,
         chunked_req=None, pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool),
     )  # fmt: skip
     scheduler.running_batch = StandInRunningBatch(64)
     settings = load("adaptive", overrides=["hardware=h200"])
     queues, actuator = Queues(scheduler), Actuator(scheduler)
     observer = Observer(MODEL, interval=HostInterval)
-    progress = Progress(settings.slo, 1)
+    times = RooflineSteps(MODEL, settings.ceilings)
+    waiting, outputs = Waiting(scheduler, settings.objectives, times), OutputWatch()
+    service = Service(waiting.ticket)
+    progress = Progress(settings.objectives.server, 1, waiting.slo_of)
     controller = Controller(
         settings.policy, ceilings=settings.ceilings, bounds=Bounds(*launch_ranges(scheduler)),
-        launch=launch_knobs(scheduler), slo=settings.slo, settings=settings.controller, started_s=0.0,
+        launch=launch_knobs(scheduler), slo=settings.objectives.server, settings=settings.controller, started_s=0.0,
+        predictor=times,
     )  # fmt: skip
-    batch = StandInBatch(SglangMode.DECODE, seq_lens=list(range(1000, 1064)))
-    state = SimpleNamespace(now_s=0.0)
     prompts = prefill(64)
-    progress.launched(prompts, 64_000)
+    batch = StandInBatch(SglangMode.DECODE, seq_lens=list(range(1000, 1064)), requests=prompts.reqs)
+    state = SimpleNamespace(now_s=0.0)
+    progress.launched(prompts, 64_000, 0.0)
     progress.finished(prompts)
 
     def step():
         state.now_s += 0.01
-        controller.launched(observer.launch(batch), state.now_s)
+        mode = observer.launch(batch)
+        controller.launched(mode, state.now_s, *observer.launching)
         observer.forward_starts()
         observer.forward_ends()
-        context_tokens = observer.launching.context_tokens
+        context_tokens = observer.launching[1].context_tokens
         observer.launched(batch)
-        progress.launched(batch, context_tokens)
+        progress.launched(batch, context_tokens, state.now_s)
         observer.finish(batch, SimpleNamespace(can_run_cuda_graph=False), state.now_s)
         progress.finished(batch)
         for record in observer.records():
             controller.observe(record)
-        queue = queues.state(state.now_s, progress=progress, retractions=0, cache_hit_rate=0.5, chunk_tokens=2048)
-        actuator.apply(controller.decide(state.now_s, queue).knobs)
+        outputs.finished(batch)
+        queue = queues.state(
+            state.now_s, progress=progress, need=progress.need(state.now_s, 0.01, outputs.least()),
+            relegated=waiting.relegated, retractions=0, cache_hit_rate=0.5, chunk_tokens=2048,
+        )  # fmt: skip
+        knobs = controller.decide(state.now_s, queue).knobs
+        moved = waiting.judged(state.now_s, service.ahead_s(None), service.pace, knobs.relegate_for_s)
+        waiting.clock_s = state.now_s
+        waiting.order(knobs.deadline_order)
+        waiting.move(moved)
+        actuator.apply(knobs)
 
     return step
 

@@ -68,11 +68,18 @@ class StandInSpeculation:
         return self.mixes
 
 
+def arguments(**changed):
+    return SimpleNamespace(**{
+        "enable_two_batch_overlap": False, "enable_hisparse": False, "attn_cp_size": 1, "schedule_policy": "fcfs",
+        **changed,
+    })  # fmt: skip
+
+
 def stand_in_scheduler(running=4, **fields):
     return SimpleNamespace(**{
         "max_running_requests": 64, "chunked_prefill_size": 2048,  "page_size": 16,
         "truncation_align_size": None, "disaggregation_mode": DisaggregationMode.NULL, "is_mixed_chunk": False,
         "spec_algorithm": StandInSpeculation(),
-        "server_args": SimpleNamespace(enable_two_batch_overlap=False, enable_hisparse=False, attn_cp_size=1),
+        "server_args": arguments(), "enable_priority_scheduling": False, "policy": SimpleNamespace(),
         "running_batch": StandInRunningBatch(running), **fields,
     })  # fmt: skip

@@ -1,28 +1,27 @@
 """Knobs applied to a scheduler. Stand-ins take the place of SGLang's Scheduler and its batches."""
 
-from types import SimpleNamespace
-
 import pytest
 from sglang.srt.disaggregation.utils import DisaggregationMode
-from stand_ins import StandInRunningBatch, StandInSpeculation, stand_in_scheduler
+from stand_ins import StandInRunningBatch, StandInSpeculation, arguments, stand_in_scheduler
 
 from roofline_policies.decision import Knob, Knobs, Range
 from roofline_policies.transitions import COSTLY_KNOBS
 from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
 
 
-def arguments(**changed):
-    return SimpleNamespace(
-        **{"enable_two_batch_overlap": False, "enable_hisparse": False, "attn_cp_size": 1, **changed}
-    )
-
-
 def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
     scheduler = stand_in_scheduler()
     assert launch_knobs(scheduler) == Knobs(64, 2048)
     ranges, immovable = launch_ranges(scheduler)
-    assert ranges == {Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(64, 2048, 64)}
-    assert immovable == {}
+    assert ranges == {
+        Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(64, 2048, 64),
+        Knob.RELEGATE_FOR_S: Range(0, 3600),
+    }  # fmt: skip
+    assert set(immovable) == NOT_YET
+
+
+NOT_YET = {Knob.SPECULATION_WINDOW, Knob.QUANT_TIER}
+"""Knobs that no server of this version can move."""
 
 
 @pytest.mark.parametrize(
@@ -36,6 +35,15 @@ def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
         ({"server_args": arguments(enable_two_batch_overlap=True)}, Knob.MIXED_CHUNK, "--enable-two-batch-overlap"),
         ({"server_args": arguments(enable_hisparse=True)}, Knob.MIXED_CHUNK, "--enable-hisparse"),
         ({"server_args": arguments(attn_cp_size=2)}, Knob.MIXED_CHUNK, "--attn-cp-size"),
+        ({"server_args": arguments(schedule_policy="lpm")}, Knob.DEADLINE_ORDER, "--schedule-policy"),
+        ({"server_args": arguments(schedule_policy="lpm")}, Knob.RELEGATE_FOR_S, "--schedule-policy"),
+        ({"enable_priority_scheduling": True}, Knob.DEADLINE_ORDER, "--enable-priority-scheduling"),
+        ({"enable_priority_scheduling": True}, Knob.RELEGATE_FOR_S, "--enable-priority-scheduling"),
+        ({"disaggregation_mode": DisaggregationMode.PREFILL}, Knob.DEADLINE_ORDER, "separate servers"),
+        ({"disaggregation_mode": DisaggregationMode.DECODE}, Knob.RELEGATE_FOR_S, "separate servers"),
+        ({}, Knob.SPECULATION_WINDOW, "nothing drafts (--speculative-algorithm)"),
+        ({"spec_algorithm": StandInSpeculation("eagle")}, Knob.SPECULATION_WINDOW, "--speculative-num-steps"),
+        ({}, Knob.QUANT_TIER, "one precision"),
     ],
 )
 def test_a_knob_that_cannot_move_is_named_with_the_reason(fields, knob, reason):
@@ -46,7 +54,7 @@ def test_a_knob_that_cannot_move_is_named_with_the_reason(fields, knob, reason):
 
 def test_drafts_that_take_part_in_mixed_steps_do_not_forbid_them():
     _, immovable = launch_ranges(stand_in_scheduler(spec_algorithm=StandInSpeculation("eagle", mixes=True)))
-    assert immovable == {}
+    assert set(immovable) == NOT_YET
 
 
 @pytest.mark.parametrize("mixed", [False, True])

@@ -5,7 +5,7 @@ import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from roofline_policies.errors import IncompatibleServer, InputError
-from sglang_patches import cli, compat, hooks
+from sglang_patches import cli, compat, hooks, reload
 from sglang_patches.compat import Hook
 
 HERE = __name__
@@ -20,12 +20,12 @@ def add_ten(result, one, two=3):
 
 
 def test_every_hook_fits_the_installed_server():
-    for hook in (*cli.CLI_HOOKS, *hooks.SCHEDULER_HOOKS):
+    for hook in (*cli.CLI_HOOKS, *hooks.SCHEDULER_HOOKS, *reload.MANAGER_HOOKS):
         hook.check()
 
 
 def test_a_hook_function_takes_what_its_target_gives():
-    for hook in (*cli.CLI_HOOKS, *hooks.SCHEDULER_HOOKS):
+    for hook in (*cli.CLI_HOOKS, *hooks.SCHEDULER_HOOKS, *reload.MANAGER_HOOKS):
         extra = 1 + (hook.target != f"{cli.SERVER_ARGS}.add_cli_args")  # the result or the original, then self or cls
         code = hook.function.__code__
         assert code.co_varnames[extra : code.co_argcount] == hook.parameters, hook.target

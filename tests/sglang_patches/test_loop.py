@@ -11,8 +11,12 @@ import pytest
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 from stand_ins import MODEL, StandInBatch, StandInRunningBatch, stand_in_scheduler
 
+from roofline_policies.admission import Rank
 from roofline_policies.config import load
-from roofline_policies.view import Slo
+from roofline_policies.decision import Knob
+from roofline_policies.policies import Proposal
+from roofline_policies.slo import Objectives, Slo
+from sglang_patches import hooks
 from sglang_patches import loop as loop_module
 from sglang_patches.hooks import join, loop_of
 from sglang_patches.loop import Loop, contained, timed
@@ -85,11 +89,12 @@ class Ticks:
 
 
 class Request:
-    is_retracted = False
+    is_retracted, priority, rid, inflight_middle_chunks = False, None, "a request", 0
 
     def __init__(self, prompt_tokens, received_s):
-        self.extend_end, self.output_ids = prompt_tokens, []
-        self.time_stats = SimpleNamespace(scheduler_recv_time=received_s)
+        self.extend_end, self.output_ids, self.seqlen = prompt_tokens, [], prompt_tokens
+        self.time_stats = SimpleNamespace(scheduler_recv_time=received_s, prefill_finished_time=received_s + 0.52)
+        self.sampling_params = SimpleNamespace(custom_params=None)
 
     def finished(self):
         return False
@@ -97,9 +102,10 @@ class Request:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The loop's monotonic clock; the one deciding rank."""
+    """The loop's monotonic clock; the one rank there is."""
     clock = SimpleNamespace(now_s=100.0)
     monkeypatch.setattr(loop_module, "decides_here", lambda: True)
+    monkeypatch.setattr(loop_module, "alone", lambda: True)
     monkeypatch.setattr(
         loop_module, "time", SimpleNamespace(monotonic=lambda: clock.now_s, perf_counter=time.perf_counter)
     )
@@ -131,7 +137,8 @@ def ran(loop, clock, batch, request):
 def test_a_loop_needs_no_server_to_find_out_what_is_served(clock, scheduler):
     """Model, timing and predictor come from outside; policies see them, and how far the running requests are."""
     policy, times, request = Listens(), Times(), Request(100, received_s=99.5)
-    settings = replace(load("adaptive", overrides=["hardware=h200"]), policy=policy, slo=Slo(ttft_s=2.0, itl_s=0.1))
+    settings = replace(load("adaptive", overrides=["hardware=h200"]), policy=policy)
+    settings = replace(settings, objectives=Objectives(Slo(ttft_s=2.0, itl_s=0.1)))
     loop = Loop(scheduler, settings, Served(MODEL, Ticks, predictor=times))
     join(scheduler, loop)
     assert loop_of(scheduler) is loop
@@ -169,3 +176,130 @@ def test_progress_is_forgotten_when_nothing_runs_and_kept_while_the_engine_pause
     scheduler.waiting_queue, scheduler.running_batch = waiting, running
     loop.decide()
     assert (policy.view.queue.slack_s, policy.view.queue.decode_context_tokens) == (None, 0)
+
+
+class Orders:
+    """A policy that wants prompts by when they are due, and no one passed over for longer than it says."""
+
+    relegate_for_s = 30
+
+    def propose(self, view):
+        return (
+            Proposal("Orders", Knob.DEADLINE_ORDER, True, "due times"),
+            Proposal("Orders", Knob.RELEGATE_FOR_S, self.relegate_for_s, "not for ever"),
+        )
+
+
+class Waits:
+    """A request that waits; each token of it takes 10 ms."""
+
+    prefix_len, priority, is_retracted = 0, None, False
+
+    def __init__(self, rid, tokens, ttft_s):
+        self.rid, self.seqlen = rid, tokens
+        self.sampling_params = SimpleNamespace(custom_params={"slo": {"ttft_s": ttft_s}})
+
+
+class PerToken:
+    def step_s(self, *, prefill, decode, graph):
+        return 0.01 * (prefill.new_tokens + decode.new_tokens)
+
+
+def ordering(scheduler):
+    settings = replace(load("adaptive", overrides=["hardware=h200", "slo=none"]), policy=Orders())
+    loop = Loop(scheduler, settings, Served(MODEL, Ticks, predictor=PerToken()))
+    join(scheduler, loop)
+    scheduler.waiting_queue = []
+    return loop
+
+
+def come(loop, *requests):
+    for request in requests:
+        loop.scheduler.waiting_queue.append(request)
+        hooks.add_request_to_queue(None, loop.scheduler, request)
+
+
+def names(loop):
+    return [request.rid for request in loop.scheduler.waiting_queue]
+
+
+def test_prompts_are_put_in_order_and_those_that_cannot_be_in_time_let_others_pass(clock, scheduler):
+    loop = ordering(scheduler)
+    loop.decide()
+    come(loop, Waits("late", 100, 50.0))
+    update = loop.decide()
+    assert (update.knobs.deadline_order, update.knobs.relegate_for_s, update.clock_s) == (True, 30, 100.0)
+    assert not loop.actuator.knobs.deadline_order  # until every rank hears of it
+    loop.apply(update)
+    come(loop, Waits("soon", 100, 20.0), Waits("hopeless", 1000, 9.0))
+    assert names(loop) == ["hopeless", "soon", "late"]
+    clock.now_s = 100.01
+    update = loop.decide()
+    assert update.moved == {"hopeless": Rank.RELEGATED}
+    assert names(loop) == ["hopeless", "soon", "late"]
+    loop.apply(update)
+    assert names(loop) == ["soon", "late", "hopeless"]
+    clock.now_s = 100.02
+    assert loop.decide() is None  # nothing is left to be told
+    clock.now_s = 130.5
+    assert loop.decide().moved["hopeless"] is Rank.AGED
+
+
+def test_ranks_that_share_a_queue_are_told_the_time_with_every_decision(clock, scheduler, monkeypatch):
+    monkeypatch.setattr(loop_module, "alone", lambda: False)
+    loop = ordering(scheduler)
+    come(loop, Waits("a", 100, 500.0))
+    loop.apply(loop.decide())
+    clock.now_s = 100.5
+    update = loop.decide()
+    assert update.clock_s == 100.5
+    assert loop.waiting.clock_s == 100.0  # the deciding rank, too, goes by what it has told
+    loop.apply(update)
+    assert loop.waiting.clock_s == 100.5
+
+
+def test_a_policy_that_is_given_up_gives_the_queue_back_as_it_came(clock, scheduler):
+    loop = ordering(scheduler)
+    loop.decide()
+    come(loop, Waits("first", 100, 50.0))
+    loop.apply(loop.decide())
+    clock.now_s = 100.5
+    loop.decide()
+    come(loop, Waits("second", 100, 5.0))
+    assert names(loop) == ["second", "first"]
+    loop.give_up("broken on purpose")
+    loop.apply(loop.decide())
+    assert names(loop) == ["first", "second"]
+    assert loop.chunk_limit(scheduler.waiting_queue[0], 2048, 16) is None
+    come(loop, Waits("third", 100, 1.0))
+    assert names(loop) == ["first", "second", "third"]
+
+
+def test_a_request_that_asks_for_nonsense_does_not_end_the_policy(clock, scheduler):
+    loop = ordering(scheduler)
+    come(loop, Waits("good", 100, 50.0), Waits("bad", 100, "soon"), Waits("huge", 100, 10**400))
+    loop.apply(loop.decide())
+    assert loop.controller.fallback_reason is None
+    assert loop.waiting.refused_slo.startswith("request huge: custom_params.slo: ttft_s = 1")
+    assert set(names(loop)) == {"good", "bad", "huge"}
+
+
+def test_the_prompt_in_flight_leaves_room_for_those_due_before_it(clock, scheduler):
+    loop = ordering(scheduler)
+    come(loop, Waits("in flight", 9000, 900.0))
+    loop.apply(loop.decide())
+    flying = scheduler.waiting_queue.pop()
+    come(loop, Waits("soon", 100, 20.0))
+    asked = (scheduler.policy, flying, scheduler.waiting_queue, 2048, 16)
+    assert hooks.shortest_prefill_chunk_limit(None, *asked) == 2048 - 112
+
+
+def test_a_retracted_request_goes_first(clock, scheduler):
+    loop = ordering(scheduler)
+    come(loop, Waits("soon", 100, 1.0))
+    loop.apply(loop.decide())
+    back = Waits("back", 100, 500.0)
+    scheduler.waiting_queue.append(back)
+    hooks.add_request_to_queue(None, scheduler, back, True)
+    assert names(loop) == ["back", "soon"]
+    assert loop.retractions == 1

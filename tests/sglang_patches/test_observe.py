@@ -45,6 +45,21 @@ def test_a_mixed_batch():
     assert record.new_tokens == 6
 
 
+def test_what_is_launched_is_told_as_prompts_and_decode_rows():
+    observer = Observer(MODEL, interval=HostInterval)
+    assert observer.launching is None
+    observer.launch(StandInBatch(SglangMode.EXTEND, [5, 3], [0, 10]))
+    assert observer.launching == (BatchShape.of(prefill=[(5, 0), (3, 10)]), BatchShape())
+    observer.launch(StandInBatch(SglangMode.DECODE, seq_lens=[7, 20]))
+    assert observer.launching == (BatchShape(), BatchShape.of(decode_contexts=[7, 20]))
+    observer.launch(StandInBatch(SglangMode.MIXED, [5, 1, 1], [4, 19, 30], decoding_reqs=["a", "b"]))
+    assert observer.launching == (BatchShape.of(prefill=[(5, 4)]), BatchShape.of(decode_contexts=[20, 31]))
+    observer.launched(StandInBatch(SglangMode.MIXED))
+    assert observer.launching is None
+    observer.launch(StandInBatch(SglangMode.IDLE))
+    assert observer.launching is None
+
+
 def test_a_graph_replay_counts_its_padding():
     observer = Observer(MODEL, interval=HostInterval, graph_sizes=[1, 2, 4, 8])
     batch = StandInBatch(SglangMode.DECODE, seq_lens=[7, 20, 30])

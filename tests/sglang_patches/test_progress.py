@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
-from roofline_policies.view import Slo
+from roofline_policies.running_targets import AIM
+from roofline_policies.slo import Slo
 from sglang_patches.progress import Progress
 
 PACED = Slo(ttft_s=2.0, itl_s=0.1)
@@ -25,8 +26,8 @@ class Request:
 class Server:
     """Forms batches as the scheduler does, and tells their result at once or, under overlap, after the next launch."""
 
-    def __init__(self, slo=PACED, rows_per_request=1):
-        self.progress, self.iteration, self.now_s = Progress(slo, rows_per_request), 0, 0.0
+    def __init__(self, slo=PACED, rows_per_request=1, slo_of=None):
+        self.progress, self.iteration, self.now_s = Progress(slo, rows_per_request, slo_of), 0, 0.0
 
     def launch(self, mode, reqs, context_tokens, chunked_req=None, decoding_reqs=None):
         self.iteration += 1
@@ -34,7 +35,7 @@ class Server:
             forward_mode=mode, reqs=list(reqs), chunked_req=chunked_req, decoding_reqs=decoding_reqs,
             forward_iter=self.iteration,
         )  # fmt: skip
-        self.progress.launched(batch, context_tokens)
+        self.progress.launched(batch, context_tokens, 0.0)
         return batch
 
     def finish(self, batch):
@@ -158,3 +159,44 @@ def test_a_pause_ends_everything():
     server.prefill(request)
     server.progress.clear()
     assert (server.slack_s, server.progress.context_tokens) == (None, 0)
+
+
+def promised(request):
+    """What each request was promised, by the length of its prompt."""
+    return {100: Slo(itl_s=0.1), 50: Slo(itl_s=0.025), 70: Slo(itl_s=0.2, itl_kind="mean_tpot"), 90: Slo()}[
+        request.prompt_tokens
+    ]
+
+
+def test_the_tightest_of_what_running_requests_were_promised_is_told():
+    server = Server(Slo(), slo_of=promised)
+    assert server.progress.need(0.0, 0.01, 1) == (None, None, None)
+    slow, fast, mean, none = Request(100), Request(50), Request(70), Request(90)
+    server.now_s = 1.0
+    server.prefill(slow, none)
+    assert server.progress.need(1.0, 0.01, 1) == (0.1, None, None)
+    server.prefill(fast, mean)
+    gap_s, mean_s, due_s = server.progress.need(1.0, 0.01, 1)
+    assert (gap_s, mean_s, due_s) == (0.025, 0.2, pytest.approx(AIM * 0.2))
+    server.decode(slow, fast, mean, none)
+    assert server.progress.need(1.0, 0.01, 1).due_s == pytest.approx(AIM * 0.4)
+    fast.finished_reason = "length"
+    server.progress.retracted(mean)
+    assert server.progress.need(1.0, 0.01, 1) == (0.1, None, None)
+    server.progress.clear()
+    assert server.progress.need(1.0, 0.01, 1) == (None, None, None)
+
+
+def test_a_prompt_part_way_through_its_chunks_needs_nothing_yet():
+    server, long = Server(Slo(), slo_of=promised), Request(50)
+    long.extend_end = 30
+    server.prefill(long, chunked_req=long)
+    assert server.progress.need(0.0, 0.01, 1).gap_s is None
+    server.prefill(long)
+    assert server.progress.need(0.0, 0.01, 1).gap_s == 0.025
+
+
+def test_nothing_is_needed_where_drafts_are_verified_or_nobody_tells_what_was_promised():
+    for server in (Server(Slo(), 4, promised), Server(Slo(itl_s=0.1))):
+        server.prefill(Request(50))
+        assert server.progress.need(0.0, 0.01, 1) == (None, None, None)

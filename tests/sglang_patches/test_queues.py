@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 from stand_ins import stand_in_scheduler
 
-from roofline_policies.view import Slo
+from roofline_policies.running_targets import Need
+from roofline_policies.slo import Slo
 from sglang_patches.progress import Progress
 from sglang_patches.queues import Queues
 
@@ -32,7 +33,8 @@ def scheduler(running=3, waiting=(), **fields):
 
 
 def state(scheduler, progress=None):
-    options = {"retractions": 1, "cache_hit_rate": 0.5, "chunk_tokens": 2048}
+    need = Need(gap_s=0.1, mean_s=0.05, due_s=0.7)
+    options = {"need": need, "relegated": 2, "retractions": 1, "cache_hit_rate": 0.5, "chunk_tokens": 2048}
     return Queues(scheduler).state(4.0, progress=progress or Told(), **options)
 
 
@@ -41,6 +43,8 @@ def test_a_quiet_server():
     assert (queue.running, queue.waiting, queue.next_prefill_tokens, queue.next_prefix_tokens) == (0, 0, 0, 0)
     assert (queue.chunk_in_flight, queue.decode_context_tokens, queue.slack_s) == (False, 0, None)
     assert (queue.kv_use, queue.retractions, queue.cache_hit_rate) == (0.25, 1, 0.5)
+    assert (queue.gap_s, queue.mean_s, queue.due_s) == (0.1, 0.05, 0.7)
+    assert (queue.relegated, queue.first_prompt_tokens) == (2, 0)
 
 
 def test_the_running_requests_tell_what_they_attend_to_and_when_they_are_due():
@@ -57,13 +61,17 @@ def test_the_next_chunk_is_of_the_prompt_that_is_part_way_through():
     chunked = SimpleNamespace(seqlen=3000, extend_end=2048)
     queue = state(scheduler(waiting=[(500, 0), (900, 0)], chunked_req=chunked))
     assert (queue.next_prefix_tokens, queue.next_prefill_tokens) == (2048, 952 + 500 + 900)
+    assert queue.first_prompt_tokens == 952
     assert queue.chunk_in_flight
 
 
-@pytest.mark.parametrize(("waiting", "prefix", "tokens"), [([(500, 0)], 0, 500), ([(500, 400), (4000, 16)], 400, 4500)])
-def test_else_it_is_of_the_first_that_waits(waiting, prefix, tokens):
+@pytest.mark.parametrize(
+    ("waiting", "prefix", "tokens", "first"),
+    [([(500, 0)], 0, 500, 500), ([(500, 400), (4000, 16)], 400, 4500, 100), ([(9000, 16), (1, 0)], 16, 9000, 8984)],
+)
+def test_else_it_is_of_the_first_that_waits(waiting, prefix, tokens, first):
     queue = state(scheduler(waiting=waiting))
-    assert (queue.next_prefix_tokens, queue.next_prefill_tokens) == (prefix, tokens)
+    assert (queue.next_prefix_tokens, queue.next_prefill_tokens, queue.first_prompt_tokens) == (prefix, tokens, first)
 
 
 def test_prompts_just_prefilled_run():

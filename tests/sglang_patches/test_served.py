@@ -107,9 +107,10 @@ def test_no_predictor_where_none_is_wanted_and_where_another_rank_decides(caplog
 
 
 def test_a_joined_loop_is_the_schedulers_and_hears_the_broadcast():
-    scheduler = SimpleNamespace(_request_dispatcher=SimpleNamespace(_mapping={}))
+    dispatcher = SimpleNamespace(_mapping={})
+    scheduler = SimpleNamespace(_request_dispatcher=dispatcher, policy=SimpleNamespace())
     loop = SimpleNamespace(apply=lambda update: None)
     assert hooks.loop_of(scheduler) is None
     hooks.join(scheduler, loop)
-    assert hooks.loop_of(scheduler) is loop
-    assert scheduler._request_dispatcher._mapping == {KnobsUpdate: loop.apply}
+    assert hooks.loop_of(scheduler) is hooks.loop_of(scheduler.policy) is loop
+    assert scheduler._request_dispatcher._mapping[KnobsUpdate] is loop.apply

@@ -267,7 +267,9 @@ def test_decisions_are_in_the_status_and_act(adaptive):
     assert (status["policy"]["name"], status["policy"]["state"]) == ("adaptive", "active")
     assert status["device"] == "NVIDIA H200"
     assert status["predictor"] == "FittedSteps"
-    assert status["changes_total"]["defer_prefill"] > 0
+    assert status["changes_total"]["prefill_chunk_tokens"] > 0
+    assert status["changes_total"]["deadline_order"] > 0
+    assert set(status["correction"]) >= {"prefill", "decode"}
     assert "PrefillDeferral" in {change["policy"] for change in status["changes"]}
     assert all(change["reason"] for change in status["changes"])
     assert adaptive[0].tokens == [ask.output_tokens for ask in ADAPTIVE.asks]

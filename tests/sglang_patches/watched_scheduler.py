@@ -23,7 +23,7 @@ from roofline_policies.config import load
 from roofline_policies.decision import Knob
 from roofline_policies.host_time import HostTime
 from roofline_policies.policies import Proposal
-from roofline_policies.view import Slo
+from roofline_policies.slo import Objectives, Slo
 from sglang_patches.hooks import loop_of
 from sglang_patches.virtual.clock import VirtualClock
 from sglang_patches.virtual.server import VirtualDevice, VirtualServer
@@ -97,7 +97,8 @@ def main():
         server = VirtualServer(Path(folder), ["--chunked-prefill-size", "1024"], device, clock, traffic)
         server.start(Linear(), HostTime())
         watch.scheduler = server.scheduler
-        settings = replace(load("adaptive", overrides=["hardware=h200"]), policy=watch, slo=slo)
+        settings = replace(load("adaptive", overrides=["hardware=h200"]), policy=watch)
+        settings = replace(settings, objectives=Objectives(slo))
         server.attach(settings, MODEL, Linear())
         server.run()
         rank = loop_of(server.scheduler).status()

@@ -1,74 +1,152 @@
-import pytest
-from views import point, view
+"""The cap on the batch against the closed form of its decode step."""
 
-from roofline_policies.decision import Knob, Knobs
+import pytest
+from closed_form_steps import Affine, exact
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from views import view
+
+from roofline_policies.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import BatchSize, Kind, Strength
-from roofline_policies.roofline import Bound
-from roofline_policies.view import QueueState, Slo
+from roofline_policies.policies.batch_size import LOWEST_FILL, MIDDLE_FILL
+from roofline_policies.slo import Slo
+from roofline_policies.view import QueueState
 
-BUSY = QueueState(running=32, waiting=5)
+RUNNING = Knob.MAX_RUNNING_REQUESTS
+WIDE = Bounds({RUNNING: Range(1, 512)}, {})
+BUSY = QueueState(running=32, waiting=5, decode_context_tokens=32_000, gap_s=0.05)
+
+
+def seen(steps, queue=BUSY, bounds=WIDE, **fields):
+    return view(Knobs(64, 512), queue=queue, steps=steps, **fields)._replace(bounds=bounds)
 
 
 def only(proposals):
     (proposal,) = proposals
-    assert proposal.knob is Knob.MAX_RUNNING_REQUESTS
-    assert proposal.kind is Kind.TARGET
+    assert (proposal.knob, proposal.kind, proposal.policy) == (RUNNING, Kind.TARGET, "BatchSize")
+    assert proposal.strength is Strength.OPTIMISER
     return proposal
 
 
-def test_memory_bound_and_full_raises_the_batch():
-    proposal = only(BatchSize(grow=1.5).propose(view(Knobs(32, 512), queue=BUSY, decode=point(Bound.MEMORY, 0.1, 0.8))))
-    assert proposal.value == 48
-    assert proposal.strength is Strength.OPTIMISER
-    assert proposal.reason == "decode is memory-bound at 10% of the compute ceiling and 5 requests wait"
+def crowded(cap=512, **fields):
+    """A cap far above what a target allows."""
+    return seen(**fields)._replace(knobs=Knobs(cap, 512))
 
 
-def test_a_small_batch_grows_by_at_least_one():
-    full = QueueState(running=2, waiting=1)
-    assert only(BatchSize().propose(view(Knobs(2, 512), queue=full, decode=point(Bound.OVERHEAD)))).value == 3
+@pytest.mark.parametrize("headroom", [0.9, 0.5, 1.0])
+def test_a_cap_that_is_too_high_moves_to_the_middle_of_what_keeps_the_target(headroom):
+    times = Affine(base_s=0.005, row_s=1e-4, context_s=1e-7)  # a request brings 1,000 tokens: 0.2 ms each
+    proposal = only(BatchSize(headroom).propose(crowded(steps=exact(times))))
+    closed_form = (MIDDLE_FILL * headroom * 0.05 - 0.005) / 2e-4
+    assert proposal.value in (int(closed_form), int(closed_form - 1e-6))
 
 
-def test_compute_bound_lowers_the_batch():
-    proposal = only(BatchSize(shrink=0.5).propose(view(Knobs(32, 512), queue=BUSY, decode=point(Bound.COMPUTE, 0.9))))
-    assert proposal.value == 16
-    assert "compute-bound at 90%" in proposal.reason
+def test_a_cap_that_is_too_low_moves_there_as_well():
+    times = Affine(base_s=0.005, row_s=1e-4, context_s=1e-7)
+    assert only(BatchSize().propose(seen(exact(times)))).value in (154, 155)
 
 
-def test_a_late_decode_step_lowers_what_runs_as_a_guard():
-    seen = view(Knobs(64, 512), Slo(itl_s=0.1), queue=QueueState(running=3), decode=point(Bound.MEMORY),
-                decode_step_s=0.15, decode_requests=32.0)  # fmt: skip
-    proposal = only(BatchSize(shrink=0.5).propose(seen))
-    assert proposal.value == 16  # half of the 32 that took so long, not of the idle cap of 64 or the 3 left
-    assert proposal.strength is Strength.GUARD
-    assert proposal.reason == "a decode step of 32 requests takes 150 ms, over the ITL target of 100 ms"
+@pytest.mark.parametrize(("cap", "stays"), [(100, False), (125, True), (199, True), (201, False)])
+def test_a_cap_that_is_near_enough_stays(cap, stays):
+    """At the cap a step takes 5 ms + 0.2 ms each: 65% to 100% of 45 ms is 121 to 200 requests."""
+    times = Affine(base_s=0.005, row_s=1e-4, context_s=1e-7)
+    assert (BatchSize().propose(crowded(cap, steps=exact(times))) == ()) is stays
 
 
-def test_late_gaps_that_decode_does_not_cause_leave_the_batch_alone():
-    seen = view(Knobs(64, 512), Slo(itl_s=0.1), queue=BUSY, decode=point(Bound.MEMORY), decode_step_s=0.02, itl_s=0.5)
-    assert BatchSize().propose(seen) == ()
+def test_reason_is_one_line_with_what_was_seen():
+    times = Affine(base_s=0.005, row_s=1e-4, context_s=1e-7)
+    reason = only(BatchSize().propose(seen(exact(times)))).reason
+    assert reason.endswith("requests decode in 90% of the tightest target of 50 ms (32 take 11 ms)")
 
 
 @pytest.mark.parametrize(
-    "seen",
+    ("queue", "slo", "target_s"),
     [
-        view(
-            Knobs(32, 512), Slo(itl_s=0.1), queue=QueueState(running=0), decode=point(Bound.MEMORY), decode_step_s=9.0
-        ),
-        view(Knobs(32, 512), queue=BUSY),  # no decode iteration yet
-        view(Knobs(32, 512), queue=QueueState(running=32, waiting=0), decode=point(Bound.MEMORY)),
-        view(Knobs(32, 512), queue=QueueState(running=20, waiting=5), decode=point(Bound.MEMORY)),  # cap not reached
-        view(Knobs(32, 512), Slo(itl_s=0.1), queue=BUSY, decode=point(Bound.MEMORY), decode_step_s=0.07),  # x 1.25
+        (BUSY, Slo(itl_s=9.0), 0.05),
+        (BUSY._replace(gap_s=None, mean_s=0.03), Slo(itl_s=9.0), 0.03),
+        (BUSY._replace(mean_s=0.03), Slo(), 0.03),
+        (BUSY._replace(mean_s=0.3), Slo(), 0.05),
+        (BUSY._replace(gap_s=None), Slo(itl_s=0.02), 0.02),
     ],
 )
-def test_says_nothing_where_the_cap_is_not_what_limits(seen):
-    assert BatchSize().propose(seen) == ()
+def test_the_running_requests_tell_the_target_and_else_the_server(queue, slo, target_s):
+    times = Affine(base_s=0.0, row_s=1.01e-4)
+    value = only(BatchSize(1.0).propose(crowded(steps=exact(times), queue=queue, slo=slo))).value
+    assert value == int(MIDDLE_FILL * target_s / 1.01e-4)
+
+
+def test_without_a_target_nothing_is_gained_by_fewer():
+    proposal = only(BatchSize().propose(seen(exact(Affine(row_s=1.0)), BUSY._replace(gap_s=None))))
+    assert proposal.value == 512
+    assert proposal.reason == "no running request has a target between its tokens"
+
+
+def test_a_step_that_does_not_depend_on_the_batch_asks_for_no_fewer():
+    assert only(BatchSize().propose(seen(exact(Affine(base_s=9.0, row_s=0.0))))).value == 512
+
+
+def test_where_no_batch_keeps_the_target_nothing_is_gained_by_fewer():
+    proposal = only(BatchSize().propose(seen(exact(Affine(base_s=9.0, row_s=1.0)))))
+    assert proposal.value == 512
+    assert proposal.reason == "fewer requests would not bring a decode step under 50 ms"
+
+
+def test_one_request_may_always_run():
+    assert only(BatchSize().propose(seen(exact(Affine(base_s=0.0, row_s=0.044))))).value == 1
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("grow", 1.0), ("grow", float("nan")), ("shrink", 0.0), ("headroom", 1.1), ("busy", -1)]
+    "now",
+    [
+        seen(exact(Affine()), BUSY._replace(running=0)),
+        seen(None),
+        seen(exact(Affine()), bounds=Bounds({}, {RUNNING: "no"})),
+    ],
+    ids=["nobody_runs", "not_predicted", "immovable"],
 )
-def test_refuses_parameters_out_of_range(field, value):
+def test_says_nothing_where_nothing_is_to_be_decided(now):
+    assert BatchSize().propose(now) == ()
+
+
+def test_says_why_it_is_idle():
+    assert BatchSize().idle_reason(seen(exact(Affine()))) is None
+    assert "not predicted" in BatchSize().idle_reason(seen(None))
+    assert BatchSize().idle_reason(seen(exact(Affine()), bounds=Bounds({}, {RUNNING: "no"}))) == "no"
+
+
+@settings(deadline=None)
+@given(
+    base_s=st.floats(0, 1), row_s=st.floats(0, 1), context_s=st.floats(0, 1e-3), spread=st.floats(0, 10),
+    running=st.integers(1, 1000), context=st.integers(0, 10**8),
+    gap_s=st.one_of(st.none(), st.floats(1e-9, 1e3)), mean_s=st.one_of(st.none(), st.floats(1e-9, 1e3)),
+    itl_s=st.one_of(st.none(), st.floats(1e-9, 1e3)), headroom=st.floats(0.01, 1.0),
+    low=st.integers(1, 8), high=st.integers(8, 512),
+)  # fmt: skip
+def test_proposals_are_whole_numbers_of_requests_that_fit_where_any_do(
+    base_s, row_s, context_s, spread, running, context, gap_s, mean_s, itl_s, headroom, low, high
+):
+    times = Affine(base_s, 0.0, row_s, context_s)
+    queue = QueueState(running=running, decode_context_tokens=context, gap_s=gap_s, mean_s=mean_s)
+    now = seen(exact(times, spread), queue, Bounds({RUNNING: Range(low, high)}, {}), slo=Slo(itl_s=itl_s))
+    found = BatchSize(headroom).propose(now)
+    value = only(found).value if found else now.knobs.max_running_requests
+    assert isinstance(value, int)
+    assert 1 <= value <= max(high, running, 64)
+    targets = [target for target in (gap_s, mean_s) if target is not None] or [itl_s]
+    if targets != [None] and value < high:
+        each = max(running, context) / running
+
+        def takes_s(batch):
+            return base_s + (row_s + context_s * each) * batch
+
+        most_s = headroom * min(targets)
+        assert value == 1 or takes_s(value) <= most_s * (1 + 1e-6) + 1e-9
+        assert takes_s(value + 2) >= LOWEST_FILL * most_s * (1 - 1e-6) - 1e-9
+
+
+@pytest.mark.parametrize("value", [0.0, 1.1, -1, float("nan")])
+def test_refuses_parameters_out_of_range(value):
     with pytest.raises(FieldError) as raised:
-        BatchSize(**{field: value})
-    assert raised.value.key == field
+        BatchSize(value)
+    assert raised.value.key == "headroom"

@@ -1,112 +1,303 @@
+"""Chunks and kinds of step against closed forms. Shapes are priced by the test itself, not by what the policy says."""
+
 import pytest
-from hypothesis import given
+from closed_form_steps import Affine, exact
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from views import point, view
+from views import view
 
-from roofline_policies.decision import Knob, Knobs
+from roofline_policies.batch import BatchShape
+from roofline_policies.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.errors import FieldError
-from roofline_policies.policies import Kind, PrefillDeferral, Strength
-from roofline_policies.roofline import Bound
-from roofline_policies.view import ItlKind, QueueState, Slo
+from roofline_policies.policies import PrefillDeferral
+from roofline_policies.view import QueueState
 
-RUNNING = QueueState(running=8, waiting=1, next_prefill_tokens=4096)
-TIGHT = Slo(itl_s=0.1)
+CHUNK, MIXED, DEFER = Knob.PREFILL_CHUNK_TOKENS, Knob.MIXED_CHUNK, Knob.DEFER_PREFILL
+RUNNING = 8
+LONG = QueueState(running=RUNNING, waiting=9, next_prefill_tokens=8192, first_prompt_tokens=8192, gap_s=0.1)
+EXCLUSIVE = Bounds({CHUNK: Range(64, 8192, 64)}, {MIXED: "no"})
+BOTH = Bounds({CHUNK: Range(64, 8192, 64)}, {})
 
 
-def by_knob(proposals):
-    found = {proposal.knob: proposal for proposal in proposals}
-    assert len(found) == len(proposals)
+def seen(steps, queue=LONG, bounds=EXCLUSIVE, knobs=None, **fields):
+    return view(knobs or Knobs(64, 8192), queue=queue, steps=steps, **fields)._replace(bounds=bounds)
+
+
+def settled(policy, now):
+    """What it comes to after a few decisions about the same moment, each of which starts at the one before."""
+    for number in range(20):
+        found = proposed(policy, now._replace(decisions=number))
+        knobs = Knobs(64, found[CHUNK], mixed_chunk=found.get(MIXED, now.knobs.mixed_chunk))
+        now = now._replace(knobs=knobs)
     return found
 
 
-def test_a_chunk_and_a_decode_step_fill_the_share_of_the_target():
-    seen = view(Knobs(64, 2048), TIGHT, queue=RUNNING, prefill_tokens_per_s=10_000.0, decode_step_s=0.02)
-    chunk = by_knob(PrefillDeferral(share=0.9).propose(seen))[Knob.PREFILL_CHUNK_TOKENS]
-    assert chunk.value == 700  # (0.9 * 0.1 s - 0.02 s) * 10,000 tokens/s
-    assert chunk.kind is Kind.CAP
-    assert chunk.strength is Strength.GUARD
+def almost(most):
+    """Within five percent and a tile of the most that fits."""
+    return range(max(1, int(0.95 * most) - 128), int(most) + 1)
 
 
-def test_the_chunk_is_ready_before_the_prompt_arrives():
-    seen = view(queue=QueueState(running=8), slo=TIGHT, prefill_tokens_per_s=10_000.0, decode_step_s=0.01)
-    assert by_knob(PrefillDeferral(share=0.9).propose(seen))[Knob.PREFILL_CHUNK_TOKENS].value == 800
+def proposed(policy, now):
+    found = {proposal.knob: proposal for proposal in policy.propose(now)}
+    assert {proposal.policy for proposal in found.values()} <= {"PrefillDeferral"}
+    return {knob: proposal.value for knob, proposal in found.items()}
 
 
-def test_nothing_is_deferred_while_nothing_waits():
-    late = {"prefill_tokens_per_s": 1e3, "decode_step_s": 0.01, "since_decode_s": 9.0, "prefills_since_decode": 3}
-    assert Knob.DEFER_PREFILL not in by_knob(PrefillDeferral().propose(view(slo=TIGHT, queue=QueueState(8), **late)))
+def prompt(tokens, prefix=0):
+    return BatchShape.of(prefill=[(tokens, prefix)])
 
 
-def test_the_chunk_is_not_cut_below_the_floor():
-    seen = view(Knobs(64, 2048), TIGHT, queue=RUNNING, prefill_tokens_per_s=1_000.0, decode_step_s=0.07)
-    assert by_knob(PrefillDeferral().propose(seen))[Knob.PREFILL_CHUNK_TOKENS].value == 128
+def rows(running, context=None):
+    context = running if context is None else context
+    return BatchShape(running, running, context, context, context, running)
 
 
-def test_a_target_that_decode_alone_misses_costs_no_throughput():
-    seen = view(Knobs(64, 2048), TIGHT, queue=RUNNING, prefill_tokens_per_s=1_000.0, decode_step_s=0.2)
-    assert Knob.PREFILL_CHUNK_TOKENS not in by_knob(PrefillDeferral().propose(seen))
+TIGHT = LONG._replace(gap_s=0.05)
+MOST = (0.05 - (0.005 + RUNNING * 1e-4) - 0.005) / 1e-5
+"""3,920 tokens fit into TIGHT beside a decode step with the default times."""
 
 
-def test_a_chunk_that_fits_whole_is_not_capped():
-    seen = view(Knobs(64, 2048), TIGHT, queue=RUNNING, prefill_tokens_per_s=1e6, decode_step_s=0.01)
-    assert PrefillDeferral().propose(seen) == ()
+@pytest.mark.parametrize("set_already", [64, 128, 1024, 3840, 8192])
+def test_a_chunk_and_a_decode_step_fill_the_tightest_gap_wherever_the_chunk_stood(set_already):
+    knobs = Knobs(64, set_already)
+    assert proposed(PrefillDeferral(), seen(exact(Affine()), knobs=knobs))[CHUNK] == 8192  # 8,920 would fit
+    chunk = proposed(PrefillDeferral(), seen(exact(Affine()), TIGHT, knobs=knobs))[CHUNK]
+    assert chunk in almost(MOST)
+    assert chunk % 128 == 0
 
 
-def test_defers_when_the_next_chunk_would_make_the_gap_late():
-    seen = view(
-        Knobs(64, 512), TIGHT, queue=RUNNING, prefill_tokens_per_s=10_000.0, decode_step_s=0.01,
-        since_decode_s=0.05, prefills_since_decode=1,
-    )  # fmt: skip
-    defer = by_knob(PrefillDeferral().propose(seen))[Knob.DEFER_PREFILL]
-    assert defer.value is True
-    assert defer.reason == (
-        "running requests have waited 50 ms and the next chunk takes 51 ms, past the ITL target of 100 ms"
-    )
+def test_the_margin_is_taken_of_both_steps():
+    chunk = proposed(PrefillDeferral(), seen(exact(Affine(), spread=0.1), TIGHT))[CHUNK]
+    assert chunk in almost(((0.05 - 1.25 * 0.0058) / 1.25 - 0.005) / 1e-5)
 
 
-def test_does_not_defer_while_the_next_chunk_still_fits():
-    seen = view(
-        Knobs(64, 512), TIGHT, queue=RUNNING, prefill_tokens_per_s=10_000.0, decode_step_s=0.01,
-        since_decode_s=0.045, prefills_since_decode=1,
-    )  # fmt: skip
-    assert Knob.DEFER_PREFILL not in by_knob(PrefillDeferral().propose(seen))
+def test_what_tokens_have_aged_is_not_there_any_more():
+    chunk = proposed(PrefillDeferral(), seen(exact(Affine()), TIGHT, token_age_s=0.02))[CHUNK]
+    assert chunk in almost(MOST - 2000)
 
 
-def test_without_a_target_decode_runs_between_chunks_of_a_compute_bound_prefill():
-    seen = view(queue=RUNNING, prefill=point(Bound.COMPUTE, 0.8), prefills_since_decode=1)
-    assert by_knob(PrefillDeferral().propose(seen))[Knob.DEFER_PREFILL].value is True
-    relaxed = view(queue=RUNNING, prefill=point(Bound.MEMORY), prefills_since_decode=1)
-    assert PrefillDeferral().propose(relaxed) == ()
+def test_without_a_target_the_longest_stall_is_one():
+    times = Affine(base_s=0.0, token_s=1e-3, row_s=0.0)
+    chunk = proposed(PrefillDeferral(longest_stall_s=1.5), seen(exact(times), LONG._replace(gap_s=None)))[CHUNK]
+    assert chunk in almost(1500)
 
 
-def test_a_mean_target_that_is_met_asks_for_no_pacing():
-    slo = Slo(itl_s=0.1, itl_kind=ItlKind.MEAN_TPOT)
-    late = {"prefill_tokens_per_s": 1e3, "decode_step_s": 0.01, "since_decode_s": 1.0, "prefills_since_decode": 3}
-    assert PrefillDeferral().propose(view(slo=slo, queue=RUNNING, itl_s=0.09, **late)) == ()
-    assert PrefillDeferral().propose(view(slo=slo, queue=RUNNING, itl_s=0.11, **late)) != ()
+@pytest.mark.parametrize(("due_s", "mean_s", "expected"), [(0.7, 0.05, 0.7), (0.2, 0.05, 0.2), (-5.0, 0.3, 0.3)])
+def test_what_requests_are_ahead_of_a_mean_can_be_spent_at_once(due_s, mean_s, expected):
+    """A mean asks for no gap: those ahead of it may wait until the token is due, those behind it for a gap of it."""
+    times = Affine(base_s=0.0, token_s=1e-3, row_s=1e-3)
+    queue = LONG._replace(gap_s=None, due_s=due_s, mean_s=mean_s)
+    chunk = proposed(PrefillDeferral(), seen(exact(times), queue))[CHUNK]
+    assert chunk in almost((expected - 0.008) / 1e-3)
 
 
-@given(
-    running=st.integers(0, 64),
-    tokens=st.integers(0, 10_000),
-    rate=st.floats(1, 1e6),
-    step=st.floats(1e-4, 10),
-    waited=st.floats(0, 100),
-    prefills=st.integers(0, 5),
+def test_where_decoding_alone_is_past_the_target_prefill_takes_as_long_as_decoding():
+    times = Affine(base_s=0.0, token_s=1e-4, row_s=0.05)
+    chunk = proposed(PrefillDeferral(), seen(exact(times), LONG._replace(gap_s=0.1)))[CHUNK]
+    assert chunk in almost(0.05 * RUNNING / 1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 64, 100, 150, 1000, 4321])
+def test_a_prompt_that_fits_whole_is_taken_whole(tokens):
+    queue = LONG._replace(waiting=1, next_prefill_tokens=tokens, first_prompt_tokens=tokens)
+    for bounds in (EXCLUSIVE, BOTH):
+        found = proposed(PrefillDeferral(), seen(exact(Affine(token_s=1e-6)), queue, bounds))
+        assert found[CHUNK] >= tokens + RUNNING * found.get(MIXED, False)
+
+
+def test_a_chunk_is_ready_before_the_prompt_arrives():
+    """It may come in the very pass that is decided."""
+    queue = TIGHT._replace(waiting=0, next_prefill_tokens=0, first_prompt_tokens=0)
+    assert proposed(PrefillDeferral(), seen(exact(Affine()), queue))[CHUNK] in almost(MOST)
+
+
+@pytest.mark.parametrize(
+    ("mixed_s", "mixed"), [(0.0, True), (0.004, True), (0.006, False), (0.05, False)]
+)  # a mixed step saves the base of the decode step, 5 ms
+def test_the_kind_of_step_with_the_fewer_seconds_per_prompt_token_is_taken(mixed_s, mixed):
+    times = Affine(base_s=0.005, token_s=1e-5, row_s=1e-4, mixed_s=mixed_s)
+    queue = LONG._replace(next_prefill_tokens=1024, first_prompt_tokens=1024)
+    for set_already in (False, True):
+        now = seen(exact(times), queue, BOTH, Knobs(64, 8192, mixed_chunk=set_already))
+        assert settled(PrefillDeferral(switch=0.0), now)[MIXED] is mixed
+
+
+@pytest.mark.parametrize("set_already", [False, True])
+def test_next_to_no_difference_changes_nothing(set_already):
+    times = Affine(base_s=0.005, token_s=1e-5, row_s=1e-4, mixed_s=0.005)
+    queue = LONG._replace(next_prefill_tokens=1024, first_prompt_tokens=1024)
+    now = seen(exact(times), queue, BOTH, Knobs(64, 8192, mixed_chunk=set_already))
+    assert settled(PrefillDeferral(switch=0.02), now)[MIXED] is set_already
+
+
+def test_mixing_makes_room_for_the_rows_in_the_chunk():
+    found = settled(PrefillDeferral(), seen(exact(Affine()), TIGHT, BOTH))
+    assert found[MIXED] is True
+    assert found[CHUNK] % 128 == 0
+    assert found[CHUNK] - RUNNING in almost((0.05 - 0.005 - RUNNING * 1e-4) / 1e-5)
+
+
+def test_the_dearer_kind_is_taken_now_and_then_where_it_fits():
+    """A mixed step saves 5 ms here."""
+
+    def taken(policy, mixed):
+        now = seen(exact(Affine()), bounds=BOTH, knobs=Knobs(64, 8192, mixed_chunk=mixed))
+        return [proposed(policy, now._replace(decisions=number))[MIXED] for number in range(1, 17)]
+
+    explores = [number % 4 != 0 for number in range(1, 17)]
+    assert taken(PrefillDeferral(explore_every=4), True) == explores
+    assert taken(PrefillDeferral(), True) == [True] * 16
+    assert True in taken(PrefillDeferral(), False)
+
+
+def test_where_nothing_fits_requests_decode_first_and_prompts_do_not_wait_for_ever():
+    times = Affine(base_s=0.02, token_s=1e-4, row_s=0.0)
+    late = {"queue": TIGHT, "token_age_s": 0.04}
+    assert proposed(PrefillDeferral(), seen(exact(times), since_prefill_s=0.9, **late))[DEFER] is True
+    found = proposed(PrefillDeferral(), seen(exact(times), since_prefill_s=1.1, **late))
+    assert found == {CHUNK: 128, DEFER: False}
+    found = proposed(PrefillDeferral(longest_defer_s=5.0), seen(exact(times), since_prefill_s=1.1, **late))
+    assert found[DEFER] is True
+
+
+def test_what_is_left_of_a_turn_is_not_used_for_dear_tokens():
+    """200 tokens would fit at 45 us each; in a whole turn one costs 20 us."""
+    times = Affine(base_s=0.02, token_s=1e-5, row_s=0.0)
+    left = {"queue": LONG._replace(gap_s=0.2), "token_age_s": 0.2 - 0.02 - 0.0225}
+    assert proposed(PrefillDeferral(), seen(exact(times), **left))[DEFER] is True
+    # But where all that waits fits, waiting longer would not make it cheaper.
+    left["queue"] = left["queue"]._replace(next_prefill_tokens=200, first_prompt_tokens=200)
+    assert proposed(PrefillDeferral(), seen(exact(times), **left))[DEFER] is False
+
+
+def test_what_fits_is_not_deferred():
+    found = proposed(PrefillDeferral(), seen(exact(Affine()), since_prefill_s=100.0))
+    assert found[DEFER] is False
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        seen(exact(Affine()), LONG._replace(running=0)),
+        seen(None),
+        seen(exact(Affine()), bounds=Bounds({}, {CHUNK: "chunked prefill is off"})),
+    ],
+    ids=["nobody_runs", "not_predicted", "immovable"],
 )
-def test_prefill_is_never_starved(running, tokens, rate, step, waited, prefills):
-    queue = QueueState(running=running, waiting=1, next_prefill_tokens=tokens)
-    seen = view(
-        slo=TIGHT, queue=queue, prefill_tokens_per_s=rate, decode_step_s=step, since_decode_s=waited,
-        prefills_since_decode=prefills, prefill=point(Bound.COMPUTE),
+def test_says_nothing_where_nothing_is_to_be_decided(now):
+    assert PrefillDeferral().propose(now) == ()
+
+
+def test_says_nothing_of_knobs_that_cannot_be_moved():
+    only_chunks = Bounds({CHUNK: Range(64, 8192, 64)}, {MIXED: "no", DEFER: "no"})
+    assert set(proposed(PrefillDeferral(), seen(exact(Affine()), bounds=only_chunks))) == {CHUNK}
+    assert set(proposed(PrefillDeferral(), seen(exact(Affine()), bounds=BOTH))) == {CHUNK, MIXED, DEFER}
+
+
+def test_a_server_that_always_mixes_is_priced_as_one():
+    times = Affine()
+    found = proposed(PrefillDeferral(), seen(exact(times), TIGHT, knobs=Knobs(64, 8192, mixed_chunk=True)))
+    assert MIXED not in found
+    assert all(decode.requests == RUNNING for prefill, decode, _ in times.asked)
+    assert found[CHUNK] - RUNNING in almost((0.05 - 0.005 - RUNNING * 1e-4) / 1e-5)
+
+
+@settings(deadline=None)
+@given(
+    base_s=st.floats(1e-4, 0.05), token_s=st.floats(1e-6, 1e-3), row_s=st.floats(1e-6, 1e-3),
+    share=st.floats(0.0, 0.5), prefix=st.integers(0, 100_000), running=st.integers(1, 256),
+    gap_s=st.floats(0.005, 2.0), spread=st.floats(0.0, 0.3), waiting=st.integers(1, 8192),
+    set_already=st.integers(1, 128).map(lambda tiles: 64 * tiles),
+)  # fmt: skip
+def test_the_chunk_is_the_largest_that_fits_but_for_a_few_percent_and_a_tile(
+    base_s, token_s, row_s, share, prefix, running, gap_s, spread, waiting, set_already
+):
+    """share: what attention adds to a chunk of 8,192 tokens at the start of a prompt, of what the rest takes."""
+    times = Affine(base_s, token_s, row_s, pair_s=share * token_s / 4096)
+    queue = QueueState(
+        running=running, waiting=1, next_prefill_tokens=waiting, first_prompt_tokens=waiting, next_prefix_tokens=prefix,
+        gap_s=gap_s,
     )  # fmt: skip
-    deferred = Knob.DEFER_PREFILL in by_knob(PrefillDeferral().propose(seen))
-    # Deferral needs somebody to protect, and a prefill step since the last decode step: at worst the two alternate.
-    assert not deferred or (running > 0 and prefills > 0)
+    margin = 1.0 + 2.5 * spread
+    decode_s = times.seconds(BatchShape(), rows(running)) * margin
+    left_s = min(2.0, max(gap_s, 2 * decode_s)) - decode_s
+
+    def takes_s(tokens):
+        return times.seconds(prompt(tokens, prefix), BatchShape()) * margin
+
+    largest = max((n for n in (*range(8, waiting, 8), waiting) if takes_s(n) <= left_s), default=0)
+    found = settled(PrefillDeferral(), seen(exact(times, spread), queue, knobs=Knobs(64, set_already)))
+    if found[DEFER]:
+        assert largest <= min(waiting, 128)
+        return
+    chunk = min(found[CHUNK], waiting)
+    assert takes_s(chunk) <= left_s * (1 + 1e-9)
+    assert chunk + 128 >= largest or takes_s(chunk + 128) >= 0.95 * left_s
 
 
-@pytest.mark.parametrize(("field", "value"), [("share", 0.0), ("share", 1.5), ("min_chunk_tokens", 0)])
+@settings(deadline=None)
+@given(
+    base_s=st.floats(1e-6, 10), token_s=st.floats(0, 1), row_s=st.floats(0, 1), pair_s=st.floats(0, 1e-3),
+    mixed_s=st.floats(0, 1), spread=st.floats(0, 10),
+    running=st.integers(0, 300), tokens=st.integers(0, 20_000), first=st.integers(0, 20_000),
+    prefix=st.integers(0, 10**6), gap_s=st.one_of(st.none(), st.floats(1e-9, 100)),
+    due_s=st.one_of(st.none(), st.floats(-100, 100)), age_s=st.floats(0, 1e3), since_s=st.floats(0, 1e3),
+    explore=st.one_of(st.none(), st.integers(2, 5)), decisions=st.integers(0, 10),
+    low=st.integers(1, 64), high=st.integers(64, 8192), step=st.integers(1, 64), mixed=st.booleans(),
+)  # fmt: skip
+def test_proposals_are_within_bounds_whatever_is_seen(
+    base_s, token_s, row_s, pair_s, mixed_s, spread, running, tokens, first, prefix, gap_s, due_s, age_s, since_s,
+    explore, decisions, low, high, step, mixed,
+):  # fmt: skip
+    bounds = Bounds({CHUNK: Range(low, high, step)}, {})
+    queue = QueueState(
+        running=running, waiting=1, next_prefill_tokens=tokens, first_prompt_tokens=min(first, tokens),
+        next_prefix_tokens=prefix, gap_s=gap_s, due_s=due_s, mean_s=None if due_s is None else 0.1,
+    )  # fmt: skip
+    times = Affine(base_s, token_s, row_s, 0.0, pair_s, mixed_s)
+    now = seen(
+        exact(times, spread), queue, bounds, Knobs(64, high, mixed_chunk=mixed),
+        token_age_s=age_s, since_prefill_s=since_s, decisions=decisions,
+    )  # fmt: skip
+    proposals = PrefillDeferral(explore_every=explore).propose(now)
+    assert PrefillDeferral(explore_every=explore).propose(now) == proposals
+    assert bool(proposals) == (running > 0)
+    values = {proposal.knob: proposal.value for proposal in proposals}
+    assert len(values) == len(proposals)
+    assert values.get(CHUNK, high) == bounds.clamp(CHUNK, values.get(CHUNK, high))
+    if running:
+        assert isinstance(values[MIXED], bool)
+        assert not (values[DEFER] and since_s > 1.0)  # never put off for longer than that
+        assert all("\n" not in proposal.reason for proposal in proposals)
+
+
+def test_asks_few_questions():
+    """About 20 us each, in every scheduler pass."""
+    times = Affine(pair_s=1e-9)
+    PrefillDeferral().propose(seen(exact(times), TIGHT, BOTH, token_age_s=0.001))
+    assert len(times.asked) <= 12
+    chunk = settled(PrefillDeferral(), seen(exact(times), TIGHT))[CHUNK]
+    times.asked.clear()
+    PrefillDeferral().propose(seen(exact(times), TIGHT, BOTH, Knobs(64, chunk), decisions=1))
+    assert len(times.asked) == 2  # the decode step, and the chunk that was the answer before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("min_chunk_tokens", 0), ("tile_tokens", 0), ("longest_defer_s", 0.0), ("longest_defer_s", float("inf")),
+        ("longest_stall_s", -1.0), ("longest_stall_s", float("nan")), ("switch", -0.1), ("switch", 1.0),
+        ("explore_every", 1),
+    ],
+)  # fmt: skip
 def test_refuses_parameters_out_of_range(field, value):
     with pytest.raises(FieldError) as raised:
         PrefillDeferral(**{field: value})
     assert raised.value.key == field
+
+
+def test_says_why_it_is_idle():
+    assert PrefillDeferral().idle_reason(seen(exact(Affine()))) is None
+    assert "not predicted" in PrefillDeferral().idle_reason(seen(None))
+    off = Bounds({}, {CHUNK: "chunked prefill is off"})
+    assert PrefillDeferral().idle_reason(seen(exact(Affine()), bounds=off)) == "chunked prefill is off"

@@ -1,0 +1,131 @@
+"""The order in which waiting prompts are admitted: by when they are due, those that cannot be in time behind them.
+
+The queue is a plain list that its owner reads from the front and takes entries out of anywhere; it stays sorted because
+entries are inserted where they belong. Nothing here looks at more than LOOKED_AT entries, whatever the queue's length.
+
+    aged (passed over for long enough), by age  <  in time, by due time  <  relegated, by age
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, MutableSequence
+from dataclasses import dataclass
+from enum import IntEnum
+from heapq import heappush, heapreplace
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+LOOKED_AT = 96
+"""Prompts at the head of the queue that are judged at a time. What comes later is judged when it has moved up."""
+
+NO_TARGET_S = 60.0
+"""A prompt without a target on its first token or its end is taken to be due after this time, so that it keeps its
+place among those that have one instead of waiting behind all of them."""
+
+
+class Rank(IntEnum):
+    """Where a prompt waits; smaller ones first."""
+
+    AGED = 0
+    IN_TIME = 1
+    RELEGATED = 2
+
+
+@dataclass(slots=True)
+class Ticket:
+    """What the order of one waiting prompt depends on.
+
+    arrival_s: when it came. due_s: when its first token is due at the latest, on the same clock. prefill_s: predicted
+    seconds of a device that does nothing else.
+    """
+
+    arrival_s: float
+    due_s: float
+    prefill_s: float
+    rank: Rank = Rank.IN_TIME
+
+    @property
+    def key(self) -> tuple[int, float, float]:
+        return (self.rank, self.due_s if self.rank is Rank.IN_TIME else self.arrival_s, self.arrival_s)
+
+
+class Admission(Generic[T]):
+    """Keeps one waiting queue in order.
+
+    ticket: of an entry; the same object every time. The queue is passed in by its owner, who may replace the list.
+    """
+
+    def __init__(self, ticket: Callable[[T], Ticket]) -> None:
+        self._ticket = ticket
+        self.relegated = 0
+
+    def _key(self, entry: T) -> tuple[int, float, float]:
+        return self._ticket(entry).key
+
+    def insert(self, queue: MutableSequence[T], entry: T) -> None:
+        """Put an entry where it belongs; O(log n) comparisons."""
+        insort(queue, entry, key=self._key)
+
+    def sort(self, queue: list[T]) -> None:
+        """Put all entries in order, as when the order is adopted while prompts wait."""
+        queue.sort(key=self._key)
+
+    def move(self, queue: MutableSequence[T], entry: T, rank: Rank) -> bool:
+        """Give an entry another rank and its new place; False, and nothing happens, where it waits no more."""
+        ticket = self._ticket(entry)
+        place = bisect_left(queue, ticket.key, key=self._key)
+        while place < len(queue) and queue[place] is not entry and self._key(queue[place]) == ticket.key:
+            place += 1
+        if place == len(queue) or queue[place] is not entry:
+            return False
+        del queue[place]
+        ticket.rank = rank
+        self.insert(queue, entry)
+        return True
+
+    def hopeless(self, queue: list[T], now_s: float, ahead_s: float, pace: float) -> list[T]:
+        """Entries in time at the head of the queue to give up so that the others can be in time.
+
+        ahead_s: seconds before the first of them can start. pace: seconds that pass for each predicted second of
+        prefill, decoding included.
+
+        Taken in the order of due times; where one would be late, the longest so far goes: that leaves the most jobs in
+        time. Source: J. M. Moore, "An n job, one machine sequencing algorithm for minimizing the number of late jobs",
+        Management Science 15(1), 1968.
+        """
+        start = bisect_left(queue, (int(Rank.IN_TIME), float("-inf"), 0.0), key=self._key)
+        given_up: list[T] = []
+        longest: list[tuple[float, int]] = []
+        done_s = now_s + ahead_s
+        for index in range(start, min(start + LOOKED_AT, len(queue))):
+            ticket = self._ticket(queue[index])
+            if ticket.rank is not Rank.IN_TIME:
+                break
+            cost_s = ticket.prefill_s * pace
+            if now_s + ahead_s + cost_s > ticket.due_s:
+                given_up.append(queue[index])  # late even if it were the next
+                continue
+            done_s += cost_s
+            if done_s <= ticket.due_s:
+                heappush(longest, (-cost_s, index))
+                continue
+            if longest and -longest[0][0] > cost_s:
+                freed_s, place = heapreplace(longest, (-cost_s, index))
+                done_s += freed_s
+            else:
+                place = index
+                done_s -= cost_s
+            given_up.append(queue[place])
+        return given_up
+
+    def aged(self, queue: list[T], now_s: float, relegate_for_s: float) -> list[T]:
+        """Relegated entries that have waited longer than that."""
+        place = bisect_left(queue, (int(Rank.RELEGATED), float("-inf"), 0.0), key=self._key)
+        self.relegated = len(queue) - place
+        found = []
+        while place < len(queue) and now_s - self._ticket(queue[place]).arrival_s > relegate_for_s:
+            found.append(queue[place])
+            place += 1
+        return found

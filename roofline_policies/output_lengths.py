@@ -1,0 +1,43 @@
+"""How many tokens answers have: a quantile of the recent ones, from a streaming sketch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasketches import kll_floats_sketch  # type: ignore[import-untyped]
+
+KEPT = 2048
+"""Answers after which the older of two sketches is dropped: the last 2,048 to 4,096 count, in constant memory."""
+
+QUANTILE = 0.02
+"""Answers may be shorter than what is counted on in one case in fifty."""
+
+
+class OutputLengths:
+    """Lengths of recent answers. O(1).
+
+    Source of the sketch: Karnin, Lang, Liberty, "Optimal Quantile Approximation in Streams", FOCS 2016, as in Apache
+    DataSketches; 200 gives ranks within 1.7%.
+    """
+
+    def __init__(self) -> None:
+        self._older: Any = None
+        self._newer = kll_floats_sketch(200)
+        self._least = 1
+
+    def add(self, tokens: int) -> None:
+        """Count one answer."""
+        self._newer.update(float(tokens))
+        if self._newer.n >= KEPT:
+            self._older, self._newer = self._newer, kll_floats_sketch(200)
+        if self._newer.n % 16 == 0 or self._older is None:
+            known = self._newer
+            if self._older is not None:
+                known = kll_floats_sketch(200)
+                known.merge(self._older)
+                known.merge(self._newer)
+            self._least = max(1, int(known.get_quantile(QUANTILE)))
+
+    def least(self) -> int:
+        """Tokens that all but one in fifty of the recent answers have; 1 before the first."""
+        return self._least

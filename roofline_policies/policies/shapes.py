@@ -1,0 +1,29 @@
+"""What the next steps would run, as a view tells it, for policies that ask a predictor."""
+
+from __future__ import annotations
+
+from roofline_policies.batch import BatchShape
+from roofline_policies.view import SchedulerView
+
+
+def prompt_shape(view: SchedulerView, tokens: int) -> BatchShape:
+    """``tokens`` prompt tokens: of the prompt whose chunk comes next as far as it goes, then of one with no prefix."""
+    queue = view.queue
+    prefix = queue.next_prefix_tokens
+    first = min(tokens, queue.first_prompt_tokens or tokens)
+    context = prefix + first
+    pairs = first * context
+    causal_pairs = first * prefix + first * (first + 1) // 2
+    rest = tokens - first
+    if rest <= 0:
+        return BatchShape(1, tokens, context, pairs, causal_pairs, 1)
+    return BatchShape(2, tokens, context + rest, pairs + rest * rest, causal_pairs + rest * (rest + 1) // 2, 2)
+
+
+def running_shape(view: SchedulerView) -> BatchShape:
+    """One token of each running request; empty where nothing runs."""
+    running = view.queue.running
+    if not running:
+        return BatchShape()
+    context = max(running, view.queue.decode_context_tokens)
+    return BatchShape(running, running, context, context, context, running)

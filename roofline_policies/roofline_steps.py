@@ -1,0 +1,67 @@
+"""Step times by the roofline alone, for devices of which no kernel was measured: a lower bound to be corrected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from operator import mul
+
+from roofline_policies.batch import BatchShape
+from roofline_policies.hardware import Ceilings
+from roofline_policies.model import ModelShape
+from roofline_policies.model_composed import Shape
+from roofline_policies.roofline import roof_time
+
+EMPTY = BatchShape()
+
+_ONE = BatchShape(1, 1, 1, 1, 1, 1)
+
+_PROBE = 1 << 12
+"""Of each sum of a batch, to find what one of it costs: large enough that a kernel's rounding does not show."""
+
+
+@dataclass(frozen=True, slots=True)
+class RooflineSteps:
+    """``max(FLOPs / ceiling, bytes / ceiling)`` of a whole step; asked like StepPredictor, O(1).
+
+    What it misses, such as how far kernels stay below the roofs, ``correction`` learns from the steps that run.
+
+    model: the shape that one rank runs. ceilings: of the device.
+    """
+
+    model: Shape
+    ceilings: Ceilings
+    _compute_s: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    _memory_s: tuple[float, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        compute_s: tuple[float, ...] = ()
+        memory_s: tuple[float, ...] = ()
+        if isinstance(self.model, ModelShape):
+            # A dense model's Work is affine in the sums of a batch as soon as there is a row: what one of each costs is
+            # known once and for all.
+            base = roof_time(self.model.work(_ONE), self.ceilings)
+            for place in range(len(_ONE)):
+                sums = list(_ONE)
+                sums[place] += _PROBE
+                roofs = roof_time(self.model.work(BatchShape(*sums)), self.ceilings)
+                compute_s += ((roofs.compute_s - base.compute_s) / _PROBE,)
+                memory_s += ((roofs.memory_s - base.memory_s) / _PROBE,)
+            compute_s = (base.compute_s - sum(map(mul, compute_s, _ONE)), *compute_s)
+            memory_s = (base.memory_s - sum(map(mul, memory_s, _ONE)), *memory_s)
+        object.__setattr__(self, "_compute_s", compute_s)
+        object.__setattr__(self, "_memory_s", memory_s)
+
+    def step_s(self, *, prefill: BatchShape = EMPTY, decode: BatchShape = EMPTY, graph: bool = False) -> float:
+        """Seconds of one step; 0 for one without rows. ``graph`` makes no difference."""
+        batch = decode if not prefill.requests else prefill if not decode.requests else prefill + decode
+        if not batch.requests:
+            return 0.0
+        if not self._compute_s:
+            roofs = roof_time(self.model.work(batch), self.ceilings)
+            return max(roofs.compute_s, roofs.memory_s)
+        compute_s, memory_s = self._compute_s[0], self._memory_s[0]
+        for amount, flops_s, bytes_s in zip(batch, self._compute_s[1:], self._memory_s[1:], strict=True):
+            if amount:
+                compute_s += amount * flops_s
+                memory_s += amount * bytes_s
+        return max(compute_s, memory_s)

@@ -1,0 +1,48 @@
+"""What stands around each method of the loop: no exception gets out, and its time is booked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, Protocol, TypeVar, cast
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Guarded(Protocol):
+    """spent_s: seconds that the methods took since somebody set it back."""
+
+    spent_s: float
+
+    def give_up(self, reason: str, error: BaseException | None = None) -> None:
+        """Go on without a policy."""
+
+
+def contained(method: Callable[P, T]) -> Callable[P, T | None]:
+    """Let no exception out of a method of Loop: the policy is given up instead, and the server goes on."""
+
+    @wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:  # where the loop meets the server: requests come first
+            cast(Guarded, args[0]).give_up(f"{method.__name__} raised {type(error).__name__}: {error}", error)
+            return None
+
+    return guarded
+
+
+def timed(method: Callable[P, T]) -> Callable[P, T]:
+    """Book the time of a method of Loop as what the loop costs an iteration."""
+
+    @wraps(method)
+    def booked(*args: P.args, **kwargs: P.kwargs) -> T:
+        before = time.perf_counter()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            cast(Guarded, args[0]).spent_s += time.perf_counter() - before
+
+    return booked

@@ -1,0 +1,240 @@
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from views import BOUNDS, LAUNCH, point, view
+
+from roofline_policies.batch import BatchShape
+from roofline_policies.correction import CorrectedSteps, Line
+from roofline_policies.decision import Bounds, Knob, Range
+from roofline_policies.errors import FieldError
+from roofline_policies.policies import Kind, RidgeSpeculationWindow, SpeculationWindow, Strength
+from roofline_policies.policies.speculation_window import windows
+from roofline_policies.roofline import Bound
+from roofline_policies.view import QueueState
+
+KNOB = Knob.SPECULATION_WINDOW
+QUEUE = QueueState(running=8, decode_context_tokens=808)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """10 ms, and ``row_s`` per row above the first of each request. Keeps what it was asked."""
+
+    row_s: float = 0.0
+    asked: list = field(default_factory=list)
+
+    def step_s(self, *, prefill, decode, graph):
+        assert not prefill.requests
+        assert graph
+        self.asked.append(decode)
+        return 0.01 + self.row_s * (decode.new_tokens - decode.requests)
+
+
+def seen(window=2, acceptance=(0.8,), *, row_s=0.0, limits=Range(0, 4), gap_s=None, times=None, **fields):  # noqa: B008
+    bounds = Bounds({**BOUNDS.ranges, KNOB: limits} if limits else BOUNDS.ranges, {})
+    fields.setdefault("steps", CorrectedSteps(times or Rows(row_s)))
+    queue = fields.pop("queue", QUEUE)._replace(gap_s=gap_s)
+    knobs = replace(LAUNCH, speculation_window=window)
+    return view(knobs, queue=queue, acceptance=acceptance, **fields)._replace(bounds=bounds)
+
+
+def only(proposals):
+    (proposal,) = proposals
+    assert proposal.knob is KNOB
+    assert proposal.kind is Kind.TARGET
+    return proposal
+
+
+def per_second(window, chain, row_s, draft_share, running=8):
+    """The formula, written out."""
+    tokens, all_before = 1.0, 1.0
+    for position in range(window):
+        all_before *= chain[min(position, len(chain) - 1)]
+        tokens += all_before
+    seconds = 0.01 + row_s * running * window + window * draft_share * 0.01
+    return tokens / seconds, seconds
+
+
+def test_takes_the_window_with_most_tokens_per_second():
+    # 2 drafts: 2.44 tokens in 13 ms; 4: 3.3616 in 16 ms.
+    proposal = only(SpeculationWindow().propose(seen()))
+    assert proposal.value == 4
+    assert proposal.strength is Strength.OPTIMISER
+    assert proposal.reason == (
+        "at 80% acceptance of the first draft 4 drafts yield 3.36 tokens in 16.0 ms, as predicted: "
+        "12% more per second than 2 drafts"
+    )
+
+
+def test_drafts_that_are_hardly_accepted_are_turned_off():
+    proposal = only(SpeculationWindow().propose(seen(acceptance=(0.05,))))
+    assert proposal.value == 0
+    assert "0 drafts yield 1.00 tokens in 10.0 ms" in proposal.reason
+
+
+def test_rows_that_cost_keep_the_window_short():
+    # A draft costs 1.5 ms, verifying it 5.6 ms: 1.80 tokens in 17.1 ms for one, 2.44 in 24.2 ms for two, 1 in 10 ms.
+    assert only(SpeculationWindow().propose(seen(window=4, row_s=0.0007))).value == 1
+
+
+def test_positions_beyond_the_known_are_taken_for_the_last():
+    # Only the first draft is any good; the second position is what the third and fourth are judged by.
+    assert only(SpeculationWindow().propose(seen(window=4, acceptance=(0.9, 0.05)))).value == 1
+
+
+def test_a_gain_below_worth_moves_nothing():
+    assert SpeculationWindow(worth=0.2).propose(seen()) == ()
+    assert only(SpeculationWindow(worth=0.11).propose(seen())).value == 4
+    assert SpeculationWindow().propose(seen(window=4)) == ()
+
+
+def test_the_tightest_gap_rules_windows_out():
+    # 3 drafts take 14.5 ms, 4 take 16 ms.
+    assert only(SpeculationWindow().propose(seen(gap_s=0.015))).value == 3
+    proposal = only(SpeculationWindow().propose(seen(window=4, gap_s=0.0125)))
+    assert proposal.value == 1
+    assert proposal.strength is Strength.GUARD
+    assert proposal.reason == (
+        "a step of 4 drafts is predicted at 16.0 ms, over the tightest target per gap of 12.5 ms: "
+        "1 drafts yield 1.80 tokens in 11.5 ms"
+    )
+
+
+def test_a_gap_that_no_window_meets_rules_nothing_out():
+    assert only(SpeculationWindow().propose(seen(gap_s=0.001))).value == 4
+
+
+def test_what_was_learned_of_decode_steps_counts():
+    # 100 ms of host time per step: every draft is worth its time.
+    slow = CorrectedSteps(Rows(0.0007), decode=Line(1.0, 0.1))
+    assert only(SpeculationWindow(draft_share=0.0).propose(seen(steps=slow))).value == 4
+
+
+def test_the_predictor_is_asked_for_verify_steps_of_what_runs():
+    times = Rows()
+    SpeculationWindow().propose(seen(times=times, limits=Range(1, 2)))
+    assert times.asked == [
+        BatchShape.of(decode_contexts=[101] * 8),  # the plain step, which drafts are a share of
+        BatchShape.of([(2, 100)] * 8, all_logits=True),
+        BatchShape.of([(3, 100)] * 8, all_logits=True),
+    ]
+
+
+def test_a_window_outside_a_narrowed_range_is_brought_in():
+    proposal = only(SpeculationWindow().propose(seen(window=6, limits=Range(1, 3))))
+    assert proposal.value == 3
+    assert proposal.reason == "3 drafts yield 2.95 tokens in 14.5 ms, as predicted, most per second"
+
+
+chains = st.lists(st.floats(0, 1), min_size=1, max_size=6).map(tuple)
+shares = st.floats(0, 1)
+
+
+@given(
+    chain=chains, row_s=st.floats(0, 0.01), share=shares, worth=st.floats(0, 1), gap=st.none() | st.floats(0.001, 0.5),
+    low=st.integers(0, 7), span=st.integers(0, 7), data=st.data(),
+)  # fmt: skip
+def test_no_fitting_window_is_better_by_more_than_worth(chain, row_s, share, worth, gap, low, span, data):
+    limits = Range(low, low + span)
+    current = data.draw(st.integers(limits.low, limits.high))
+    found = SpeculationWindow(share, worth).propose(seen(current, chain, row_s=row_s, limits=limits, gap_s=gap))
+    chosen = only(found).value if found else current
+    priced = {k: per_second(k, chain, row_s, share) for k in range(limits.low, limits.high + 1)}
+    fitting = {k: speed for k, (speed, seconds) in priced.items() if gap is None or seconds <= gap * (1 + 1e-9)}
+    assert chosen in (fitting or priced)
+    fitting = {k: s for k, s in fitting.items() if gap is None or priced[k][1] <= gap * (1 - 1e-9)}  # rounding aside
+    if gap is not None and not fitting:
+        return
+    speed = priced[chosen][0]
+    assert max(fitting.values()) <= speed * (1 + 1e-9) * (1 + (worth if chosen == current else 0))
+
+
+@given(low=st.integers(0, 40), span=st.integers(0, 200), step=st.integers(1, 9), data=st.data())
+def test_few_windows_are_compared_and_the_current_and_its_neighbours_are_among_them(low, span, step, data):
+    limits = Range(low, low + span, step)
+    allowed = sorted({limits.clamp(value) for value in range(limits.low, limits.high + 1)})
+    index = data.draw(st.integers(0, len(allowed) - 1))
+    compared = windows(limits, allowed[index])
+    assert len(compared) <= 8
+    assert compared == sorted({*compared})
+    assert {limits.low, limits.high, *allowed[max(0, index - 1) : index + 2]} <= {*compared} <= {*allowed}
+
+
+@given(window=st.integers(0, 64), acceptance=chains)
+def test_questions_are_bounded(window, acceptance):
+    times = Rows()
+    SpeculationWindow().propose(seen(window, acceptance, limits=Range(1, 64), times=times))
+    assert len(times.asked) <= 9
+
+
+@pytest.mark.parametrize(("bound", "window"), [(Bound.MEMORY, 3), (Bound.COMPUTE, 1)])
+def test_ridge_moves_by_one(bound, window):
+    proposal = only(RidgeSpeculationWindow().propose(seen(decode=point(bound, 0.6))))
+    assert proposal.value == window
+    assert proposal.reason.startswith(f"decode is {bound.value}-bound at 60% of compute: ")
+
+
+def test_ridge_moves_by_one_step_of_the_range():
+    for now, bound, then in ((4, Bound.MEMORY, 6), (4, Bound.COMPUTE, 2), (7, Bound.COMPUTE, 6), (6, Bound.MEMORY, 7)):
+        told = seen(now, limits=Range(1, 7, 2), decode=point(bound))
+        assert only(RidgeSpeculationWindow().propose(told)).value == then
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        seen(),  # no decode iteration yet
+        seen(decode=point(Bound.OVERHEAD)),
+        seen(4, decode=point(Bound.MEMORY)),
+        seen(0, decode=point(Bound.COMPUTE)),
+        seen(decode=point(Bound.MEMORY), queue=QueueState()),
+    ],
+)
+def test_ridge_says_nothing_where_nothing_follows(told):
+    assert RidgeSpeculationWindow().idle_reason(told) is None
+    assert RidgeSpeculationWindow().propose(told) == ()
+
+
+def test_nothing_runs_nothing_is_asked():
+    times = Rows()
+    assert SpeculationWindow().propose(seen(times=times, queue=QueueState())) == ()
+    assert times.asked == []
+
+
+@pytest.mark.parametrize("policy", [SpeculationWindow(), RidgeSpeculationWindow()])
+def test_idle_where_the_window_cannot_be_moved_or_nothing_is_known(policy):
+    memory = {"decode": point(Bound.MEMORY)}
+    assert policy.idle_reason(seen(**memory)) is None
+    assert policy.propose(seen(**memory)) != ()
+    fixed = Bounds(BOUNDS.ranges, {KNOB: "drafts come from n-grams"})
+    for told, reason in (
+        (seen(None, limits=None, **memory)._replace(bounds=fixed), "drafts come from n-grams"),
+        (seen(2, **memory)._replace(bounds=fixed), "drafts come from n-grams"),
+        (seen(None, **memory), "the server drafts nothing, or always as many"),
+        (seen(limits=None, **memory), "the server drafts nothing, or always as many"),
+        (seen(acceptance=None, **memory), "nothing is known of acceptance yet"),
+        (seen(acceptance=(), **memory), "nothing is known of acceptance yet"),
+    ):
+        assert policy.idle_reason(told) == reason
+        assert policy.propose(told) == ()
+
+
+def test_only_the_predictive_one_needs_step_times():
+    told = seen(steps=None, decode=point(Bound.MEMORY))
+    assert SpeculationWindow().idle_reason(told) == "step times are not predicted"
+    assert SpeculationWindow().propose(told) == ()
+    assert RidgeSpeculationWindow().idle_reason(told) is None
+    assert only(RidgeSpeculationWindow().propose(told)).value == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("draft_share", -0.1), ("draft_share", 1.1), ("draft_share", float("nan")), ("worth", -0.1),
+     ("worth", float("inf")), ("worth", float("nan"))],
+)  # fmt: skip
+def test_refuses_parameters_out_of_range(name, value):
+    with pytest.raises(FieldError) as raised:
+        SpeculationWindow(**{name: value})
+    assert raised.value.key == name

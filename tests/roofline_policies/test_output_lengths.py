@@ -1,0 +1,71 @@
+"""How long answers are, against the exact quantile of those that count."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roofline_policies.output_lengths import KEPT, QUANTILE, OutputLengths
+
+ERROR = 0.017
+"""Of ranks, that the sketch states, with 99% confidence."""
+
+
+def learned(lengths):
+    known = OutputLengths()
+    for length in lengths:
+        known.add(length)
+    return known
+
+
+def rank_range(least, lengths):
+    """Shares of the answers that are shorter, and at most as long."""
+    return sum(one < least for one in lengths) / len(lengths), sum(one <= least for one in lengths) / len(lengths)
+
+
+@pytest.mark.parametrize("name", ["uniform", "geometric", "two_kinds"])
+@pytest.mark.parametrize("count", [100, 640, KEPT - 1, KEPT + 16, 2 * KEPT - 16])
+def test_all_but_few_answers_are_at_least_as_long_within_the_stated_error(name, count):
+    draw = random.Random(name)
+    kinds = {
+        "uniform": lambda: draw.randint(1, 4000),
+        "geometric": lambda: 1 + int(draw.expovariate(1 / 300)),
+        "two_kinds": lambda: draw.choice([draw.randint(1, 20), draw.randint(500, 900)]),
+    }
+    misses = 0
+    for _ in range(30):
+        lengths = [kinds[name]() for _ in range(count)]
+        shorter, at_most = rank_range(learned(lengths).least(), lengths)
+        misses += not (shorter - ERROR <= QUANTILE <= at_most + ERROR)
+        assert shorter - 2 * ERROR <= QUANTILE <= at_most + 2 * ERROR
+    assert misses <= 2
+
+
+def test_what_is_long_ago_is_forgotten():
+    known = learned([10] * 3 * KEPT)
+    assert known.least() == 10
+    for _ in range(2 * KEPT):
+        known.add(700)
+    assert known.least() == 700
+
+
+def test_before_the_first_answer_one_token_is_counted_on():
+    assert OutputLengths().least() == 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 10**6), max_size=200))
+def test_at_least_one_token_and_never_more_than_was_seen(lengths):
+    known = OutputLengths()
+    assert known.least() == 1
+    for length in lengths:
+        known.add(length)
+        assert 1 <= known.least() <= max(1, *lengths)
+        assert isinstance(known.least(), int)
+
+
+def test_few_answers_do_not_stand_for_many():
+    """The last 2,048 to 4,096 count: a hundred long ones in a row are no reason to expect long ones."""
+    known = learned([10] * KEPT + [700] * 100)
+    assert known.least() == 10

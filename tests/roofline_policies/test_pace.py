@@ -1,0 +1,163 @@
+"""Steps in flight against a device that runs them one after the other."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roofline_policies.batch import BatchShape
+from roofline_policies.correction import Line
+from roofline_policies.pace import MOST_IN_FLIGHT, StepPace
+from roofline_policies.view import ForwardMode
+
+PREFILL, DECODE, MIXED = ForwardMode.PREFILL, ForwardMode.DECODE, ForwardMode.MIXED
+EMPTY = BatchShape()
+
+
+class Told:
+    """1 s per prompt token and 0.125 s per decode row."""
+
+    def step_s(self, *, prefill, decode, graph):
+        assert graph == (prefill == EMPTY)
+        return 1.0 * prefill.new_tokens + 0.125 * decode.requests
+
+
+def prompt(tokens):
+    return BatchShape.of(prefill=[(tokens, 0)]) if tokens else EMPTY
+
+
+def rows(count):
+    return BatchShape.of(decode_contexts=[5] * count)
+
+
+def launch(pace, mode, now_s, tokens=0, decode=0):
+    pace.launched(mode, now_s, prompt(tokens), rows(decode))
+
+
+def test_without_a_predictor_nothing_is_known():
+    pace = StepPace(None)
+    pace.launched(DECODE, 0.0, EMPTY, rows(1))
+    pace.finished(DECODE, 0.1, 0.1)
+    assert (pace.steps, pace.lines, pace.token_age_s(9.0)) == (None, {}, 0.0)
+
+
+def test_tokens_age_from_the_end_of_the_step_that_gave_them():
+    pace = StepPace(Told())
+    assert pace.token_age_s(7.0) == 0.0
+    launch(pace, PREFILL, 10.0, tokens=2)  # gives its prompts their first tokens at 12
+    assert pace.token_age_s(10.5) == 0.0  # nothing can start before
+    assert pace.token_age_s(12.5) == 0.5
+    launch(pace, DECODE, 11.0, decode=4)  # waits for the device: 12 to 12.5
+    assert pace.token_age_s(11.0) == 0.0
+    launch(pace, PREFILL, 11.5, tokens=3)  # 12.5 to 15.5, and the rows get nothing
+    assert pace.token_age_s(11.5) == 3.0
+    assert pace.token_age_s(16.0) == 3.5
+    launch(pace, MIXED, 11.75, tokens=1, decode=4)  # to 17, with a token for every row
+    assert pace.token_age_s(12.0) == 0.0
+
+
+def test_what_was_measured_takes_the_place_of_what_was_predicted():
+    pace = StepPace(Told())
+    launch(pace, DECODE, 10.0, decode=8)
+    launch(pace, PREFILL, 10.0, tokens=2)
+    pace.finished(DECODE, 1.0, 11.25)  # a quarter of a second later than expected
+    assert pace.token_age_s(11.0) == 2.0
+    pace.finished(PREFILL, 2.0, 13.25)
+    assert pace.token_age_s(11.0) == 2.0
+    assert pace.token_age_s(14.0) == 2.75
+
+
+def test_what_is_learned_prices_the_steps_in_flight():
+    pace = StepPace(Told())
+    for number in range(300):
+        launch(pace, PREFILL, 10.0 * number, tokens=2)
+        pace.finished(PREFILL, 3.0, 10.0 * number + 3.0)
+    assert pace.steps.step_s(prefill=prompt(2)) == pytest.approx(3.0, rel=0.02)
+    launch(pace, PREFILL, 4000.0, tokens=2)
+    assert pace.token_age_s(4000.0) == pytest.approx(4003.0 - 3.0, abs=0.1)  # since the first prompt's token
+    assert set(pace.lines) == {PREFILL}
+
+
+def test_a_kind_of_step_that_has_not_run_errs_like_its_nearest_relative():
+    pace = StepPace(Told())
+    assert (pace.steps.prefill, pace.steps.mixed, pace.steps.decode) == (Line(), Line(), Line())
+    launch(pace, MIXED, 0.0, tokens=1, decode=1)
+    pace.finished(MIXED, 2.25, 2.25)
+    assert pace.steps.prefill == pace.steps.mixed == pace.lines[MIXED]
+    assert pace.steps.mixed.scale == pytest.approx(2.0)
+    launch(pace, PREFILL, 3.0, tokens=1)
+    pace.finished(PREFILL, 1.5, 4.5)
+    assert pace.steps.prefill.scale == pytest.approx(1.5)
+    assert pace.steps.mixed.scale == pytest.approx(2.0)
+    assert pace.steps.decode == Line()
+    only = StepPace(Told())
+    launch(only, PREFILL, 3.0, tokens=1)
+    only.finished(PREFILL, 1.5, 4.5)
+    assert only.steps.mixed == only.steps.prefill
+
+
+def test_a_lost_result_costs_what_is_in_flight_and_nothing_that_was_learned():
+    pace = StepPace(Told())
+    launch(pace, DECODE, 0.0, decode=8)
+    pace.finished(DECODE, 1.0, 1.0)
+    for mode in (DECODE, PREFILL, DECODE):
+        launch(pace, mode, 1.0, tokens=3 * (mode is PREFILL), decode=8 * (mode is DECODE))
+    pace.finished(PREFILL, 50.0, 60.0)  # the decode step's result never came
+    assert set(pace.lines) == {DECODE}
+    assert pace.lines[DECODE].scale == pytest.approx(1.0)
+    assert pace.token_age_s(70.0) == pytest.approx(69.0)  # of the last token that is known of
+    launch(pace, DECODE, 70.0, decode=8)
+    pace.finished(DECODE, 1.0, 71.0)
+    assert pace.token_age_s(71.5) == 0.5
+
+
+def test_results_that_nobody_waits_for_say_nothing():
+    pace = StepPace(Told())
+    pace.finished(DECODE, 1.0, 1.0)
+    assert (pace.lines, pace.token_age_s(9.0)) == ({}, 0.0)
+
+
+def test_in_a_pause_nobodys_token_ages():
+    pace = StepPace(Told())
+    launch(pace, DECODE, 0.0, decode=1)
+    pace.finished(DECODE, 0.125, 0.125)
+    pace.nobody_waits()
+    assert pace.token_age_s(500.0) == 0.0
+    launch(pace, PREFILL, 500.0, tokens=2)
+    assert pace.token_age_s(500.0) == 0.0
+    pace.finished(PREFILL, 2.0, 502.0)
+    assert pace.token_age_s(502.5) == 0.5
+
+
+def test_results_may_stay_away_for_ever():
+    pace = StepPace(Told())
+    for number in range(3 * MOST_IN_FLIGHT):
+        launch(pace, DECODE, float(number), decode=1)
+    assert pace.token_age_s(3 * MOST_IN_FLIGHT + 0.5) == pytest.approx(1.375)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([PREFILL, DECODE, MIXED]), st.integers(1, 4), st.integers(1, 8), st.integers(0, 16)),
+        min_size=1, max_size=40,
+    ),
+    st.lists(st.integers(0, 5), min_size=1), st.booleans(),
+)  # fmt: skip
+def test_the_age_does_not_depend_on_when_results_are_told(steps, told_at_once, ask_often):
+    """Against a device whose steps take what was predicted. Times are sums of powers of two, so they are exact."""
+    pace, now_s, free_s, token_s, untold, waited = StepPace(Told()), 0.0, 0.0, None, [], False
+    for number, (mode, tokens, decode, wait) in enumerate(steps):
+        now_s += wait * 0.125
+        tokens, decode = tokens * (mode is not DECODE), decode * (mode is not PREFILL)
+        launch(pace, mode, now_s, tokens, decode)
+        begins_s = max(free_s, now_s)
+        free_s = begins_s + tokens + 0.125 * decode
+        if mode is not PREFILL or not waited:
+            token_s = free_s
+        waited = True
+        untold.append((mode, free_s - begins_s, free_s))
+        for _ in range(min(told_at_once[number % len(told_at_once)], len(untold))):
+            pace.finished(*untold.pop(0))
+        for later_s in (0.0, 0.5, 100.0) if ask_often else (0.25,):
+            expected = max(free_s, now_s + later_s) - token_s
+            assert pace.token_age_s(now_s + later_s) == pytest.approx(expected, abs=1e-9)

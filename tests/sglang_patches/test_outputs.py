@@ -1,0 +1,36 @@
+"""Answers that end are seen in some batches; enough to know how long they are."""
+
+from types import SimpleNamespace
+
+from sglang_patches.outputs import LOOK_EVERY, OutputWatch
+
+
+class Answer:
+    looked_at = 0
+
+    def __init__(self, tokens, over):
+        self.output_ids, self.over = [7] * tokens, over
+
+    def finished(self):
+        self.looked_at += 1
+        return self.over
+
+
+def batch(*answers):
+    return SimpleNamespace(reqs=list(answers))
+
+
+def test_ended_answers_count_and_others_do_not():
+    watch = OutputWatch()
+    assert watch.least() == 1
+    for _ in range(50 * LOOK_EVERY):
+        watch.finished(batch(Answer(300, True), Answer(20, False)))
+    assert watch.least() == 300
+
+
+def test_most_batches_are_not_looked_through():
+    watch, answer = OutputWatch(), Answer(300, False)
+    for _ in range(10 * LOOK_EVERY):
+        watch.finished(batch(answer))
+    assert answer.looked_at == 10
+    assert watch.least() == 1
