@@ -49,8 +49,11 @@ def check_stream(name, machine, itl_s):
     """https://github.com/sgl-project/sglang/issues/32549"""
     done = run(name, machine, Objectives(Slo(itl_s=itl_s)), STREAM)
     assert done.finished
+    # The ridge rule does not predict: it finds the stall to be over while the last prefill is in flight already, and
+    # the decode step comes behind that one.
+    steps = 2 if name == "ridge" else 1
     for answer in done.answers[:2]:
-        assert max(answer.gaps_s) <= DEFERRAL.longest_stall_s + longest_step_s(done)
+        assert max(answer.gaps_s) <= DEFERRAL.longest_stall_s + steps * longest_step_s(done)
 
 
 @pytest.mark.parametrize("name", POLICIES)
