@@ -38,13 +38,16 @@ class Ticket:
     """What the order of one waiting prompt depends on.
 
     arrival_s: when it came. due_s: when its first token is due at the latest, on the same clock. prefill_s: predicted
-    seconds of a device that does nothing else.
+    seconds of a device that does nothing else, for the ``tokens`` of the prompt that were not cached when it came.
+    started: a step of it was launched.
     """
 
     arrival_s: float
     due_s: float
     prefill_s: float
     rank: Rank = Rank.IN_TIME
+    tokens: int = 1
+    started: bool = False
 
     @property
     def key(self) -> tuple[int, float, float]:

@@ -248,6 +248,7 @@ class Controller:
             prefills_since_decode=self._prefills_since_decode,
             since_prefill_s=0.0 if self._prefill_launched_s is None else now_s - self._prefill_launched_s,
             token_age_s=self.pace.token_age_s(now_s),
+            free_in_s=self.pace.free_s(now_s) - now_s,
             steps=self.pace.steps,
             predictor=self.predictor,
             decisions=self.decisions,

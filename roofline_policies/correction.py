@@ -17,6 +17,9 @@ margin is made of, because a fixed one is too small for a noisy device and too l
 PRIOR_SPREAD = 0.1
 """Relative standard deviation of a predictor of which nothing is known yet: what held-out kernels showed, and more."""
 
+LEAST_SPREAD = 0.01
+"""Of the most regular device: what runs is never quite what was planned, as prompts are cut and found cached."""
+
 MEMORY = 64.0
 """Recent steps of a kind that carry about two thirds of the weight."""
 
@@ -80,7 +83,7 @@ class StepCorrection:
         # The first steps are averaged with the prior; from there on the past decays.
         share = max(1.0 - keep, 1.0 / (self.steps + 8.0))
         self._variance += share * (residual * residual - self._variance)
-        self.line = Line(scale, add_s, sqrt(self._variance))
+        self.line = Line(scale, add_s, max(LEAST_SPREAD, sqrt(self._variance)))
 
 
 class CorrectedSteps(NamedTuple):

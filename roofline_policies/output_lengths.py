@@ -13,6 +13,10 @@ QUANTILE = 0.02
 """Answers may be shorter than what is counted on in one case in fifty."""
 
 
+FEWEST = 50
+"""Answers before anything is counted on: among fewer, one in fifty is none."""
+
+
 class OutputLengths:
     """Lengths of recent answers. O(1).
 
@@ -28,6 +32,8 @@ class OutputLengths:
     def add(self, tokens: int) -> None:
         """Count one answer."""
         self._newer.update(float(tokens))
+        if self._older is None and self._newer.n < FEWEST:
+            return
         if self._newer.n >= KEPT:
             self._older, self._newer = self._newer, kll_floats_sketch(200)
         if self._newer.n % 16 == 0 or self._older is None:
@@ -39,5 +45,5 @@ class OutputLengths:
             self._least = max(1, int(known.get_quantile(QUANTILE)))
 
     def least(self) -> int:
-        """Tokens that all but one in fifty of the recent answers have; 1 before the first."""
+        """Tokens that all but one in fifty of the recent answers have; 1 before there were enough."""
         return self._least

@@ -86,6 +86,13 @@ class StepPace:
         self._token_s = None
         self._waited_for = False
 
+    def free_s(self, now_s: float) -> float:
+        """When the device has ended all steps in flight; now, where none is."""
+        free_s = self._done_s
+        for step in self._in_flight:
+            free_s = max(free_s, step.launched_s) + self._corrections[step.mode].line.seconds(step.predicted_s)
+        return max(free_s, now_s)
+
     def token_age_s(self, now_s: float) -> float:
         """How old the running requests' last tokens are when the next step can start; 0 where nobody waits."""
         if not self._waited_for:

@@ -62,6 +62,7 @@ class QueueState(NamedTuple):
         counted up to one chunk. chunk_in_flight: a prompt is part-way through its chunks.
     next_prefix_tokens: tokens in the KV cache already of the prompt whose chunk comes next, as far as the server has
         looked; 0 where there is none. first_prompt_tokens: how many of next_prefill_tokens are this prompt's.
+    later_prefix_tokens: the same of the prompts behind it in next_prefill_tokens, their mean.
     decode_context_tokens: KV tokens that the next decode step attends to, summed over the running requests; those that
         left since the last step are still in it.
     gap_s: the tightest target per gap of a running request that can still meet its objective, None without one.
@@ -81,6 +82,7 @@ class QueueState(NamedTuple):
     chunk_in_flight: bool = False
     next_prefix_tokens: int = 0
     first_prompt_tokens: int = 0
+    later_prefix_tokens: int = 0
     decode_context_tokens: int = 0
     gap_s: float | None = None
     mean_s: float | None = None
@@ -108,6 +110,7 @@ class SchedulerView(NamedTuple):
     since_prefill_s: time since a prompt last got a step while one could have, 0 when none waits.
     token_age_s: how long the running requests will have waited for their next token when the next step can start,
         steps in flight included as predicted.
+    free_in_s: seconds until the next step can start, as predicted; 0 where none is in flight.
     steps: prices iterations that have not run, corrected by those that have; None where steps are not predicted.
     predictor: the same without the correction.
     decisions: how many there were before this one.
@@ -129,6 +132,7 @@ class SchedulerView(NamedTuple):
     prefills_since_decode: int = 0
     since_prefill_s: float = 0.0
     token_age_s: float = 0.0
+    free_in_s: float = 0.0
     steps: CorrectedSteps | None = None
     predictor: StepTimes | None = None
     decisions: int = 0

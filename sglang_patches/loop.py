@@ -210,12 +210,15 @@ class Loop:
     @timed
     @contained
     def launched(self, batch: Any) -> None:
-        if self._active is None:
+        controller = self._active
+        if controller is None:
             return
         shapes = self.observer.launching
         self.observer.launched(batch)
         if shapes is not None:
-            self._progress.launched(batch, shapes[0].context_tokens + shapes[1].context_tokens, time.monotonic())
+            prefill, decode = shapes
+            ends_s = 0.0 if decode.requests and not prefill.requests else controller.pace.free_s(time.monotonic())
+            self._progress.launched(batch, prefill.context_tokens + decode.context_tokens, ends_s)
         self._unreported += 1
         if self._unreported > STALLED_AFTER:
             self.give_up(f"{self._unreported} iterations ran and none reported its work")

@@ -44,8 +44,9 @@ class Progress:
     def _due_times(self, slo: Slo) -> Deadlines[Any] | None:
         return Deadlines(slo.itl_s, _gone) if slo.itl_s is not None and self._one_token else None
 
-    def launched(self, batch: Any, context_tokens: int, now_s: float) -> None:
-        """Note a batch that was launched at ``now_s``. ``context_tokens``: what all its rows attend to."""
+    def launched(self, batch: Any, context_tokens: int, ends_s: float) -> None:
+        """Note a batch that was launched. ``context_tokens``: what all its rows attend to. ``ends_s``: when it is
+        expected to end."""
         if batch.forward_mode.is_decode():
             self.context_tokens = context_tokens
             return
@@ -62,7 +63,7 @@ class Progress:
             # The next step is decided before these have their first token, and it is what their second one waits for.
             for request in prompts:
                 arrival_s = request.time_stats.scheduler_recv_time
-                self._targets.join(request, self._slo_of(request), arrival_s, now_s, len(request.output_ids) + 1)
+                self._targets.join(request, self._slo_of(request), arrival_s, ends_s, len(request.output_ids) + 1)
 
     def finished(self, batch: Any) -> None:
         """Note that a batch's result was processed: its rows have their tokens."""

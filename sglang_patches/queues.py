@@ -71,13 +71,18 @@ class Queues:
             next_tokens = max(0, chunked.seqlen - prefix_tokens)
         else:
             prefix_tokens, next_tokens = waiting[0].prefix_len if waiting else 0, 0
-        first_tokens = (
-            next_tokens if chunked is not None else max(0, waiting[0].seqlen - prefix_tokens) if waiting else 0
-        )
+        first_tokens, later_prefix_tokens, later = next_tokens, 0, 0
         for request in waiting:
             if next_tokens >= chunk_tokens:
                 break
-            next_tokens += request.seqlen
+            cached = request.prefix_len
+            tokens = max(1, request.seqlen - cached)
+            if first_tokens:
+                later_prefix_tokens += cached
+                later += 1
+            else:
+                first_tokens = tokens
+            next_tokens += tokens
         if now_s - self._kv_read_s >= KV_USE_EVERY_S:
             _, self._kv_use = scheduler.pool_stats_observer.get_pool_stats().get_kv_token_stats()
             self._kv_read_s = now_s
@@ -88,6 +93,7 @@ class Queues:
             chunk_in_flight=chunked is not None,
             next_prefix_tokens=prefix_tokens,
             first_prompt_tokens=first_tokens,
+            later_prefix_tokens=later_prefix_tokens // later if later else 0,
             decode_context_tokens=progress.context_tokens if running else 0,
             gap_s=need.gap_s,
             mean_s=need.mean_s,

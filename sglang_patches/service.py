@@ -30,12 +30,10 @@ class Service:
         self._last_s: float | None = None
         self._before_s = 0.0
         self._turns = 0.0
-        self._before_s = 0.0
-        self._turns = 0.0
 
     @property
     def pace(self) -> float:
-        """Seconds per predicted second: decode steps, host time, the predictor's error and cache hits included."""
+        """Seconds per predicted second: decode steps, host time, the predictor's error, what is found cached later."""
         return self._passed_s / self._served_s
 
     def launched(self, batch: Any, now_s: float, prompts_wait: bool) -> None:
@@ -45,8 +43,11 @@ class Service:
         for request, extend, prefix in zip(
             batch.reqs[:prompts], batch.extend_lens[:prompts], batch.prefix_lens[:prompts], strict=True
         ):
-            done = extend if request.inflight_middle_chunks > 1 else extend + prefix
-            served_s += self._ticket(request).prefill_s * done / max(1, request.seqlen)
+            ticket = self._ticket(request)
+            # More may be cached by now than when it came: that is served, too, with its first step.
+            found = 0 if ticket.started else max(0, prefix + ticket.tokens - request.seqlen)
+            ticket.started = True
+            served_s += ticket.prefill_s * min(1.0, (extend + found) / ticket.tokens)
         if self._last_s is not None:
             self._passed_s = self._passed_s * KEEP + now_s - self._last_s
             self._turns = self._turns * KEEP + 1.0
@@ -62,5 +63,7 @@ class Service:
         turn_s = self._passed_s / self._turns if self._turns else 0.0
         if chunked is None:
             return STEPS_TO_A_TOKEN * turn_s
-        left: float = max(0, chunked.seqlen - chunked.extend_end) / max(1, chunked.seqlen)
-        return self._ticket(chunked).prefill_s * left * self.pace + STEPS_TO_A_TOKEN * turn_s
+        ticket = self._ticket(chunked)
+        left = min(1.0, max(0, chunked.seqlen - chunked.extend_end) / ticket.tokens)
+        left_s: float = ticket.prefill_s * left * self.pace
+        return left_s + STEPS_TO_A_TOKEN * turn_s

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sglang.srt.mem_cache.common import match_kv_cache
+
 from roofline_policies.admission import NO_TARGET_S, Admission, Rank, Ticket
 from roofline_policies.batch import BatchShape
 from roofline_policies.errors import FieldError
@@ -66,6 +68,8 @@ class Waiting:
         queue = self._scheduler.waiting_queue
         if not queue or queue[-1] is not request:
             return  # refused, or passed on to another queue
+        if getattr(request, _TICKET, None) is None:
+            self._look_up(request)
         ticket = self.ticket(request)
         if retracted:
             ticket.rank = Rank.AGED  # its client already reads: nobody waits worse
@@ -77,17 +81,24 @@ class Waiting:
         """What a request's place depends on; made when it is first asked for."""
         ticket: Ticket | None = getattr(request, _TICKET, None)
         if ticket is None:
-            slo, tokens = self.slo_of(request), max(1, request.seqlen)
+            slo, cached = self.slo_of(request), int(request.prefix_len)
+            tokens = max(1, request.seqlen - cached)
             latest_s = slo.ttft_s if slo.ttft_s is not None else slo.e2e_s
             due_s = self.clock_s + (NO_TARGET_S if latest_s is None else latest_s)
             prefill_s = 0.0
             if self._times is not None:
-                pairs = tokens * (tokens + 1) // 2
-                shape = BatchShape(1, tokens, tokens, tokens * tokens, pairs, 1)
+                shape = BatchShape.of(prefill=[(tokens, cached)])
                 prefill_s = self._times.step_s(prefill=shape, decode=EMPTY, graph=False)
-            ticket = Ticket(self.clock_s, due_s, prefill_s)
+            ticket = Ticket(self.clock_s, due_s, prefill_s, tokens=tokens)
             setattr(request, _TICKET, ticket)
         return ticket
+
+    def _look_up(self, request: Any) -> None:
+        """Find out what of a prompt is in the prefix cache as it comes, while nothing of it runs or is locked there.
+        SGLang looks again when it is its turn."""
+        tree = self._scheduler.tree_cache
+        if tree.supports_prefix_sharing() and request.positional_embed_overrides is None:
+            match_kv_cache(request, tree)
 
     def order(self, by_deadline: bool) -> None:
         """Adopt an order; costs something only when it changes."""

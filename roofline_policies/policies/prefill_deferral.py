@@ -138,7 +138,7 @@ class PrefillDeferral:
         if queue.due_s is not None:
             # A gap of the mean keeps the mean; what requests are ahead of it can be spent on prompts at once.
             least_s = max(queue.mean_s or 0.0, 2.0 * slow_decode_s) - age_s
-            ahead_s = max(queue.due_s, least_s)
+            ahead_s = max(queue.due_s - view.free_in_s, least_s)
             if ahead_s < left_s:
                 left_s, due = ahead_s, "the tightest mean or end is due"
         return left_s, due

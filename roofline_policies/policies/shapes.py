@@ -7,7 +7,7 @@ from roofline_policies.view import SchedulerView
 
 
 def prompt_shape(view: SchedulerView, tokens: int) -> BatchShape:
-    """``tokens`` prompt tokens: of the prompt whose chunk comes next as far as it goes, then of one with no prefix."""
+    """``tokens`` prompt tokens: of the prompt whose chunk comes next as far as it goes, then of those behind it."""
     queue = view.queue
     prefix = queue.next_prefix_tokens
     first = min(tokens, queue.first_prompt_tokens or tokens)
@@ -17,7 +17,10 @@ def prompt_shape(view: SchedulerView, tokens: int) -> BatchShape:
     rest = tokens - first
     if rest <= 0:
         return BatchShape(1, tokens, context, pairs, causal_pairs, 1)
-    return BatchShape(2, tokens, context + rest, pairs + rest * rest, causal_pairs + rest * (rest + 1) // 2, 2)
+    later = queue.later_prefix_tokens
+    pairs += rest * (later + rest)
+    causal_pairs += rest * later + rest * (rest + 1) // 2
+    return BatchShape(2, tokens, context + later + rest, pairs, causal_pairs, 2)
 
 
 def running_shape(view: SchedulerView) -> BatchShape:

@@ -199,7 +199,8 @@ class Server:
         alone_s = 0.0
         if self.predictor is not None:
             alone_s = self.predictor.step_s(prefill=BatchShape.of([(tokens, 0)]), decode=EMPTY, graph=False)
-        ticket = Ticket(self.now_s, self.now_s + (NO_TARGET_S if latest_s is None else latest_s), alone_s)
+        due_s = self.now_s + (NO_TARGET_S if latest_s is None else latest_s)
+        ticket = Ticket(self.now_s, due_s, alone_s, tokens=tokens)
         job = _Job(request, self.now_s, slo, ticket)
         if self.ordered:
             self.admission.insert(self.waiting, job)
@@ -299,8 +300,9 @@ class Server:
                 joining.append(job)
         for job in (*rows, *joining):
             job.launched += 1
+        ends_s = self.controller.pace.free_s(self.now_s)
         for job in joining:  # the next step is decided before these have their first token
-            self.targets.join(job, job.slo, job.received_s, self.now_s, 1)
+            self.targets.join(job, job.slo, job.received_s, ends_s, 1)
         self.running = [job for job in (*self.running, *joining) if job.launched < job.request.output_tokens]
         batch = _Batch(
             self.iterations, mode, prefill, decode, joining, rows,

@@ -11,6 +11,7 @@ from roofline_policies.batch import BatchShape
 from roofline_policies.correction import (
     FARTHEST,
     FLATNESS,
+    LEAST_SPREAD,
     MEMORY,
     PRIOR_SPREAD,
     CorrectedSteps,
@@ -87,10 +88,27 @@ def test_a_biased_and_noisy_predictor_keeps_its_promise(bias, noise):
 def test_the_margin_follows_the_noise():
     times = predicted(4000)
     quiet = learned((t, 1.3 * t) for t in times)
-    assert quiet.line == pytest.approx((1.3, 0.0, 0.0), abs=1e-3)
+    assert quiet.line == pytest.approx((1.3, 0.0, LEAST_SPREAD), abs=1e-6)
     draws = np.random.default_rng(5).standard_normal(1000)
     noisy = learned(((t, 1.3 * t * (1 + 0.15 * draw)) for t, draw in zip(times, draws, strict=False)), quiet)
     assert noisy.line.spread == pytest.approx(0.15, rel=0.35)
+
+
+@pytest.mark.parametrize(("noise", "spread"), [(0.0, LEAST_SPREAD), (0.003, LEAST_SPREAD), (0.03, 0.03)])
+def test_there_is_a_margin_on_the_most_regular_device_and_no_larger_one_than_it_needs(noise, spread):
+    times = predicted(4000)
+    draws = np.random.default_rng(6).standard_normal(4000)
+    line = learned((t, 0.9 * t * (1 + noise * draw)) for t, draw in zip(times, draws, strict=True)).line
+    assert line.spread == pytest.approx(spread, rel=0.35 if spread > LEAST_SPREAD else 1e-9)
+    steps = CorrectedSteps(Told(), prefill=line)
+    assert steps.margin(prefill=True, decode=False) == 1.0 + Z * line.spread
+
+
+def test_the_least_spread_does_not_hide_what_is_learned_below_it():
+    """Noise that starts on a regular device counts from there, not from the least spread."""
+    quiet = learned((t, t) for t in predicted(1000))
+    assert sqrt(quiet._variance) < 1e-3
+    assert quiet.line.spread == LEAST_SPREAD
 
 
 @pytest.mark.parametrize("factor", [1000.0, 1e9, 1e-6])
@@ -137,7 +155,7 @@ def test_whatever_is_observed_the_line_is_finite_and_steps_take_time(pairs, size
         assert all(map(isfinite, line)), (pair, line)
         assert line.scale > 0
         assert line.add_s >= 0
-        assert line.spread >= 0
+        assert line.spread >= LEAST_SPREAD
         assert 0 < line.seconds(size) < float("inf")
 
 

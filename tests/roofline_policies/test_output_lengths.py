@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.output_lengths import KEPT, QUANTILE, OutputLengths
+from roofline_policies.output_lengths import FEWEST, KEPT, QUANTILE, OutputLengths
 
 ERROR = 0.017
 """Of ranks, that the sketch states, with 99% confidence."""
@@ -52,6 +52,30 @@ def test_what_is_long_ago_is_forgotten():
 
 def test_before_the_first_answer_one_token_is_counted_on():
     assert OutputLengths().least() == 1
+
+
+def test_few_answers_are_no_sample_of_which_one_in_fifty_could_be_told():
+    known = OutputLengths()
+    for _ in range(FEWEST - 1):
+        known.add(700)
+        assert known.least() == 1
+    known.add(700)
+    assert known.least() == 700
+
+
+def test_what_came_before_there_were_enough_counts_once_there_are():
+    known = learned([5] * (FEWEST // 2) + [700] * (FEWEST - 1 - FEWEST // 2))
+    assert known.least() == 1
+    known.add(700)
+    assert known.least() == 5
+
+
+def test_once_there_were_enough_there_always_are():
+    """Also just after the older answers were set aside, when there are few newer ones."""
+    known = learned([40] * KEPT)
+    for _ in range(FEWEST):
+        known.add(40)
+        assert known.least() == 40
 
 
 @settings(deadline=None)

@@ -55,6 +55,49 @@ def test_tokens_age_from_the_end_of_the_step_that_gave_them():
     assert pace.token_age_s(12.0) == 0.0
 
 
+def test_the_device_is_free_when_the_last_step_in_flight_has_ended():
+    pace = StepPace(Told())
+    assert pace.free_s(7.0) == 7.0
+    launch(pace, PREFILL, 10.0, tokens=2)
+    assert (pace.free_s(10.0), pace.free_s(11.5), pace.free_s(12.5)) == (12.0, 12.0, 12.5)
+    launch(pace, DECODE, 11.0, decode=4)  # waits for the device: 12 to 12.5
+    launch(pace, MIXED, 11.5, tokens=1, decode=4)  # to 14
+    assert pace.free_s(11.5) == 14.0
+    launch(pace, DECODE, 20.0, decode=8)  # finds it free
+    assert pace.free_s(20.0) == 21.0
+    pace.finished(PREFILL, 2.5, 12.5)  # half a second later than predicted; nothing behind it is free for that long
+    assert pace.free_s(20.0) == 21.0
+
+
+def test_when_the_device_is_free_follows_what_was_measured():
+    pace = StepPace(Told())
+    launch(pace, PREFILL, 10.0, tokens=2)
+    launch(pace, DECODE, 10.0, decode=8)
+    assert pace.free_s(10.0) == 13.0
+    pace.finished(PREFILL, 2.0, 12.75)  # it began later than it could
+    assert pace.free_s(12.75) == 13.75
+    pace.finished(DECODE, 1.0, 13.75)
+    assert (pace.free_s(13.0), pace.free_s(15.0)) == (13.75, 15.0)
+    for number in range(300):
+        launch(pace, PREFILL, 100.0 + 10.0 * number, tokens=2)
+        pace.finished(PREFILL, 3.0, 103.0 + 10.0 * number)
+    launch(pace, PREFILL, 4000.0, tokens=2)
+    launch(pace, PREFILL, 4000.0, tokens=2)
+    assert pace.free_s(4000.0) == pytest.approx(4006.0, rel=1e-5)
+
+
+def test_what_is_not_known_to_be_in_flight_keeps_nobody_waiting():
+    unknown = StepPace(None)
+    unknown.launched(DECODE, 0.0, EMPTY, rows(1))
+    assert unknown.free_s(9.0) == 9.0
+    pace = StepPace(Told())
+    launch(pace, PREFILL, 10.0, tokens=50)
+    pace.nobody_waits()
+    assert pace.free_s(10.0) == 60.0  # the device is not free for that
+    pace.forget()
+    assert pace.free_s(10.0) == 10.0
+
+
 def test_what_was_measured_takes_the_place_of_what_was_predicted():
     pace = StepPace(Told())
     launch(pace, DECODE, 10.0, decode=8)
@@ -161,3 +204,4 @@ def test_the_age_does_not_depend_on_when_results_are_told(steps, told_at_once, a
         for later_s in (0.0, 0.5, 100.0) if ask_often else (0.25,):
             expected = max(free_s, now_s + later_s) - token_s
             assert pace.token_age_s(now_s + later_s) == pytest.approx(expected, abs=1e-9)
+            assert pace.free_s(now_s + later_s) == pytest.approx(max(free_s, now_s + later_s), abs=1e-9)

@@ -94,7 +94,7 @@ def iteration(request):
         observer.forward_ends()
         context_tokens = observer.launching[1].context_tokens
         observer.launched(batch)
-        progress.launched(batch, context_tokens, state.now_s)
+        progress.launched(batch, context_tokens, 0.0)
         observer.finish(batch, SimpleNamespace(can_run_cuda_graph=False), state.now_s)
         progress.finished(batch)
         for record in observer.records():

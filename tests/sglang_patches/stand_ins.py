@@ -68,6 +68,16 @@ class StandInSpeculation:
         return self.mixes
 
 
+class StandInTree:
+    """A prefix cache; one that shares finds what a test puts in place of ``match_kv_cache``."""
+
+    def __init__(self, shares=False):
+        self.shares = shares
+
+    def supports_prefix_sharing(self):
+        return self.shares
+
+
 def arguments(**changed):
     return SimpleNamespace(**{
         "enable_two_batch_overlap": False, "enable_hisparse": False, "attn_cp_size": 1, "schedule_policy": "fcfs",
@@ -79,7 +89,7 @@ def stand_in_scheduler(running=4, **fields):
     return SimpleNamespace(**{
         "max_running_requests": 64, "chunked_prefill_size": 2048,  "page_size": 16,
         "truncation_align_size": None, "disaggregation_mode": DisaggregationMode.NULL, "is_mixed_chunk": False,
-        "spec_algorithm": StandInSpeculation(),
+        "spec_algorithm": StandInSpeculation(), "tree_cache": StandInTree(),
         "server_args": arguments(), "enable_priority_scheduling": False, "policy": SimpleNamespace(),
         "running_batch": StandInRunningBatch(running), **fields,
     })  # fmt: skip

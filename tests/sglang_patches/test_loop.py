@@ -9,15 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
-from stand_ins import MODEL, StandInBatch, StandInRunningBatch, stand_in_scheduler
+from stand_ins import MODEL, StandInBatch, StandInRunningBatch, StandInTree, stand_in_scheduler
 
 from roofline_policies.admission import Rank
 from roofline_policies.config import load
 from roofline_policies.decision import Knob
 from roofline_policies.policies import Proposal
+from roofline_policies.running_targets import AIM
 from roofline_policies.slo import Objectives, Slo
 from sglang_patches import hooks
 from sglang_patches import loop as loop_module
+from sglang_patches import waiting as waiting_module
 from sglang_patches.hooks import join, loop_of
 from sglang_patches.loop import Loop, contained, timed
 from sglang_patches.served import Served
@@ -89,7 +91,7 @@ class Ticks:
 
 
 class Request:
-    is_retracted, priority, rid, inflight_middle_chunks = False, None, "a request", 0
+    is_retracted, priority, rid, inflight_middle_chunks, prefix_len = False, None, "a request", 0, 0
 
     def __init__(self, prompt_tokens, received_s):
         self.extend_end, self.output_ids, self.seqlen = prompt_tokens, [], prompt_tokens
@@ -117,7 +119,7 @@ def scheduler():
     pool = SimpleNamespace(get_kv_token_stats=lambda: (0, 0.5))
     return stand_in_scheduler(
         running=1, waiting_queue=[SimpleNamespace(seqlen=900, prefix_len=64)], last_batch=None, chunked_req=None,
-        pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool), tree_cache=None, device="nothing real",
+        pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool), device="nothing real",
         metrics_reporter=SimpleNamespace(enable_metrics=False), _engine_paused=False, max_prefill_tokens=16384,
         model_worker=SimpleNamespace(forward_batch_generation=lambda batch: None),
         _request_dispatcher=SimpleNamespace(_mapping={}),
@@ -161,6 +163,63 @@ def test_a_loop_needs_no_server_to_find_out_what_is_served(clock, scheduler):
     assert (policy.view.queue.retractions, policy.view.queue.slack_s) == (1, None)
 
 
+class TenMsPerToken:
+    """And 1 ms per row that decodes."""
+
+    def step_s(self, *, prefill, decode, graph):
+        return 0.01 * prefill.new_tokens + 0.001 * decode.requests
+
+
+def test_what_is_due_is_told_beside_when_the_steps_in_flight_end(clock, scheduler):
+    """A prefill step of 1 s whose result has not come: its first token is expected when it ends."""
+    policy, request = Listens(), Request(100, received_s=99.5)
+    settings = replace(load("adaptive", overrides=["hardware=h200"]), policy=policy)
+    settings = replace(settings, objectives=Objectives(Slo(itl_s=0.2, itl_kind="mean_tpot")))
+    loop = Loop(scheduler, settings, Served(MODEL, Ticks, predictor=TenMsPerToken()))
+    prefill = StandInBatch(SglangMode.EXTEND, [100], [0], forward_iter=1, requests=[request])
+    loop.launching(prefill)
+    scheduler.model_worker.forward_batch_generation(prefill)
+    clock.now_s = 100.25
+    loop.launched(prefill)
+    loop.decide()
+    assert policy.view.free_in_s == pytest.approx(0.75)
+    assert policy.view.queue.mean_s == 0.2
+    assert policy.view.queue.due_s == pytest.approx(0.75 + AIM * 0.2)
+    decode = StandInBatch(SglangMode.DECODE, seq_lens=[101], forward_iter=2, requests=[request])
+    loop.launching(decode)
+    scheduler.model_worker.forward_batch_generation(decode)
+    loop.launched(decode)
+    loop.decide()
+    assert policy.view.free_in_s == pytest.approx(0.751)
+    assert policy.view.queue.due_s == pytest.approx(0.75 + AIM * 0.2)  # one step in flight gives its token first
+    clock.now_s = 102.0
+    loop.decide()
+    assert policy.view.free_in_s == 0.0
+    assert loop.controller.fallback_reason is None
+
+
+def test_a_prompt_is_looked_up_in_the_prefix_cache_as_it_comes(clock, scheduler, monkeypatch):
+    """The policy hears of the rest of it, and of the prefixes of those behind it."""
+    policy = Listens()
+    settings = replace(load("adaptive", overrides=["hardware=h200"]), policy=policy)
+    scheduler.tree_cache = StandInTree(shares=True)
+    scheduler.tree_cache.protected_size = lambda: 0
+    cached = {"a": 96, "b": 512}
+    monkeypatch.setattr(
+        waiting_module, "match_kv_cache", lambda request, tree: setattr(request, "prefix_len", cached[request.rid])
+    )
+    loop = Loop(scheduler, settings, Served(MODEL, Ticks, predictor=TenMsPerToken()))
+    join(scheduler, loop)
+    scheduler.waiting_queue = []
+    come(loop, Waits("a", 100, 5.0), Waits("b", 600, 5.0))
+    loop.decide()
+    queue = policy.view.queue
+    assert (queue.next_prefix_tokens, queue.first_prompt_tokens, queue.later_prefix_tokens) == (96, 4, 512)
+    assert queue.next_prefill_tokens == 4 + 88
+    tickets = [loop.waiting.ticket(request) for request in scheduler.waiting_queue]
+    assert [ticket.prefill_s for ticket in tickets] == pytest.approx([0.04, 0.88])
+
+
 def test_progress_is_forgotten_when_nothing_runs_and_kept_while_the_engine_pauses(clock, scheduler):
     policy, request = Listens(), Request(100, received_s=99.5)
     settings = replace(load("adaptive", overrides=["hardware=h200"]), policy=policy)
@@ -193,7 +252,7 @@ class Orders:
 class Waits:
     """A request that waits; each token of it takes 10 ms."""
 
-    prefix_len, priority, is_retracted = 0, None, False
+    prefix_len, priority, is_retracted, positional_embed_overrides = 0, None, False, None
 
     def __init__(self, rid, tokens, ttft_s):
         self.rid, self.seqlen = rid, tokens

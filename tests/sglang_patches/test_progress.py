@@ -29,13 +29,13 @@ class Server:
     def __init__(self, slo=PACED, rows_per_request=1, slo_of=None):
         self.progress, self.iteration, self.now_s = Progress(slo, rows_per_request, slo_of), 0, 0.0
 
-    def launch(self, mode, reqs, context_tokens, chunked_req=None, decoding_reqs=None):
+    def launch(self, mode, reqs, context_tokens, chunked_req=None, decoding_reqs=None, ends_s=0.0):
         self.iteration += 1
         batch = SimpleNamespace(
             forward_mode=mode, reqs=list(reqs), chunked_req=chunked_req, decoding_reqs=decoding_reqs,
             forward_iter=self.iteration,
         )  # fmt: skip
-        self.progress.launched(batch, context_tokens, 0.0)
+        self.progress.launched(batch, context_tokens, ends_s)
         return batch
 
     def finish(self, batch):
@@ -185,6 +185,29 @@ def test_the_tightest_of_what_running_requests_were_promised_is_told():
     assert server.progress.need(1.0, 0.01, 1) == (0.1, None, None)
     server.progress.clear()
     assert server.progress.need(1.0, 0.01, 1) == (None, None, None)
+
+
+def test_until_its_first_token_comes_a_request_needs_what_it_will_when_the_step_ends():
+    """Under overlap the next step is decided before; the token of this one comes when it ends, not when it starts."""
+    server, mean = Server(Slo(), slo_of=promised), Request(70)
+    batch = server.launch(SglangMode.EXTEND, [mean], 70, ends_s=4.0)
+    need = server.progress.need(1.5, 0.01, 1)
+    assert need == (None, 0.2, pytest.approx(4.0 + AIM * 0.2 - 1.5))
+    server.now_s = 4.5  # later than expected
+    server.finish(batch)
+    assert server.progress.need(4.5, 0.01, 1).due_s == pytest.approx(AIM * 0.2)
+
+
+def test_a_first_token_that_is_expected_too_late_is_followed_once_it_came_in_time_after_all():
+    server, request = Server(Slo(), slo_of=lambda request: PACED), Request(100, received_s=1.0)
+    for ends_s, came_s, expected, found in [(2.9, 3.1, 0.1, None), (3.1, 2.9, None, 0.1), (2.9, 2.9, 0.1, 0.1)]:
+        server.progress.clear()
+        request.time_stats.prefill_finished_time = 0.0
+        batch = server.launch(SglangMode.EXTEND, [request], 100, ends_s=ends_s)
+        assert server.progress.need(2.5, 0.01, 1).gap_s == expected
+        server.now_s = came_s
+        server.finish(batch)
+        assert server.progress.need(3.1, 0.01, 1).gap_s == found
 
 
 def test_a_prompt_part_way_through_its_chunks_needs_nothing_yet():

@@ -44,7 +44,7 @@ def test_a_quiet_server():
     assert (queue.chunk_in_flight, queue.decode_context_tokens, queue.slack_s) == (False, 0, None)
     assert (queue.kv_use, queue.retractions, queue.cache_hit_rate) == (0.25, 1, 0.5)
     assert (queue.gap_s, queue.mean_s, queue.due_s) == (0.1, 0.05, 0.7)
-    assert (queue.relegated, queue.first_prompt_tokens) == (2, 0)
+    assert (queue.relegated, queue.first_prompt_tokens, queue.later_prefix_tokens) == (2, 0, 0)
 
 
 def test_the_running_requests_tell_what_they_attend_to_and_when_they_are_due():
@@ -66,12 +66,28 @@ def test_the_next_chunk_is_of_the_prompt_that_is_part_way_through():
 
 
 @pytest.mark.parametrize(
-    ("waiting", "prefix", "tokens", "first"),
-    [([(500, 0)], 0, 500, 500), ([(500, 400), (4000, 16)], 400, 4500, 100), ([(9000, 16), (1, 0)], 16, 9000, 8984)],
+    ("waiting", "prefix", "tokens", "first", "later"),
+    [
+        ([(500, 0)], 0, 500, 500, 0),
+        ([(500, 400), (4000, 16)], 400, 100 + 3984, 100, 16),
+        ([(9000, 16), (1, 0)], 16, 8984, 8984, 0),
+        ([(500, 400), (300, 100), (300, 251)], 400, 100 + 200 + 49, 100, 175),  # the mean of 100 and 251
+        ([(500, 0), (1948, 400), (9000, 8000)], 0, 500 + 1548, 500, 400),  # a chunk is full: the third is not in it
+        ([(64, 64), (900, 0)], 64, 1 + 900, 1, 0),  # a token is computed of one that is cached whole
+    ],
 )
-def test_else_it_is_of_the_first_that_waits(waiting, prefix, tokens, first):
+def test_else_it_is_of_the_first_that_waits_without_what_is_cached(waiting, prefix, tokens, first, later):
     queue = state(scheduler(waiting=waiting))
     assert (queue.next_prefix_tokens, queue.next_prefill_tokens, queue.first_prompt_tokens) == (prefix, tokens, first)
+    assert queue.later_prefix_tokens == later
+
+
+def test_those_behind_a_prompt_that_is_part_way_through_come_without_what_is_cached():
+    chunked = SimpleNamespace(seqlen=3000, extend_end=2048)
+    queue = state(scheduler(waiting=[(500, 400), (900, 100), (9000, 8000)], chunked_req=chunked))
+    assert (queue.next_prefix_tokens, queue.first_prompt_tokens) == (2048, 952)
+    assert queue.next_prefill_tokens == 952 + 100 + 800 + 1000
+    assert queue.later_prefix_tokens == (400 + 100 + 8000) // 3
 
 
 def test_prompts_just_prefilled_run():

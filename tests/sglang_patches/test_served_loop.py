@@ -47,12 +47,15 @@ def expected(model, token_ids, tmp_path_factory):
         return generate(plain.base_url, token_ids, OUTPUT_TOKENS)
 
 
+RIDGE = "policy=ridge slo.itl_s=0.0005 controller.dwell_s=0.05 log_interval_s=1"
+
+
 @pytest.fixture(scope="module")
 def adaptive(model, tmp_path_factory):
-    """A server whose ITL target nothing can meet, so that its policy has to act."""
+    """A server whose ITL target nothing can meet, so that the ridge rule has to act."""
     folder = tmp_path_factory.mktemp("adaptive")
     arguments = ["--policy", "adaptive", "--enable-metrics", "--policy-set"]
-    with server(model, folder, *arguments, "slo.itl_s=0.0005 controller.dwell_s=0.05 log_interval_s=1") as running:
+    with server(model, folder, *arguments, RIDGE) as running:
         yield running
 
 
@@ -64,14 +67,32 @@ def test_a_knob_moves_with_its_reason_and_the_tokens_stay_the_same(adaptive, tok
     assert moved
     assert moved[0]["old"] == CAP
     assert moved[0]["new"] < CAP
-    assert re.fullmatch(
-        r"\d requests decode in 90% of the tightest target of 0 ms \(\d take \d+ ms at most\)", moved[0]["reason"]
-    )
-    assert moved[0]["policy"] == "BatchSize"
+    reason = r"a decode step of \d requests takes \d+ ms, over the ITL target of 0 ms"
+    assert re.fullmatch(reason, moved[0]["reason"])
+    assert moved[0]["policy"] == "RidgeBatchSize"
     assert page["knobs"]["max_running_requests"] < CAP
     low, high = page["bounds"]["max_running_requests"]
     assert (low, high) == (1, CAP)
-    assert "Roofline. max_running_requests: 8 -> " in "\n".join(adaptive.log_tail(10_000))
+    line = r"Roofline\. \d+ running, \d+ waiting, KV \d+% full: .*max_running_requests 8 -> \d .*RidgeBatchSize: "
+    assert re.search(line, "\n".join(adaptive.log_tail(10_000)))
+
+
+def test_the_default_policy_predicts_and_the_tokens_stay_the_same(model, token_ids, expected, tmp_path):
+    """Where no kernel of the device was measured, the roofline predicts and the steps that ran correct it."""
+    targets = "slo.ttft_s=30 slo.itl_s=0.05 controller.dwell_s=0.05"
+    with server(model, tmp_path, "--policy", "adaptive", "--policy-set", targets) as running:
+        assert generate(running.base_url, token_ids, OUTPUT_TOKENS) == expected
+        page = roofline(running.base_url)
+    assert page["policy"]["state"] == "active"
+    assert page["predictor"] == "RooflineSteps"
+    learned = page["correction"]["decode"]
+    assert learned["scale"] + learned["add_s"] > 0
+    assert page["knobs"]["deadline_order"] is True
+    ordered = [change for change in page["changes"] if change["knob"] == "deadline_order"]
+    assert [(change["old"], change["new"], change["policy"]) for change in ordered] == [(False, True, "SloGuard")]
+    chosen = [change for change in page["changes"] if change["knob"] in ("prefill_chunk_tokens", "mixed_chunk")]
+    assert {change["policy"] for change in chosen} <= {"PrefillDeferral", "controller"}
+    assert " running, " in page["last_change"]
 
 
 def test_work_is_accounted_for_to_the_last_flop(adaptive, model):

@@ -9,11 +9,11 @@ from sglang_patches.service import FIRST_PACE, KEEP, STEPS_TO_A_TOKEN, Service
 
 
 class Prompt:
-    """Predicted to take 1 ms per token."""
+    """Predicted to take 1 ms per token that was not ``cached`` when it came."""
 
-    def __init__(self, tokens, extend_end=0):
+    def __init__(self, tokens, extend_end=0, cached=0):
         self.seqlen, self.extend_end, self.inflight_middle_chunks = tokens, extend_end, 0
-        self.ticket = Ticket(0.0, 0.0, tokens * 1e-3)
+        self.ticket = Ticket(0.0, 0.0, (tokens - cached) * 1e-3, tokens=tokens - cached)
 
 
 def step(service, now_s, *prompts, waiting=True, rows=0):
@@ -61,8 +61,50 @@ def test_time_in_which_nobody_waited_says_nothing(service):
     assert service.pace < FIRST_PACE
 
 
+def test_what_was_cached_when_a_prompt_came_is_not_served(service):
+    """A prompt of 1,000 tokens of which 600 are cached: 400 ms, in two chunks of 200."""
+    prompt = Prompt(1000, cached=600)
+    service._passed_s = service._served_s = 0.0
+    prompt.inflight_middle_chunks = 1
+    step(service, 0.0, (prompt, 200, 600))
+    prompt.inflight_middle_chunks = 2
+    step(service, 1.0, (prompt, 200, 800))
+    assert service.pace == pytest.approx(1.0 / 0.2)
+    step(service, 2.0, (Prompt(1), 1, 0))
+    assert service.pace == pytest.approx((1.0 * KEEP + 1.0) / (0.2 * KEEP + 0.2))
+
+
+def test_what_was_cached_while_a_prompt_waited_is_served_by_its_first_step_alone(service):
+    """600 of 1,000 tokens when it came and 800 when it was its turn, in two chunks of 100."""
+    prompt = Prompt(1000, cached=600)
+    service._passed_s = service._served_s = 0.0
+    prompt.inflight_middle_chunks = 1
+    step(service, 0.0, (prompt, 100, 800))
+    prompt.inflight_middle_chunks = 2
+    step(service, 1.0, (prompt, 100, 900))
+    assert service.pace == pytest.approx(1.0 / 0.3)
+    step(service, 2.0, (Prompt(1), 1, 0))
+    assert service.pace == pytest.approx((1.0 * KEEP + 1.0) / (0.3 * KEEP + 0.1))
+
+
+def test_what_is_not_cached_any_more_is_served_as_far_as_it_was_predicted(service):
+    """600 of 1,000 tokens were cached when it came, and none is when it is its turn."""
+    service._passed_s = service._served_s = 0.0
+    step(service, 0.0, (Prompt(1000, cached=600), 1000, 0))
+    step(service, 1.0, (Prompt(1), 1, 0))
+    assert service.pace == pytest.approx(1.0 / 0.4)
+
+
+def test_of_a_prompt_that_comes_with_a_prefix_the_rest_is_ahead(service):
+    ahead_s = service.ahead_s
+    assert ahead_s(Prompt(1000, extend_end=600, cached=600)) == pytest.approx(0.4 * FIRST_PACE)
+    assert ahead_s(Prompt(1000, extend_end=800, cached=600)) == pytest.approx(0.5 * 0.4 * FIRST_PACE)
+    assert ahead_s(Prompt(1000, extend_end=200, cached=600)) == pytest.approx(0.4 * FIRST_PACE)  # lost since
+    assert ahead_s(Prompt(1000, extend_end=1000, cached=600)) == 0.0
+
+
 def test_what_was_found_in_the_cache_is_served_by_the_first_step_alone(service):
-    """A prompt of 1,000 tokens of which 600 are cached, in two chunks of 200."""
+    """A prompt of 1,000 tokens of which none was cached when it came and 600 are, in two chunks of 200."""
     prompt = Prompt(1000)
     service._passed_s = service._served_s = 0.0
     prompt.inflight_middle_chunks = 1

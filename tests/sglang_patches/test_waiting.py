@@ -3,10 +3,13 @@
 from types import SimpleNamespace
 
 import pytest
+from stand_ins import StandInTree
 
 from roofline_policies.admission import NO_TARGET_S, Rank
+from roofline_policies.batch import BatchShape
 from roofline_policies.slo import Objectives, Slo
 from sglang_patches import hooks
+from sglang_patches import waiting as waiting_module
 from sglang_patches.waiting import LEAST_IN_FLIGHT, Waiting
 
 SERVER = Slo(ttft_s=10.0, itl_s=0.1)
@@ -14,10 +17,12 @@ OBJECTIVES = Objectives(SERVER, {10: Slo(ttft_s=1.0), 0: Slo(e2e_s=30.0), -1: Sl
 
 
 class Request:
-    """One that waits; ``slo`` as a client sends it."""
+    """One that waits; ``slo`` as a client sends it, ``cached`` what of it the prefix cache has."""
+
+    positional_embed_overrides = None
 
     def __init__(self, rid, tokens=100, priority=None, slo=None, cached=0, custom=None):
-        self.rid, self.seqlen, self.priority, self.prefix_len = rid, tokens, priority, cached
+        self.rid, self.seqlen, self.priority, self.prefix_len, self.cached = rid, tokens, priority, 0, cached
         custom = {"slo": slo} if slo is not None else custom
         self.sampling_params = SimpleNamespace(custom_params=custom)
 
@@ -32,9 +37,35 @@ class Times:
 
     def step_s(self, *, prefill, decode, graph):
         self.asked += 1
-        assert (prefill.requests, decode.requests, graph) == (1, 0, False)
-        assert prefill.causal_pairs == prefill.new_tokens * (prefill.new_tokens + 1) // 2
+        new, cached = prefill.new_tokens, prefill.context_tokens - prefill.new_tokens
+        pairs = new * cached + new * (new + 1) // 2
+        assert prefill == BatchShape(1, new, new + cached, new * (new + cached), pairs, 1)
+        assert (decode, graph) == (BatchShape(), False)
+        self.cached = cached
         return 0.01 * prefill.new_tokens
+
+
+class Tree(StandInTree):
+    """A prefix cache that has of a prompt what the prompt says; matched: who was looked up."""
+
+    def __init__(self, shares=True):
+        super().__init__(shares)
+        self.matched = []
+
+
+def match(request, tree):
+    """As SGLang's: the hit becomes the request's prefix."""
+    tree.matched.append(request.rid)
+    request.prefix_len = request.cached
+
+
+def scheduler_of(queue, **fields):
+    return SimpleNamespace(**{"waiting_queue": queue, "tree_cache": Tree(), **fields})
+
+
+@pytest.fixture(autouse=True)
+def _prefix_cache(monkeypatch):
+    monkeypatch.setattr(waiting_module, "match_kv_cache", match)
 
 
 @pytest.fixture
@@ -43,8 +74,13 @@ def queue():
 
 
 @pytest.fixture
-def waiting(queue):
-    return Waiting(SimpleNamespace(waiting_queue=queue), OBJECTIVES, Times())
+def tree():
+    return Tree()
+
+
+@pytest.fixture
+def waiting(queue, tree):
+    return Waiting(scheduler_of(queue, tree_cache=tree), OBJECTIVES, Times())
 
 
 @pytest.fixture
@@ -137,6 +173,66 @@ def test_a_prompt_is_priced_once(waiting, queue, come):
     assert [waiting.ticket(request).prefill_s for request in queue] == pytest.approx([0.01 * n for n in range(1, 21)])
 
 
+def test_a_prompt_costs_what_of_it_is_not_cached_when_it_comes(waiting, tree, come):
+    """The tokens in the cache are attended to, and not computed."""
+    request = Request("hit", tokens=1000, cached=960)
+    come(2.0, request)
+    ticket = waiting.ticket(request)
+    assert (ticket.arrival_s, ticket.due_s, ticket.tokens) == (2.0, 12.0, 40)
+    assert ticket.prefill_s == pytest.approx(0.4)
+    assert (waiting._times.cached, request.prefix_len) == (960, 960)
+
+
+def test_the_cache_is_asked_once_as_a_prompt_comes_also_after_a_retraction(waiting, queue, tree, come):
+    request = Request("a", tokens=100, cached=64)
+    come(0.0, request)
+    request.cached, waiting.clock_s = 96, 3.0  # what is found later changes no place
+    waiting.order(True)
+    waiting.judged(3.0, 0.0, 1.0, 30)
+    queue.clear()
+    come(4.0, request, retracted=True)
+    assert tree.matched == ["a"]
+    assert (waiting.ticket(request).tokens, waiting.ticket(request).arrival_s) == (36, 0.0)
+
+
+def test_a_prompt_that_is_cached_whole_still_computes_a_token(waiting, come):
+    request = Request("known", tokens=128, cached=128)
+    come(0.0, request)
+    assert waiting.ticket(request).tokens == 1
+    assert waiting.ticket(request).prefill_s == pytest.approx(0.01)
+
+
+def test_nothing_is_looked_up_where_no_prefix_is_shared(waiting, tree, come):
+    tree.shares = False
+    request = Request("a", tokens=1000, cached=960)
+    come(0.0, request)
+    assert (tree.matched, waiting.ticket(request).tokens, request.prefix_len) == ([], 1000, 0)
+
+
+def test_a_prompt_of_replaced_embeddings_shares_no_prefix(waiting, tree, come):
+    """Equal tokens are not equal then."""
+    request = Request("a", tokens=1000, cached=960)
+    request.positional_embed_overrides = object()
+    come(0.0, request)
+    assert (tree.matched, waiting.ticket(request).tokens, request.prefix_len) == ([], 1000, 0)
+
+
+def test_ranks_that_predict_nothing_look_up_the_same(queue):
+    """Looking up moves what the cache evicts first, so that it has to happen everywhere or nowhere."""
+    other = Tree()
+    waiting = Waiting(scheduler_of(queue, tree_cache=other), OBJECTIVES, None)
+    queue.append(Request("a", cached=64))
+    waiting.came(queue[0], retracted=False)
+    assert other.matched == ["a"]
+    assert (waiting.ticket(queue[0]).tokens, waiting.ticket(queue[0]).prefill_s) == (36, 0.0)
+
+
+def test_a_long_prompt_that_is_cached_is_in_time_and_the_same_one_that_is_not_is_not(waiting, queue, come):
+    waiting.order(True)
+    come(0.0, Request("hit", tokens=5000, cached=4800), Request("miss", tokens=5000))
+    assert waiting.judged(0.0, 0.0, 1.0, 30) == {"miss": Rank.RELEGATED}
+
+
 def test_those_that_cannot_be_in_time_let_others_pass_until_they_have_aged(waiting, queue, come):
     """8 s, 7 s and 2 s of prefill, all due at 10 s: without the longest the other two are in time."""
     waiting.order(True)
@@ -168,7 +264,7 @@ def test_zero_seconds_pass_nobody_over_and_take_back_those_that_were(waiting, qu
 
 
 def test_where_nothing_is_predicted_nobody_is_known_to_be_late(queue):
-    waiting = Waiting(SimpleNamespace(waiting_queue=queue), OBJECTIVES, None)
+    waiting = Waiting(scheduler_of(queue), OBJECTIVES, None)
     waiting.order(True)
     queue.append(Request("a", tokens=10**6))
     waiting.came(queue[0], retracted=False)
@@ -180,8 +276,8 @@ def test_a_rank_that_does_not_decide_comes_to_the_same_order(queue):
     """What moves is told, and so is the time."""
     deciding, other = [], []
     ranks = [
-        Waiting(SimpleNamespace(waiting_queue=deciding), OBJECTIVES, Times()),
-        Waiting(SimpleNamespace(waiting_queue=other), OBJECTIVES, None),
+        Waiting(scheduler_of(deciding), OBJECTIVES, Times()),
+        Waiting(scheduler_of(other), OBJECTIVES, None),
     ]
     for now_s, requests in [(0.0, [("a", 800, None), ("b", 700, 10), ("c", 200, None)]), (3.0, [("d", 5000, 0)])]:
         told = ranks[0].judged(now_s, 0.0, 1.0, 30)

@@ -91,6 +91,37 @@ def test_what_requests_are_ahead_of_a_mean_can_be_spent_at_once(due_s, mean_s, e
     assert chunk in almost((expected - 0.008) / 1e-3)
 
 
+@pytest.mark.parametrize(("due_s", "free_in_s", "expected"), [(0.9, 0.2, 0.7), (0.9, 0.8, 0.3), (0.2, 1.5, 0.3)])
+def test_what_is_due_is_counted_from_when_the_next_step_can_start(due_s, free_in_s, expected):
+    """The steps in flight take their part of it first. Those behind still get a gap of their mean, here 300 ms."""
+    times = Affine(base_s=0.0, token_s=1e-3, row_s=1e-3)
+    queue = LONG._replace(gap_s=None, due_s=due_s, mean_s=0.3)
+    chunk = proposed(PrefillDeferral(), seen(exact(times), queue, free_in_s=free_in_s))[CHUNK]
+    assert chunk in almost((expected - 0.008) / 1e-3)
+
+
+def test_a_gap_is_counted_from_the_last_token_whenever_the_next_step_starts():
+    """The age of the tokens is of that moment already."""
+    for free_in_s in (0.0, 0.03):
+        chunk = proposed(PrefillDeferral(), seen(exact(Affine()), TIGHT, token_age_s=0.02, free_in_s=free_in_s))[CHUNK]
+        assert chunk in almost(MOST - 2000)
+
+
+@pytest.mark.parametrize(("later", "most"), [(0, 1325), (10_000, 740), (100_000, 218)])
+def test_the_prefixes_of_the_prompts_behind_the_next_one_are_priced(later, most):
+    """100 tokens of the next prompt, and as many of those behind it as fit with what they attend to."""
+    times = Affine(base_s=0.0, token_s=1e-5, row_s=0.0, pair_s=1e-9)
+    queue = LONG._replace(gap_s=0.014, first_prompt_tokens=100, later_prefix_tokens=later)
+    policy = PrefillDeferral(min_chunk_tokens=8, tile_tokens=8)
+    chunk = settled(policy, seen(exact(times), queue, bounds=Bounds({CHUNK: Range(8, 8192, 8)}, {MIXED: "no"})))[CHUNK]
+
+    def takes_s(tokens):
+        return times.seconds(BatchShape.of(prefill=[(100, 0), (tokens - 100, later)]), BatchShape())
+
+    assert takes_s(chunk) <= 0.014 < takes_s(chunk + chunk // 16 + 16)
+    assert chunk == pytest.approx(most, rel=0.08)
+
+
 def test_where_decoding_alone_is_past_the_target_prefill_takes_as_long_as_decoding():
     times = Affine(base_s=0.0, token_s=1e-4, row_s=0.05)
     chunk = proposed(PrefillDeferral(), seen(exact(times), LONG._replace(gap_s=0.1)))[CHUNK]
@@ -242,22 +273,24 @@ def test_the_chunk_is_the_largest_that_fits_but_for_a_few_percent_and_a_tile(
     running=st.integers(0, 300), tokens=st.integers(0, 20_000), first=st.integers(0, 20_000),
     prefix=st.integers(0, 10**6), gap_s=st.one_of(st.none(), st.floats(1e-9, 100)),
     due_s=st.one_of(st.none(), st.floats(-100, 100)), age_s=st.floats(0, 1e3), since_s=st.floats(0, 1e3),
+    free_in_s=st.floats(0, 1e3), later=st.integers(0, 10**6),
     explore=st.one_of(st.none(), st.integers(2, 5)), decisions=st.integers(0, 10),
     low=st.integers(1, 64), high=st.integers(64, 8192), step=st.integers(1, 64), mixed=st.booleans(),
 )  # fmt: skip
 def test_proposals_are_within_bounds_whatever_is_seen(
     base_s, token_s, row_s, pair_s, mixed_s, spread, running, tokens, first, prefix, gap_s, due_s, age_s, since_s,
-    explore, decisions, low, high, step, mixed,
+    free_in_s, later, explore, decisions, low, high, step, mixed,
 ):  # fmt: skip
     bounds = Bounds({CHUNK: Range(low, high, step)}, {})
     queue = QueueState(
         running=running, waiting=1, next_prefill_tokens=tokens, first_prompt_tokens=min(first, tokens),
-        next_prefix_tokens=prefix, gap_s=gap_s, due_s=due_s, mean_s=None if due_s is None else 0.1,
+        next_prefix_tokens=prefix, later_prefix_tokens=later, gap_s=gap_s, due_s=due_s,
+        mean_s=None if due_s is None else 0.1,
     )  # fmt: skip
     times = Affine(base_s, token_s, row_s, 0.0, pair_s, mixed_s)
     now = seen(
         exact(times, spread), queue, bounds, Knobs(64, high, mixed_chunk=mixed),
-        token_age_s=age_s, since_prefill_s=since_s, decisions=decisions,
+        token_age_s=age_s, free_in_s=free_in_s, since_prefill_s=since_s, decisions=decisions,
     )  # fmt: skip
     proposals = PrefillDeferral(explore_every=explore).propose(now)
     assert PrefillDeferral(explore_every=explore).propose(now) == proposals
