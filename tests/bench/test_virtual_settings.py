@@ -162,10 +162,18 @@ def test_arms_that_cannot_be_used_are_refused(arms: object, message: str) -> Non
 
 
 def test_every_shipped_arm_loads() -> None:
-    arms = read_arms(choices("arm"), SLO)
+    grids = {"static_grid", "ordered_grid", "study_grid", "study_small", "ordered_study"}
+    # The study's grids are parts of the whole ones, under the same names.
+    for name in grids:
+        assert len(read_arms([name], SLO)) > 1
+    arms = read_arms(
+        [name for name in choices("arm") if name not in {"study_grid", "study_small", "ordered_study"}], SLO
+    )
+    parts = read_arms(["study_grid", "study_small"], SLO)
+    assert {*parts, *read_arms(["ordered_study"], SLO)} <= {*arms}
     by_name = {arm.name: arm for arm in arms}
     assert by_name["default"] == VirtualArm("default")
-    single = set(choices("arm")) - {"static_grid", "ordered_grid"}
+    single = set(choices("arm")) - grids
     assert single | {arm.name for arm in arms if arm.oracle} == set(by_name)
     assert {by_name[name].oracle for name in single} == {None}
     for arm in arms:
@@ -207,7 +215,18 @@ def test_a_grid_is_an_arm_per_combination_and_those_are_fixed() -> None:
         VirtualArm("mixed_c512_r64", flags("512", "--enable-mixed-chunk"), oracle="fixed"),
         VirtualArm("mixed_c2048_r64", flags("2048", "--enable-mixed-chunk"), oracle="fixed"),
     )
-    assert len(read_arms(["static_grid"], SLO)) == 16
+    assert len(read_arms(["static_grid"], SLO)) == 24
+
+
+def test_an_interval_between_prefill_steps_is_a_way_of_its_own_beside_mixing() -> None:
+    grid = {"prefill_chunk_tokens": [512], "max_running_requests": [64], "mixed_chunk": [True],
+            "prefill_decode_interval": [1, 4]}  # fmt: skip
+    arms = read_arms({"any": {"grid": grid}}, SLO)
+    assert [(arm.name, arm.server_args[4:]) for arm in arms] == [
+        ("mixed_c512_r64", ("--enable-mixed-chunk",)),
+        ("interval1_c512_r64", ("--prefill-decode-interval", "1")),
+        ("interval4_c512_r64", ("--prefill-decode-interval", "4")),
+    ]
 
 
 def test_a_grid_of_another_oracle_is_named_after_it_and_is_not_fixed() -> None:
