@@ -36,9 +36,6 @@ _SHIPPED_DIR = Path(roofline_policies.conf.__path__[0])
 DEFAULT_OBJECTIVES = Objectives()
 
 
-DEFAULT_OBJECTIVES = Objectives()
-
-
 @dataclass(frozen=True, slots=True)
 class RangeRequest:
     """Narrower bounds for a knob; None leaves what the server was launched with.

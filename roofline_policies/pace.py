@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from roofline_policies.batch import BatchShape
@@ -88,21 +89,24 @@ class StepPace:
 
     def free_s(self, now_s: float) -> float:
         """When the device has ended all steps in flight; now, where none is."""
-        free_s = self._done_s
-        for step in self._in_flight:
-            free_s = max(free_s, step.launched_s) + self._corrections[step.mode].line.seconds(step.predicted_s)
-        return max(free_s, now_s)
+        return max(self._done_s, now_s, *(end_s for _, end_s in self._ends()))  # each ends after the one before
 
     def token_age_s(self, now_s: float) -> float:
         """How old the running requests' last tokens are when the next step can start; 0 where nobody waits."""
         if not self._waited_for:
             return 0.0
         free_s, token_s = self._done_s, self._token_s
-        for step in self._in_flight:
-            free_s = max(free_s, step.launched_s) + self._corrections[step.mode].line.seconds(step.predicted_s)
+        for step, free_s in self._ends():
             if step.tokens:
                 token_s = free_s
         return 0.0 if token_s is None else max(0.0, max(free_s, now_s) - token_s)
+
+    def _ends(self) -> Iterator[tuple[_Step, float]]:
+        """The steps in flight, oldest first, each with its expected end."""
+        end_s = self._done_s
+        for step in self._in_flight:
+            end_s = max(end_s, step.launched_s) + self._corrections[step.mode].line.seconds(step.predicted_s)
+            yield step, end_s
 
     def _corrected(self, times: StepTimes) -> CorrectedSteps:
         known = self._corrections

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.rivals.shapes import NO_PREDICTOR, NOTHING, prompt_shape, running_shape
+from bench.rivals.shapes import NOTHING, prompt_shape
 from roofline_policies.decision import Knob
 from roofline_policies.policies.base import Proposal
+from roofline_policies.policies.shapes import NOT_PREDICTED, running_shape
 from roofline_policies.view import SchedulerView
 
 
@@ -32,7 +33,7 @@ class EbPlus:
         """Why nothing can be decided on this server, None where it can."""
         if not view.bounds.movable(Knob.MIXED_CHUNK):
             return view.bounds.immovable[Knob.MIXED_CHUNK]
-        return NO_PREDICTOR if view.predictor is None else None
+        return NOT_PREDICTED if view.predictor is None else None
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """A target for mixed_chunk; nothing where nothing runs, and where ``idle_reason`` says why."""

@@ -20,10 +20,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from bench.rivals.shapes import NO_PREDICTOR, NOTHING, prompt_shape, running_shape
+from bench.rivals.shapes import NOTHING, prompt_shape
 from roofline_policies.decision import Knob, Range
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Proposal
+from roofline_policies.policies.shapes import NOT_PREDICTED, running_shape
 from roofline_policies.step_times import StepTimes
 from roofline_policies.view import SchedulerView
 
@@ -52,7 +53,7 @@ class SlackChunks:
         if Knob.PREFILL_CHUNK_TOKENS not in view.bounds.ranges:
             return view.bounds.immovable[Knob.PREFILL_CHUNK_TOKENS]
         if view.predictor is None:
-            return NO_PREDICTOR
+            return NOT_PREDICTED
         return NO_TARGET if view.slo.itl_s is None else None
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:

@@ -11,14 +11,12 @@ from roofline_policies.correction import CorrectedSteps
 from roofline_policies.decision import Knob, Range
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Kind, Proposal, Strength
-from roofline_policies.policies.shapes import prompt_shape, running_shape
+from roofline_policies.policies.shapes import NOT_PREDICTED, prompt_shape, running_shape
 from roofline_policies.roofline import Bound
 from roofline_policies.slo import ItlKind
 from roofline_policies.view import SchedulerView
 
 EMPTY = BatchShape()
-
-NOT_PREDICTED = "step times are not predicted here (efficiency)"
 
 
 LOOK_EVERY = 8

@@ -5,6 +5,9 @@ from __future__ import annotations
 from roofline_policies.batch import BatchShape
 from roofline_policies.view import SchedulerView
 
+NOT_PREDICTED = "step times are not predicted here (efficiency)"
+"""Why a policy that asks a predictor idles where there is none."""
+
 
 def prompt_shape(view: SchedulerView, tokens: int) -> BatchShape:
     """``tokens`` prompt tokens: of the prompt whose chunk comes next as far as it goes, then of those behind it."""

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from views import BOUNDS, view
 
 from bench.rivals import EbPlus, SlackChunks
-from bench.rivals.shapes import prompt_shape, running_shape
+from bench.rivals.shapes import prompt_shape
 from roofline_policies.batch import BatchShape
 from roofline_policies.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.errors import FieldError
 from roofline_policies.model import ModelShape
+from roofline_policies.policies.shapes import running_shape
 from roofline_policies.predict import StepPredictor
 from roofline_policies.slo import Slo
 from roofline_policies.view import QueueState, SchedulerView
