@@ -29,15 +29,34 @@ SOURCES = (
 )  # fmt: skip
 """Where the code is that decides a metric: files and folders of the checkout."""
 
+OF_POLICIES = (
+    "bench/rivals", "roofline_policies/policies",
+    *(f"roofline_policies/{module}.py" for module in (
+        "admission", "controller", "correction", "deadlines", "output_lengths", "pace", "running_targets", "status",
+        "transitions", "view", "window",
+    )),
+    *(f"sglang_patches/{module}.py" for module in (
+        "actuate", "guard", "loop", "observe", "outputs", "progress", "queues", "recorder", "service", "waiting",
+    )),
+)  # fmt: skip
+"""Of these, what does not run without a policy: an edit there leaves the results of fixed settings valid."""
+
+NO_SLO = Slo(None, None)
+
 ROOT = Path(__file__).parents[2]
 
 
-def cell_digest(experiment: Experiment, usd_per_h: float | None) -> str:
-    """Of everything the arms of a cell share: device, step times, SLO, price, and each request of the traffic.
+def run_digest(experiment: Experiment) -> str:
+    """Of everything that decides a run of any arm in a cell but its policy: device, step times, each request.
 
     The requests stand for the trace they were read from: its path, and what lies outside the window, decide nothing.
     """
-    return _digest([plain(experiment, set()), usd_per_h])
+    return _digest(plain(replace(experiment, slo=NO_SLO), set()))
+
+
+def cell_digest(run: str, slo: Slo, usd_per_h: float | None) -> str:
+    """Of a cell: what runs in it, as ``run_digest`` has it, and what that is judged by."""
+    return _digest([run, plain(slo, set()), usd_per_h])
 
 
 def arm_digest(arm: VirtualArm, slo: Slo) -> str:
@@ -57,21 +76,35 @@ def unit_key(cell: str, arm: str, environment: str) -> str:
     return _digest([cell, arm, environment])[:32]
 
 
-@lru_cache(maxsize=1)
-def environment_digest() -> str:
-    """Of the versions and the sources that run experiments; read once."""
+def environment_digest(arm: VirtualArm) -> str:
+    """Of the versions and the sources that run the arm; read once."""
+    return _environment(OF_POLICIES if arm.policy is None else ())
+
+
+@lru_cache(maxsize=2)
+def _environment(left_out: tuple[str, ...]) -> str:
     versions = {name: importlib.metadata.version(name) for name in VERSIONED}
-    return _digest([FORMAT, versions, source_digest(ROOT / one for one in SOURCES)])
+    return _digest([FORMAT, versions, source_digest((ROOT / one for one in SOURCES), [ROOT / one for one in left_out])])
 
 
-def source_digest(paths: Iterable[Path]) -> str:
-    """Of these files and of all Python files below these folders: their names and contents."""
+def source_digest(paths: Iterable[Path], left_out: Iterable[Path] = ()) -> str:
+    """Of these files and of all Python files below these folders: their names and contents.
+
+    left_out: files and folders among them that do not count.
+    """
+    unwanted = {file for path in left_out for file in _python_files(path)}
     found = hashlib.sha256()
     for path in paths:
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        for file in _python_files(path):
+            if file in unwanted:
+                continue
             name = file.relative_to(path.parent).as_posix()
             found.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return found.hexdigest()
+
+
+def _python_files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
 def plain(value: object, modules: set[str]) -> Any:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from bench.metrics import Metrics
 from bench.sweep.settings import Cell, SweepSettings
 from bench.sweep.store import Outcome
 from bench.sweep.task import crashed_row, run_unit
@@ -41,6 +42,14 @@ def units_of(settings: SweepSettings) -> list[Unit]:
     return list(found.values())
 
 
+def runs_of(units: Sequence[Unit]) -> list[list[Unit]]:
+    """The units by the run that decides them, in their order: a fixed setting runs alike whatever it is judged by."""
+    found: dict[str, list[Unit]] = {}
+    for unit in units:
+        found.setdefault(unit.cell.runs[unit.arm.name], []).append(unit)
+    return list(found.values())
+
+
 def run_missing(missing: Sequence[Unit], total: int, processes: int, console: Console) -> Iterator[Outcome]:
     """What became of each unit, as it ends. total: units of the sweep, of which the others are there already.
 
@@ -50,32 +59,34 @@ def run_missing(missing: Sequence[Unit], total: int, processes: int, console: Co
     columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), names)
     if not missing:
         return
-    open_units = dict(enumerate(missing))
+    runs = runs_of(missing)
+    open_runs = {index: run[0] for index, run in enumerate(runs)}
+    done = total - len(missing)
     # Units take minutes: what is left is judged by all that went before, not by the last seconds.
     with Progress(*columns, console=console, expand=True, speed_estimate_period=HOUR_S) as progress:
-        bar = progress.add_task(_running(open_units, processes), total=total, completed=total - len(missing))
-        tasks = [(unit.cell.experiment, unit.arm, unit.cell.usd_per_h) for unit in missing]
+        bar = progress.add_task(_running(open_runs, processes), total=total, completed=done)
+        tasks = [(run[0].cell.experiment, run[0].arm, [unit.cell.judge for unit in run]) for run in runs]
         for index, result in run_each(run_unit, tasks, processes, lambda *_: None):
-            unit = open_units.pop(index)
-            outcome = _outcome(unit, result)
-            progress.update(bar, advance=1, description=_running(open_units, processes))
-            if outcome.crashed:
-                lines = [f"{unit} crashed: {outcome.row['crash']}", *outcome.tail]
+            unit, done = open_runs.pop(index), done + len(runs[index])
+            progress.update(bar, completed=done, description=_running(open_runs, processes))
+            outcomes = _outcomes(runs[index], result)
+            if isinstance(result, Crash):
+                lines = [f"{unit} crashed: {result.problem}", *result.tail]
                 progress.console.print("\n".join(lines), markup=False, soft_wrap=True)
             elif not console.is_terminal:
-                told = f"{total - len(open_units)}/{total} {unit}, {outcome.cpu_s:.1f} s of one core"
+                told = f"{done}/{total} {unit}, {result[1]:.1f} s of one core"
                 progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
-            yield outcome
+            yield from outcomes
 
 
-def _outcome(unit: Unit, result: tuple[dict[str, object], float] | Crash) -> Outcome:
+def _outcomes(units: Sequence[Unit], result: tuple[list[Metrics], float] | Crash) -> list[Outcome]:
     if isinstance(result, Crash):
-        row = crashed_row(unit.cell.experiment, unit.arm, unit.cell.usd_per_h, result)
-        return Outcome(unit.key, unit.cell.name, row, result.tail)
-    row, cpu_s = result
-    return Outcome(unit.key, unit.cell.name, row, cpu_s=cpu_s)
+        rows = [crashed_row(unit.arm, unit.cell.judge, result) for unit in units]
+        return [Outcome(unit.key, unit.cell.name, row, result.tail) for unit, row in zip(units, rows, strict=True)]
+    rows, cpu_s = result
+    return [Outcome(unit.key, unit.cell.name, row, cpu_s=cpu_s) for unit, row in zip(units, rows, strict=True)]
 
 
-def _running(open_units: dict[int, Unit], processes: int) -> str:
-    """Units are started in order, so the first that are open are those that run."""
-    return "; ".join(str(unit) for unit in list(open_units.values())[:processes]) or "done"
+def _running(open_runs: dict[int, Unit], processes: int) -> str:
+    """Runs are started in order, so the first that are open are those that run."""
+    return "; ".join(str(unit) for unit in list(open_runs.values())[:processes]) or "done"

@@ -11,7 +11,8 @@ from bench.checks import count, number, section, text, texts
 from bench.composition import read_config
 from bench.slo import Slo
 from bench.sweep.grid import Place, label, places
-from bench.sweep.keys import arm_digest, cell_digest, environment_digest, unit_key
+from bench.sweep.keys import arm_digest, cell_digest, environment_digest, run_digest, unit_key
+from bench.sweep.task import Judge
 from bench.virtual.arms import FIXED, VirtualArm, read_arms
 from bench.virtual.settings import Experiment, usd_per_h
 from roofline_policies.errors import InputError
@@ -27,7 +28,8 @@ SECTIONS = ("axes", "arms", "overrides")
 class Cell:
     """One virtual experiment of the grid.
 
-    rate_scale: of its traffic. clipped: requests that were cut to fit. keys: per arm, of bench/sweep/keys.py.
+    rate_scale: of its traffic. clipped: requests that were cut to fit. keys: per arm, of bench/sweep/keys.py;
+    runs: per arm, equal for cells that differ in nothing but what a run of it is judged by.
     """
 
     place: Place
@@ -36,6 +38,11 @@ class Cell:
     rate_scale: float
     clipped: int
     keys: Mapping[str, str]
+    runs: Mapping[str, str]
+
+    @property
+    def judge(self) -> Judge:
+        return self.experiment.slo, self.usd_per_h
 
     @property
     def name(self) -> str:
@@ -161,9 +168,11 @@ class _Composer:
             experiment.check(list(arms))
         except InputError as error:
             raise InputError(str(error), where=f"sweep: cell {label(place)}") from error
-        digest = cell_digest(experiment, price)
-        keys = {arm.name: unit_key(digest, of_arm, environment_digest()) for arm, of_arm in arms.items()}
-        return Cell(place, experiment, price, float(conf["traffic"]["rate_scale"]), clipped, keys)
+        run = run_digest(experiment)
+        digest = cell_digest(run, experiment.slo, price)
+        keys = {arm.name: unit_key(digest, of_arm, environment_digest(arm)) for arm, of_arm in arms.items()}
+        runs = {arm.name: keys[arm.name] if arm.policy else unit_key(run, of_arm, "") for arm, of_arm in arms.items()}
+        return Cell(place, experiment, price, float(conf["traffic"]["rate_scale"]), clipped, keys, runs)
 
 
 def _only_parameters(conf: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from sweep_cells import overrides, row
 
 import bench.sweep.run
+from bench.slo import Slo
 from bench.sweep.__main__ import main
 from bench.virtual.arms import VirtualArm
 from bench.virtual.processes import Crash
@@ -21,19 +22,23 @@ Answer = Callable[[int, VirtualArm], Any]
 
 
 class Runner:
-    """Stands in for processes: answers the tasks in order, and remembers which arms it was asked for."""
+    """Stands in for processes: answers the tasks in order, and remembers which arms it was asked for, and by
+    what each of them is judged."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
+        self.judged: list[list[Slo]] = []
         self.answer: Answer = lambda index, arm: (row(arm.name, 60 if arm.fixed else 30 + 10 * index), 2.5)
         monkeypatch.setattr(bench.sweep.run, "run_each", self.run_each)
 
     def run_each(
         self, work: Work, tasks: Sequence[tuple[Any, ...]], processes: int, progress: object
     ) -> Iterator[tuple[int, Any]]:
-        for index, (_, arm, _) in enumerate(tasks):
+        for index, (_, arm, judges) in enumerate(tasks):
             self.asked.append(arm.name)
-            yield index, self.answer(index, arm)
+            self.judged.append([slo for slo, _ in judges])
+            answer = self.answer(index, arm)
+            yield index, answer if isinstance(answer, Crash) else ([answer[0]] * len(judges), answer[1])
 
 
 @pytest.fixture
@@ -186,6 +191,24 @@ def test_units_that_all_the_same_decides_run_once(
     result = json.loads(last_line(capsys))
     assert [list(cell["arms"]) for cell in result["cells"]] == [["default", "static_c2048_r64", "again"]] * 2
     assert result["cells"][1]["arms"]["again"]["ratio"] == 0.5
+
+
+def test_what_nothing_aims_runs_once_for_all_that_judge_it(
+    runner: Runner, command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Two cells that differ in their SLO: fixed settings run once, a policy aims and runs in each."""
+    grid = ["axes.load.high=['traffic.rate_scale=1','slo.ttft_s=9']", "+arms.ours={policy: adaptive}"]
+    assert main([*command, *grid]) == 0
+    assert runner.asked == ["default", "static_c2048_r64", "ours", "ours"]
+    assert [[slo.ttft_s for slo in slos] for slos in runner.judged] == [[2.0, 9.0], [2.0, 9.0], [2.0], [9.0]]
+    assert "2/6 low: default, 2.5 s of one core" in capsys.readouterr().err
+    assert [(line["cell"], line["row"]["arm"]) for line in lines(tmp_path)] == [
+        ("low", "default"), ("high", "default"), ("low", "static_c2048_r64"), ("high", "static_c2048_r64"),
+        ("low", "ours"), ("high", "ours"),
+    ]  # fmt: skip
+    runner.judged.clear()
+    assert main([*command, *grid, "axes.load.low=['traffic.rate_scale=1','slo.ttft_s=8']"]) == 0
+    assert [[slo.ttft_s for slo in slos] for slos in runner.judged] == [[8.0]] * 3
 
 
 def test_bad_input_stops_before_anything_runs(

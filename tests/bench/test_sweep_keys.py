@@ -16,8 +16,9 @@ from sweep_cells import settings
 
 from bench.slo import Slo
 from bench.sweep import keys
-from bench.sweep.keys import arm_digest, cell_digest, plain, source_digest, unit_key
+from bench.sweep.keys import arm_digest, cell_digest, plain, run_digest, source_digest, unit_key
 from bench.virtual.arms import VirtualArm
+from bench.virtual.processes import run_each
 from bench.virtual.settings import Experiment
 
 ROOT = Path(__file__).parents[2]
@@ -29,9 +30,30 @@ def experiment() -> Experiment:
     return settings().cells[0].experiment
 
 
+ARMS = (("fixed", None), ("ours", "adaptive"))
+
+
+def called_files(experiment: Experiment, arm: VirtualArm, told: Callable[[int, float], None]) -> set[str]:
+    """Files of the checkout of which a run called a function. In a process of its own: everything is imported first,
+    and what is made of classes then (``__new__`` of a named tuple's default) does not count."""
+    import bench.virtual.run
+
+    called: set[str] = set()
+
+    def profile(frame: Any, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name != "<module>":
+            called.add(frame.f_code.co_filename)
+
+    sys.setprofile(profile)
+    try:
+        bench.virtual.run.run_arm(experiment, arm, told)
+    finally:
+        sys.setprofile(None)
+    return {Path(name).relative_to(ROOT).as_posix() for name in called if Path(name).is_relative_to(ROOT)}
+
+
 CHANGES: dict[str, Callable[[Experiment], Experiment]] = {
     "seed": lambda e: replace(e, seed=1),
-    "slo": lambda e: replace(e, slo=Slo(2.0, 0.2)),
     "a length": lambda e: replace(e, requests=(replace(e.requests[0], output_tokens=99), *e.requests[1:])),
     "an arrival": lambda e: replace(e, requests=(replace(e.requests[0], arrival_s=0.001), *e.requests[1:])),
     "a shared prefix": lambda e: replace(e, requests=(replace(e.requests[0], prefix_blocks=(1,)), *e.requests[1:])),
@@ -48,20 +70,22 @@ CHANGES: dict[str, Callable[[Experiment], Experiment]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_cell_is_what_its_arms_share(change: Callable[[Experiment], Experiment], experiment: Experiment) -> None:
-    assert cell_digest(change(experiment), None) != cell_digest(experiment, None)
+def test_a_run_is_what_its_arms_share(change: Callable[[Experiment], Experiment], experiment: Experiment) -> None:
+    assert run_digest(change(experiment)) != run_digest(experiment)
 
 
-def test_the_price_of_the_machine_decides_dollars(experiment: Experiment) -> None:
-    assert cell_digest(experiment, 2.0) != cell_digest(experiment, None)
+def test_a_cell_is_its_run_and_what_that_is_judged_by(experiment: Experiment) -> None:
+    assert run_digest(replace(experiment, slo=Slo(2.0, 0.2))) == run_digest(experiment)
+    judges = [("run", SLO, None), ("run", Slo(2.0, 0.2), None), ("run", SLO, 2.0), ("other", SLO, None)]
+    assert len({cell_digest(*judge) for judge in judges}) == 4
 
 
 def test_equal_cells_have_equal_digests_in_every_process(experiment: Experiment) -> None:
-    code = "from sweep_cells import settings; from bench.sweep.keys import cell_digest; "
-    code += "print(cell_digest(settings().cells[0].experiment, None))"
+    code = "from sweep_cells import settings; from bench.sweep.keys import run_digest; "
+    code += "print(run_digest(settings().cells[0].experiment))"
     environment = {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "PYTHONHASHSEED": "5"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == cell_digest(experiment, None)
+    assert done.stdout.strip() == run_digest(experiment)
 
 
 def test_a_trace_is_its_requests_wherever_it_lies(tmp_path: Path) -> None:
@@ -70,7 +94,7 @@ def test_a_trace_is_its_requests_wherever_it_lies(tmp_path: Path) -> None:
     for name, end in (("a.csv", "5"), ("b.csv", "5"), ("c.csv", "6")):
         (tmp_path / name).write_text("\n".join([*lines, f"2023-11-16 18:00:02,100,{end}"]))
         trace = f"['traffic=azure','traffic.path={tmp_path / name}']"
-        digests.append(cell_digest(settings("overrides=[]", f"axes.load.low={trace}").cells[0].experiment, None))
+        digests.append(run_digest(settings("overrides=[]", f"axes.load.low={trace}").cells[0].experiment))
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -118,7 +142,13 @@ def test_a_unit_is_its_cell_its_arm_and_what_runs_it() -> None:
 
 
 def test_what_runs_units_is_sources_and_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = keys.environment_digest()
+    arm = VirtualArm("a")
+
+    def environment() -> str:
+        keys._environment.cache_clear()
+        return keys.environment_digest(arm)
+
+    before = environment()
     (tmp_path / "new.py").write_text("")
     for name, value in (
         ("SOURCES", (*keys.SOURCES, str(tmp_path))),
@@ -127,8 +157,42 @@ def test_what_runs_units_is_sources_and_versions(tmp_path: Path, monkeypatch: py
     ):
         with monkeypatch.context() as patch:
             patch.setattr(keys, name, value)
-            assert keys.environment_digest.__wrapped__() != before
-    assert keys.environment_digest.__wrapped__() == before
+            assert environment() != before
+    assert environment() == before
+
+
+def test_an_edited_policy_leaves_results_without_one_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_policies, of_all = tmp_path / "policies", tmp_path / "engine.py"
+    of_policies.mkdir()
+    monkeypatch.setattr(keys, "SOURCES", (str(tmp_path),))
+    monkeypatch.setattr(keys, "OF_POLICIES", (str(of_policies),))
+
+    def environments(policy_text: str, engine_text: str) -> tuple[str, str]:
+        (of_policies / "mine.py").write_text(policy_text)
+        of_all.write_text(engine_text)
+        keys._environment.cache_clear()
+        fixed, ours = VirtualArm("a"), VirtualArm("b", policy="static")
+        return keys.environment_digest(fixed), keys.environment_digest(ours)
+
+    fixed, ours = environments("1", "1")
+    after_policy, after_engine = environments("2", "1"), environments("1", "2")
+    assert (after_policy[0] == fixed, after_policy[1] == ours) == (True, False)
+    assert (after_engine[0] == fixed, after_engine[1] == ours) == (False, False)
+    keys._environment.cache_clear()
+
+
+@pytest.mark.slow
+def test_what_is_left_out_without_a_policy_does_not_run_without_one(experiment: Experiment) -> None:
+    """Every function of this project that a run calls, but for what runs while modules are imported."""
+    found = dict(
+        run_each(called_files, [(experiment, VirtualArm(name, policy=policy)) for name, policy in ARMS], 1, print)
+    )
+    left_out = {
+        file.relative_to(ROOT).as_posix() for one in keys.OF_POLICIES for file in keys._python_files(ROOT / one)
+    }
+    assert {"sglang_patches/hooks.py", "bench/virtual/run.py"} <= found[0] <= found[1]
+    assert found[0] & left_out == set()
+    assert {"sglang_patches/loop.py", "roofline_policies/policies/prefill_deferral.py"} <= found[1] & left_out
 
 
 def test_sources_are_names_and_contents(tmp_path: Path) -> None:
