@@ -98,7 +98,9 @@ class Admission(Generic[T]):
         time. Source: J. M. Moore, "An n job, one machine sequencing algorithm for minimizing the number of late jobs",
         Management Science 15(1), 1968.
         """
-        start = bisect_left(queue, (int(Rank.IN_TIME), float("-inf"), 0.0), key=self._key)
+        start = 0
+        if queue and self._ticket(queue[0]).rank is not Rank.IN_TIME:
+            start = bisect_left(queue, (int(Rank.IN_TIME), float("-inf"), 0.0), key=self._key)
         given_up: list[T] = []
         longest: list[tuple[float, int]] = []
         done_s = now_s + ahead_s
@@ -125,6 +127,9 @@ class Admission(Generic[T]):
 
     def aged(self, queue: list[T], now_s: float, relegate_for_s: float) -> list[T]:
         """Relegated entries that have waited longer than that."""
+        if not queue or self._ticket(queue[-1]).rank is not Rank.RELEGATED:
+            self.relegated = 0
+            return []
         place = bisect_left(queue, (int(Rank.RELEGATED), float("-inf"), 0.0), key=self._key)
         self.relegated = len(queue) - place
         found = []

@@ -15,7 +15,7 @@ from roofline_policies.errors import FieldError
 from roofline_policies.hardware import Ceilings
 from roofline_policies.pace import StepPace
 from roofline_policies.policies.base import Policy, Proposal
-from roofline_policies.policies.compose import merge
+from roofline_policies.policies.compose import merged
 from roofline_policies.roofline import OVERHEAD_BELOW
 from roofline_policies.slo import ItlKind, Slo
 from roofline_policies.step_times import StepTimes
@@ -278,7 +278,7 @@ class Controller:
         self.decisions += 1
         before = time.perf_counter()
         try:
-            proposals = merge(view, self.policy.propose(view))
+            proposals = merged(self.policy, view)
         except Exception as error:  # the contract of this class: a policy's failure is never the server's
             self.give_up(f"{type(self.policy).__name__} raised {type(error).__name__}: {error}")
             return None

@@ -54,7 +54,7 @@ class Transitions:
         self._settings, self._bounds = settings, bounds
         self._movable = _movable(bounds, self._launch)
         changes = []
-        for knob in self._movable:
+        for knob, _ in self._movable:
             old: KnobValue = getattr(current, knob)
             new = bounds.clamp(knob, old)
             if new != old:
@@ -72,16 +72,18 @@ class Transitions:
         for proposal in proposals:
             (targets if proposal.kind is Kind.TARGET else caps)[proposal.knob] = proposal
         changes = []
-        for knob in self._movable:
-            change = self._change(now_s, knob, current, targets.get(knob), caps.get(knob))
+        for knob, at_launch in self._movable:
+            target, cap, old = targets.get(knob), caps.get(knob), getattr(current, knob)
+            if cap is None and old == (at_launch if target is None else self._bounds.clamp(knob, target.value)):
+                continue  # it stands where it should: the common case
+            change = self._change(now_s, knob, old, target, cap)
             if change is not None:
                 changes.append(change)
-        return Decision(current.moved(changes), tuple(changes))
+        return Decision(current.moved(changes), tuple(changes)) if changes else Decision(current)
 
     def _change(
-        self, now_s: float, knob: Knob, current: Knobs, target: Proposal | None, cap: Proposal | None
+        self, now_s: float, knob: Knob, old: KnobValue, target: Proposal | None, cap: Proposal | None
     ) -> KnobChange | None:
-        old: KnobValue = getattr(current, knob)
         costly = knob in COSTLY_KNOBS
         value: KnobValue = old if costly else getattr(self._launch, knob)
         if target is None and cap is None and value == old:
@@ -109,5 +111,7 @@ class Transitions:
         return at_bound or abs(new - old) >= self._settings.hysteresis * old
 
 
-def _movable(bounds: Bounds, launch: Knobs) -> list[Knob]:
-    return [knob for knob in Knob if bounds.movable(knob) and launch.get(knob) is not None]
+def _movable(bounds: Bounds, launch: Knobs) -> list[tuple[Knob, KnobValue]]:
+    """The knobs that can be moved, each with its value at launch."""
+    values = ((knob, launch.get(knob)) for knob in Knob if bounds.movable(knob))
+    return [(knob, value) for knob, value in values if value is not None]

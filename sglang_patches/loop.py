@@ -267,8 +267,8 @@ class Loop:
         return KnobsUpdate(decision.knobs, now_s, moved)
 
     def _judge(self, now_s: float, knobs: Knobs) -> Mapping[str, Rank]:
-        """Waiting requests that should wait elsewhere."""
-        if not knobs.deadline_order:
+        """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""
+        if not knobs.deadline_order or knobs.defer_prefill:
             return {}
         ahead_s = self._service.ahead_s(self.scheduler.chunked_req)
         return self.waiting.judged(now_s, ahead_s, self._service.pace, knobs.relegate_for_s)

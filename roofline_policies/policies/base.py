@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from roofline_policies.decision import Knob, KnobValue
 from roofline_policies.view import SchedulerView
@@ -24,9 +23,8 @@ class Kind(IntEnum):
     CAP = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """What one policy wants of one knob, and why.
+class Proposal(NamedTuple):
+    """What one policy wants of one knob, and why. Immutable; a named tuple because several are made in every step.
 
     reason: one line a person understands: what was seen and what follows. A cap of False on defer_prefill or
     mixed_chunk forbids it.

@@ -38,12 +38,25 @@ class Composition:
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """The merged proposals: at most one target and one cap per knob."""
-        return merge(view, (proposal for policy in self.policies for proposal in policy.propose(view)))
+        proposals: list[Proposal] = []
+        for policy in self.policies:
+            proposals.extend(policy.propose(view))
+        return merge(view, proposals)
 
 
 def compose(*policies: Policy) -> Composition:
     """``Composition`` of the arguments, for reading well in Python."""
     return Composition(policies)
+
+
+def merged(policy: Policy, view: SchedulerView) -> tuple[Proposal, ...]:
+    """What a policy proposes, merged; a composition's proposals are.
+
+    Raises:
+        PolicyError: something is no Proposal, or its value is no number.
+    """
+    proposals = policy.propose(view)
+    return proposals if isinstance(policy, Composition) else merge(view, proposals)
 
 
 def merge(view: SchedulerView, proposals: Iterable[Proposal]) -> tuple[Proposal, ...]:
@@ -53,7 +66,11 @@ def merge(view: SchedulerView, proposals: Iterable[Proposal]) -> tuple[Proposal,
         PolicyError: something is no Proposal, or its value is no number.
     """
     proposals = tuple(proposals)
-    if len({(proposal.knob, proposal.kind) for proposal in map(check, proposals)}) == len(proposals):
+    met = set()
+    for proposal in proposals:
+        check(proposal)
+        met.add((proposal.knob, proposal.kind))
+    if len(met) == len(proposals):
         return proposals  # nothing meets: the common case, in every step of a server
     targets: dict[Knob, list[Proposal]] = {}
     caps: dict[Knob, Proposal] = {}
@@ -66,8 +83,8 @@ def merge(view: SchedulerView, proposals: Iterable[Proposal]) -> tuple[Proposal,
     return (*merged, *caps.values())
 
 
-def check(proposal: object) -> Proposal:
-    """The same, unless it is no Proposal with a finite value.
+def check(proposal: object) -> None:
+    """Nothing, if it is a Proposal with a finite value.
 
     Raises:
         PolicyError: it is not.
@@ -76,7 +93,6 @@ def check(proposal: object) -> Proposal:
         raise PolicyError(f"proposed {proposal!r}, which is no Proposal")
     if not isinstance(proposal.value, int | float) or not math.isfinite(proposal.value):
         raise PolicyError(f"{proposal.policy} proposed {proposal.knob} = {proposal.value!r}")
-    return proposal
 
 
 def _tightness(proposal: Proposal) -> tuple[float, int, str, str]:

@@ -238,10 +238,7 @@ class PrefillDeferral:
         least = limits.clamp(self.min_chunk_tokens + view.queue.running * mixed)
         if view.since_prefill_s > self.longest_defer_s:
             reason = f"prefill was put off for {view.since_prefill_s:.1f} s, longer than {self.longest_defer_s:.1f} s"
-            mixed = view.bounds.movable(Knob.MIXED_CHUNK)
-            return self._proposals(
-                view, limits.clamp(self.min_chunk_tokens + view.queue.running * mixed), mixed, False, reason
-            )
+            return self._proposals(view, least, mixed, False, reason)
         reason = f"no chunk fits: {due} in {left_s * 1e3:.0f} ms"
         return self._proposals(view, least, view.knobs.mixed_chunk, True, reason)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Policy, Proposal
@@ -49,4 +49,4 @@ def when(condition: Condition, policy: Policy, otherwise: Policy | None = None) 
 
 
 def _because(condition: Condition, proposals: tuple[Proposal, ...]) -> tuple[Proposal, ...]:
-    return tuple(replace(proposal, reason=f"{proposal.reason} (while {condition})") for proposal in proposals)
+    return tuple(proposal._replace(reason=f"{proposal.reason} (while {condition})") for proposal in proposals)

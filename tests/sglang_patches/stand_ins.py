@@ -36,9 +36,8 @@ class StandInBatch:
     def reqs(self):
         return self.requests or [None] * (len(self.seq_lens) or len(self.extend_lens))
 
-    @property
-    def seq_lens_cpu(self):
-        return torch.tensor(self.seq_lens)
+    def __post_init__(self):
+        self.seq_lens_cpu = torch.tensor(self.seq_lens)
 
 
 class StandInRunningBatch(SimpleNamespace):
