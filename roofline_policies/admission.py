@@ -67,6 +67,12 @@ class Admission(Generic[T]):
     def _key(self, entry: T) -> tuple[int, float, float]:
         return self._ticket(entry).key
 
+    def due_s(self, now_s: float, *entries: T | None) -> float | None:
+        """Seconds until the first of these is due, of those that are not passed over; None where there is none."""
+        tickets = [self._ticket(entry) for entry in entries if entry is not None]
+        due = [ticket.due_s for ticket in tickets if ticket.rank is not Rank.RELEGATED]
+        return min(due) - now_s if due else None
+
     def insert(self, queue: MutableSequence[T], entry: T) -> None:
         """Put an entry where it belongs; O(log n) comparisons."""
         insort(queue, entry, key=self._key)

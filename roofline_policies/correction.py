@@ -17,8 +17,9 @@ margin is made of, because a fixed one is too small for a noisy device and too l
 PRIOR_SPREAD = 0.1
 """Relative standard deviation of a predictor of which nothing is known yet: what held-out kernels showed, and more."""
 
-LEAST_SPREAD = 0.01
-"""Of the most regular device: what runs is never quite what was planned, as prompts are cut and found cached."""
+LEAST_SPREAD = 0.02
+"""Of the most regular device: what runs is never quite what was planned. Prompts are cut or found cached, and whose
+answer has ended is known a step late, which a residual, of what did run, does not show."""
 
 MEMORY = 64.0
 """Recent steps of a kind that carry about two thirds of the weight."""

@@ -362,6 +362,7 @@ class Loop:
             now_s,
             progress=self._progress,
             need=self._progress.need(now_s, token_s, self._outputs.least()),
+            prompt_due_s=self.waiting.due_s(now_s),
             relegated=self.waiting.relegated,
             retractions=self.retractions,
             cache_hit_rate=self.observer.cache_hit_rate,

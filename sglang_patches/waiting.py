@@ -43,6 +43,11 @@ class Waiting:
         """Waiting requests that others pass, as of the last look."""
         return self._admission.relegated if self._ordered else 0
 
+    def due_s(self, now_s: float) -> float | None:
+        """Seconds until the first token of the next prompt is due, or of the one in flight; see QueueState."""
+        queue = self._scheduler.waiting_queue
+        return self._admission.due_s(now_s, self._scheduler.chunked_req, queue[0] if queue else None)
+
     def adopt(self, objectives: Objectives) -> None:
         """Promise this to requests that come from now on. Those that are here keep what they were promised, so that
         ranks go on agreeing on their order."""

@@ -31,6 +31,9 @@ GOOD_ENOUGH = 0.95
 WHOLE_CHUNK_TOKENS = 2048
 """A chunk whose tokens cost about the least: weights are read once for many, attention does not weigh yet."""
 
+CALM = 3.0
+"""Prompts that are due later than so many times what they take do not need what requests are ahead of a mean."""
+
 WASTE = 1.5
 """Part of a turn that is left is not used for tokens that cost so many times as much as in a whole one."""
 
@@ -134,12 +137,26 @@ class PrefillDeferral:
             left_s = max(queue.gap_s, 2.0 * slow_decode_s) - age_s
             due = f"tokens under a gap of {queue.gap_s * 1e3:.0f} ms are due"
         if queue.due_s is not None:
-            # A gap of the mean keeps the mean; what requests are ahead of it can be spent on prompts at once.
+            # A gap of the mean keeps the mean; what requests are ahead of it can be spent on prompts at once. But an
+            # answer may end with any token, right behind a gap that was to be made up for: not where nobody needs it.
             least_s = max(queue.mean_s or 0.0, 2.0 * slow_decode_s) - age_s
             ahead_s = max(queue.due_s - view.free_in_s, least_s)
+            if queue.mean_s is not None and self._calm(view):
+                ahead_s = min(ahead_s, least_s)
             if ahead_s < left_s:
                 left_s, due = ahead_s, "the tightest mean or end is due"
         return left_s, due
+
+    @staticmethod
+    def _calm(view: SchedulerView) -> bool:
+        """Whether the prompts are in time by far."""
+        queue, steps = view.queue, view.steps
+        if not queue.next_prefill_tokens:
+            return True
+        if queue.prompt_due_s is None or steps is None:
+            return False
+        takes_s = steps.step_s(prefill=prompt_shape(view, queue.next_prefill_tokens))
+        return CALM * takes_s < queue.prompt_due_s - view.free_in_s
 
     def _plan(self, now: _Moment) -> _Plan | None:
         """The cheaper of the largest chunks that fit, None where neither fits or what fits is not worth its step."""

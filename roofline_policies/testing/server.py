@@ -190,6 +190,7 @@ class Server:
             chunk_in_flight=part_way is not None, next_prefix_tokens=prefix, first_prompt_tokens=first_tokens,
             decode_context_tokens=sum(job.context for job in running),
             gap_s=need.gap_s, mean_s=need.mean_s, due_s=need.due_s,
+            prompt_due_s=self.admission.due_s(self.now_s, part_way, waiting[0] if waiting else None),
             relegated=self.admission.relegated if self.ordered else 0, kv_use=used / self.machine.kv_tokens,
         )  # fmt: skip
 

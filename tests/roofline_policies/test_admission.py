@@ -221,3 +221,12 @@ def test_a_long_head_keeps_as_many_as_the_textbook(seed, pace):
     given_up = order.hopeless(queue, 0.0, 0.0, pace)
     real = [Entry(0.0, job.due_s, job.prefill_s * pace) for job in queue]
     assert LOOKED_AT - len(given_up) == moore_hodgson(real, 0.0)
+
+
+def test_the_first_that_is_due_and_not_passed_over_is_told():
+    order = admission()
+    soon, later, passed = Entry(0.0, 5.0), Entry(0.0, 9.0), Entry(0.0, 1.0, rank=Rank.RELEGATED)
+    assert order.due_s(2.0, later, soon) == order.due_s(2.0, soon, later) == order.due_s(2.0, None, soon) == 3.0
+    assert order.due_s(7.0, soon) == -2.0
+    assert order.due_s(2.0, later, passed) == 7.0
+    assert order.due_s(2.0, passed, None) is order.due_s(2.0) is None

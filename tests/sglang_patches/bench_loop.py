@@ -102,7 +102,8 @@ def iteration(request):
         outputs.finished(batch)
         queue = queues.state(
             state.now_s, progress=progress, need=progress.need(state.now_s, 0.01, outputs.least()),
-            relegated=waiting.relegated, retractions=0, cache_hit_rate=0.5, chunk_tokens=2048,
+            prompt_due_s=waiting.due_s(state.now_s), relegated=waiting.relegated, retractions=0, cache_hit_rate=0.5,
+            chunk_tokens=2048,
         )  # fmt: skip
         knobs = controller.decide(state.now_s, queue).knobs
         moved = waiting.judged(state.now_s, service.ahead_s(None), service.pace, knobs.relegate_for_s)

@@ -34,7 +34,14 @@ def scheduler(running=3, waiting=(), **fields):
 
 def state(scheduler, progress=None):
     need = Need(gap_s=0.1, mean_s=0.05, due_s=0.7)
-    options = {"need": need, "relegated": 2, "retractions": 1, "cache_hit_rate": 0.5, "chunk_tokens": 2048}
+    options = {
+        "need": need,
+        "prompt_due_s": 0.5,
+        "relegated": 2,
+        "retractions": 1,
+        "cache_hit_rate": 0.5,
+        "chunk_tokens": 2048,
+    }
     return Queues(scheduler).state(4.0, progress=progress or Told(), **options)
 
 
@@ -44,6 +51,7 @@ def test_a_quiet_server():
     assert (queue.chunk_in_flight, queue.decode_context_tokens, queue.slack_s) == (False, 0, None)
     assert (queue.kv_use, queue.retractions, queue.cache_hit_rate) == (0.25, 1, 0.5)
     assert (queue.gap_s, queue.mean_s, queue.due_s) == (0.1, 0.05, 0.7)
+    assert queue.prompt_due_s == 0.5
     assert (queue.relegated, queue.first_prompt_tokens, queue.later_prefix_tokens) == (2, 0, 0)
 
 

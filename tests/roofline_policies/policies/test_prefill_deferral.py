@@ -91,6 +91,32 @@ def test_what_requests_are_ahead_of_a_mean_can_be_spent_at_once(due_s, mean_s, e
     assert chunk in almost((expected - 0.008) / 1e-3)
 
 
+@pytest.mark.parametrize(
+    ("prompt_due_s", "free_in_s", "expected"),
+    [(None, 0.0, 0.7), (10.0, 0.0, 0.7), (30.0, 0.0, 0.3), (30.0, 6.0, 0.7), (-1.0, 0.0, 0.7)],
+)
+def test_what_requests_are_ahead_of_a_mean_is_kept_where_prompts_are_in_time_anyway(prompt_due_s, free_in_s, expected):
+    """8,192 tokens take 8.2 s, so they are calm for 24.6 s: an answer may end before it has made up for a gap."""
+    times = Affine(base_s=0.0, token_s=1e-3, row_s=1e-3)
+    queue = LONG._replace(gap_s=None, due_s=0.7 + free_in_s, mean_s=0.3, prompt_due_s=prompt_due_s)
+    chunk = proposed(PrefillDeferral(), seen(exact(times), queue, free_in_s=free_in_s))[CHUNK]
+    assert chunk in almost((expected - 0.008) / 1e-3)
+
+
+def test_a_prompt_that_may_come_in_this_pass_is_no_reason_to_spend_what_requests_are_ahead():
+    times = Affine(base_s=0.0, token_s=1e-3, row_s=1e-3)
+    queue = LONG._replace(gap_s=None, due_s=0.7, mean_s=0.3, next_prefill_tokens=0, first_prompt_tokens=0, waiting=0)
+    chunk = proposed(PrefillDeferral(), seen(exact(times), queue))[CHUNK]
+    assert chunk in almost((0.3 - 0.008) / 1e-3)
+
+
+def test_an_end_alone_is_no_pace_to_keep():
+    """Under a target for the whole, nothing is gained by short gaps, however much time prompts have."""
+    times = Affine(base_s=0.0, token_s=1e-3, row_s=1e-3)
+    queue = LONG._replace(gap_s=None, due_s=0.7, mean_s=None, prompt_due_s=1e6)
+    assert proposed(PrefillDeferral(), seen(exact(times), queue))[CHUNK] in almost((0.7 - 0.008) / 1e-3)
+
+
 @pytest.mark.parametrize(("due_s", "free_in_s", "expected"), [(0.9, 0.2, 0.7), (0.9, 0.8, 0.3), (0.2, 1.5, 0.3)])
 def test_what_is_due_is_counted_from_when_the_next_step_can_start(due_s, free_in_s, expected):
     """The steps in flight take their part of it first. Those behind still get a gap of their mean, here 300 ms."""
