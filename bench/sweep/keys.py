@@ -30,7 +30,7 @@ SOURCES = (
 """Where the code is that decides a metric: files and folders of the checkout."""
 
 OF_POLICIES = (
-    "bench/rivals", "roofline_policies/policies",
+    "bench/rivals", "roofline_policies/policies", "roofline_policies/testing",
     *(f"roofline_policies/{module}.py" for module in (
         "admission", "controller", "correction", "deadlines", "output_lengths", "pace", "running_targets", "status",
         "transitions", "view", "window",

@@ -215,7 +215,7 @@ def test_a_grid_is_an_arm_per_combination_and_those_are_fixed() -> None:
         VirtualArm("mixed_c512_r64", flags("512", "--enable-mixed-chunk"), oracle="fixed"),
         VirtualArm("mixed_c2048_r64", flags("2048", "--enable-mixed-chunk"), oracle="fixed"),
     )
-    assert len(read_arms(["static_grid"], SLO)) == 24
+    assert len(read_arms(["static_grid"], SLO)) == 36
 
 
 def test_an_interval_between_prefill_steps_is_a_way_of_its_own_beside_mixing() -> None:

@@ -279,3 +279,11 @@ def test_efficiencies_are_found_by_the_device_or_named_or_left_out(write):
 def test_a_copy_of_the_shipped_file_works_outside_the_package(tmp_path):
     shutil.copy(CONF / "adaptive.yaml", tmp_path / "copy.yaml")
     assert load(str(tmp_path / "copy.yaml")).policy == load("adaptive").policy
+
+
+@pytest.mark.parametrize("left_out", [BatchSize, PrefillDeferral, SloGuard])
+def test_the_default_without_one_of_its_policies_is_the_others(left_out):
+    name = {BatchSize: "batch_size", PrefillDeferral: "prefill_deferral", SloGuard: "slo_guard"}[left_out]
+    others = tuple(policy for policy in load("adaptive").policy.policies if not isinstance(policy, left_out))
+    assert len(others) == 2
+    assert load("adaptive", overrides=[f"policy=without_{name}"]).policy == Composition(others)
