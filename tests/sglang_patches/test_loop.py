@@ -117,8 +117,10 @@ def clock(monkeypatch):
 @pytest.fixture
 def scheduler():
     pool = SimpleNamespace(get_kv_token_stats=lambda: (0, 0.5))
+    asked = SimpleNamespace(custom_params=None)
+    waits = SimpleNamespace(seqlen=900, prefix_len=64, priority=None, rid="waits", sampling_params=asked)
     return stand_in_scheduler(
-        running=1, waiting_queue=[SimpleNamespace(seqlen=900, prefix_len=64)], last_batch=None, chunked_req=None,
+        running=1, waiting_queue=[waits], last_batch=None, chunked_req=None,
         pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool), device="nothing real",
         metrics_reporter=SimpleNamespace(enable_metrics=False), _engine_paused=False, max_prefill_tokens=16384,
         model_worker=SimpleNamespace(forward_batch_generation=lambda batch: None),
@@ -154,6 +156,7 @@ def test_a_loop_needs_no_server_to_find_out_what_is_served(clock, scheduler):
     assert told.predictor is times
     assert (told.queue.next_prefix_tokens, told.queue.decode_context_tokens) == (64, 101)
     assert told.queue.slack_s == pytest.approx(99.5 + 2.0 + 2 * 0.1 - 100.2)
+    assert told.queue.prompt_due_s == pytest.approx(2.0)  # it is first seen now
     assert loop.controller.iterations == 2
     assert loop.controller.last_record.seconds_source == "a test's clock"
     assert loop.controller.last_record.seconds == 0.02
