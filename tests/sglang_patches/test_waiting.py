@@ -100,18 +100,6 @@ def names(queue):
     return [request.rid for request in queue]
 
 
-def test_the_prompt_in_flight_or_the_next_one_is_due_first(waiting, come):
-    assert waiting.due_s(0.0) is None
-    come(1.0, Request("a"))  # due at 11
-    assert waiting.due_s(4.0) == 7.0
-    scheduler = waiting._scheduler
-    scheduler.chunked_req = Request("in flight", priority=10)
-    waiting.clock_s = 3.0
-    assert waiting.due_s(3.5) == 0.5
-    scheduler.waiting_queue.clear()
-    assert waiting.due_s(3.5) == 0.5
-
-
 def test_until_an_order_is_asked_for_the_queue_is_sglangs(waiting, queue, come):
     come(0.0, Request("a"), Request("b", priority=10), Request("c"))
     assert names(queue) == ["a", "b", "c"]
