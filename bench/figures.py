@@ -162,7 +162,7 @@ def dressed(figure: go.Figure, height: int) -> go.Figure:
     figure.update_layout(
         template="plotly_white",
         height=height,
-        margin={"l": 80, "r": 20, "t": 40, "b": 50},
+        margin={"l": 80, "r": 20, "t": 56, "b": 50},
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#111827"},
         legend={"orientation": "h", "yanchor": "top", "y": -0.16 if height < 500 else -0.12, "x": 0},
         hoverlabel={"align": "left"},

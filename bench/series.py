@@ -18,6 +18,10 @@ KNOB_TITLES = {
     "prefill_chunk_tokens": "prefill chunk<br>(tokens)",
     "defer_prefill": "defer prefill<br>(0 / 1)",
     "mixed_chunk": "mixed chunk<br>(0 / 1)",
+    "deadline_order": "deadline<br>order (0 / 1)",
+    "relegate_for_s": "relegate for<br>(seconds)",
+    "speculation_window": "spec. window<br>(tokens)",
+    "quant_tier": "quantization<br>(tier)",
 }
 
 Change = dict[str, Any]
@@ -78,6 +82,7 @@ def knobs_figure(runs: Sequence[ArmRun], styles: Mapping[str, Mapping[str, str]]
             )
             figure.update_yaxes(title=KNOB_TITLES.get(knob, knob), rangemode="tozero", row=row, col=1)
     _shade(figure, chosen)
+    figure.update_xaxes(range=_span_s(chosen))
     figure.update_xaxes(title="seconds", row=len(knobs), col=1)
     return dressed(figure, 130 + 150 * len(knobs))
 
@@ -106,6 +111,7 @@ def load_figure(runs: Sequence[ArmRun], styles: Mapping[str, Mapping[str, str]])
             )
             figure.update_yaxes(title=title, rangemode="tozero", row=row, col=1)
     _shade(figure, chosen)
+    figure.update_xaxes(range=_span_s(chosen))
     figure.update_xaxes(title="seconds", row=3, col=1)
     return dressed(figure, 560)
 
@@ -121,6 +127,14 @@ def phase_spans(records: Sequence[RequestRecord]) -> list[tuple[str, float, floa
             spans[-1] = (*spans[-1][:2], record.scheduled_s)
         spans.append((record.phase, record.scheduled_s, record.scheduled_s))
     return spans
+
+
+def _span_s(chosen: Mapping[str, ArmRun]) -> tuple[float, float]:
+    """From the start to the last sample or arrival: the same for every figure, so that they can be read together."""
+    return 0.0, max(
+        (t for run in chosen.values() for t in (*(s.t_s for s in run.samples), *(r.scheduled_s for r in run.records))),
+        default=1.0,
+    )
 
 
 def _shade(figure: go.Figure, chosen: Mapping[str, ArmRun]) -> None:

@@ -14,7 +14,7 @@ from bench.figures import first_lived, roofline_figure
 from bench.metrics import paired_ratios, summarise
 from bench.records import ArmRun, RequestRecord, ServerSample
 from bench.report import in_script, verdict_lines, verdict_rows, verdict_table, write_report
-from bench.series import changes_of, phase_spans
+from bench.series import changes_of, knobs_figure, load_figure, phase_spans
 from bench.slo import Slo
 
 SLO = Slo(1.0, 0.1)
@@ -143,6 +143,13 @@ def test_the_terminal_table_names_arms_and_metrics() -> None:
 
 def test_phase_spans_touch() -> None:
     assert phase_spans(RUNS[0].records) == [("chat", 0.0, 4.0), ("burst", 4.0, 7.0)]
+
+
+def test_knobs_and_load_share_one_span_from_the_start_to_the_last_sample() -> None:
+    styles = {"static": {"color": "#000", "dash": "solid"}, "adaptive": {"color": "#111", "dash": "dash"}}
+    for figure in (knobs_figure(RUNS[:2], styles), load_figure(RUNS[:2], styles)):
+        assert figure is not None
+        assert {axis.range for axis in figure.select_xaxes()} == {(0.0, 8.0)}
 
 
 def test_the_series_come_from_the_first_repeat_that_lived() -> None:
