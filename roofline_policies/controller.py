@@ -152,7 +152,7 @@ class Controller:
         self._transitions = Transitions(settings.transitions(), bounds, launch)
         self._last_token_s: float | None = None
         self._decode_launched_s: float | None = None
-        self._prefill_launched_s: float | None = None
+        self._prefilled_s: float | None = None
         self._decided_s = float("-inf")
         self._prefills_since_decode = 0
         self._overruns = 0
@@ -181,7 +181,7 @@ class Controller:
         """
         self.pace.launched(mode, now_s, prefill, decode)
         if mode is not ForwardMode.DECODE:
-            self._prefill_launched_s = now_s
+            self._prefilled_s = self.pace.free_s(now_s)  # a long prompt's step is not a time without one
         if mode is ForwardMode.PREFILL:
             self._prefills_since_decode += 1
         else:
@@ -214,7 +214,7 @@ class Controller:
         if queue.running == 0:
             self.pause()
         if not (queue.waiting or queue.chunk_in_flight):
-            self._prefill_launched_s = now_s
+            self._prefilled_s = now_s
         if self.state is State.ACTIVE and now_s - self._decided_s < self.settings.decide_every_s:
             return Decision(self.knobs)
         self._decided_s = now_s
@@ -246,7 +246,7 @@ class Controller:
             itl_s=self._gaps.mean_s if mean_judged else self._gaps.tail_s,
             since_decode_s=0.0 if self._decode_launched_s is None else now_s - self._decode_launched_s,
             prefills_since_decode=self._prefills_since_decode,
-            since_prefill_s=0.0 if self._prefill_launched_s is None else now_s - self._prefill_launched_s,
+            since_prefill_s=0.0 if self._prefilled_s is None else max(0.0, now_s - self._prefilled_s),
             token_age_s=self.pace.token_age_s(now_s),
             free_in_s=self.pace.free_s(now_s) - now_s,
             steps=self.pace.steps,

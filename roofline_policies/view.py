@@ -110,7 +110,8 @@ class SchedulerView(NamedTuple):
         for per_gap, their mean for mean_tpot), None before the first gap.
     since_decode_s: time since the running requests last had a decode step launched, 0 when nothing runs.
     prefills_since_decode: prefill steps launched since then.
-    since_prefill_s: time since a prompt last got a step while one could have, 0 when none waits.
+    since_prefill_s: time since the last step with a prompt in it is expected to have ended, while one could have had
+        another; 0 when none waits.
     token_age_s: how long the running requests will have waited for their next token when the next step can start,
         steps in flight included as predicted.
     free_in_s: seconds until the next step can start, as predicted; 0 where none is in flight.

@@ -223,6 +223,16 @@ def test_how_long_prompts_have_waited_for_a_step_counts_while_some_wait():
     assert loop.view(20.0, BUSY).since_prefill_s == 11.0
 
 
+def test_a_prompts_own_long_step_is_not_a_time_without_one():
+    loop = predicting(Static(), Told())  # each step takes 0.5 s
+    loop.launched(ForwardMode.PREFILL, 5.0, prefill=BatchShape.of(prefill=[(8192, 0)]))
+    assert loop.view(5.4, BUSY).since_prefill_s == 0.0
+    assert loop.view(6.0, BUSY).since_prefill_s == pytest.approx(0.5)
+    loop.launched(ForwardMode.MIXED, 5.1, prefill=BatchShape.of(prefill=[(8192, 0)]))  # behind the one that runs
+    assert loop.view(6.0, BUSY).since_prefill_s == 0.0
+    assert loop.view(6.25, BUSY).since_prefill_s == pytest.approx(0.25)
+
+
 class Counts:
     def __init__(self):
         self.seen = []
