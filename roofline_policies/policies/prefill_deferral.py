@@ -119,7 +119,7 @@ class PrefillDeferral:
         decode = running_shape(view)
         decode_s = steps.step_s(decode=decode, graph=True)
         slow_decode_s = decode_s * steps.margin(prefill=False, decode=True)
-        left_s, due = self._left_s(view, slow_decode_s)
+        left_s, due = self._left_s(view, decode, slow_decode_s)
         plan = self._plan(_Moment(view, steps, limits, decode, decode_s, slow_decode_s, left_s))
         if plan is None:
             return self._nothing_fits(view, limits, left_s, due)
@@ -128,13 +128,16 @@ class PrefillDeferral:
         reason = f"{plan.tokens} prompt tokens {kind} take {takes}, {due} in {left}"
         return self._proposals(view, plan.chunk, plan.mixed, False, reason)
 
-    def _left_s(self, view: SchedulerView, slow_decode_s: float) -> tuple[float, str]:
+    def _left_s(self, view: SchedulerView, decode: BatchShape, slow_decode_s: float) -> tuple[float, str]:
         """Seconds from the start of the next step to the first due token of a running request, and why it is due."""
         queue, age_s = view.queue, view.token_age_s
         left_s, due = self.longest_stall_s - age_s, "the longest stall ends"
         if queue.gap_s is not None and queue.gap_s - age_s < left_s:
-            # Where decoding alone is past the target, no chunk is small enough. Prefill and decode halve the time then.
-            left_s = max(queue.gap_s, 2.0 * slow_decode_s) - age_s
+            gap_s = queue.gap_s
+            if 2.0 * slow_decode_s > gap_s and not self._least_fits(view, decode, gap_s):
+                # Decoding all but fills the target: no chunk is small enough. Prefill and decode halve the time then.
+                gap_s = 2.0 * slow_decode_s
+            left_s = gap_s - age_s
             due = f"tokens under a gap of {queue.gap_s * 1e3:.0f} ms are due"
         if queue.due_s is not None:
             # A gap of the mean keeps the mean; what requests are ahead of it can be spent on prompts at once. But an
@@ -146,6 +149,14 @@ class PrefillDeferral:
             if ahead_s < left_s:
                 left_s, due = ahead_s, "the tightest mean or end is due"
         return left_s, due
+
+    def _least_fits(self, view: SchedulerView, decode: BatchShape, gap_s: float) -> bool:
+        """Whether the least chunk fits between two tokens, beside the decode rows."""
+        steps = view.steps
+        if steps is None or not (view.knobs.mixed_chunk or view.bounds.movable(Knob.MIXED_CHUNK)):
+            return False
+        seconds = steps.step_s(prefill=prompt_shape(view, self.min_chunk_tokens), decode=decode)
+        return seconds * steps.margin(prefill=True, decode=True) <= gap_s
 
     @staticmethod
     def _calm(view: SchedulerView) -> bool:

@@ -217,6 +217,22 @@ def test_where_nothing_fits_requests_decode_first_and_prompts_do_not_wait_for_ev
     assert found[DEFER] is True
 
 
+def test_a_gap_is_kept_where_decoding_leaves_room_for_the_least_chunk_and_given_up_on_where_it_does_not():
+    """Decoding takes 30 of 50 ms; 128 tokens beside it take 14 ms more, or 25. What cannot be kept does not hold
+    prompts up: they take as long as decoding."""
+    rows_s = 0.025 / RUNNING
+    tight = {"queue": TIGHT, "bounds": BOTH, "knobs": Knobs(64, 128, mixed_chunk=True)}
+    kept = settled(PrefillDeferral(), seen(exact(Affine(base_s=0.005, token_s=1.1e-4, row_s=rows_s)), **tight))
+    assert (kept[MIXED], kept[DEFER], kept[CHUNK] - RUNNING <= 180) == (True, False, True)
+    dear = Affine(base_s=0.005, token_s=1.8e-4, row_s=rows_s)
+    beside = dear.step_s(prefill=prompt(128), decode=rows(RUNNING), graph=False)
+    assert beside > TIGHT.gap_s
+    found = settled(PrefillDeferral(), seen(exact(dear), **tight))
+    assert (found[MIXED], found[DEFER]) == (True, False)
+    tokens = found[CHUNK] - RUNNING
+    assert TIGHT.gap_s < dear.step_s(prefill=prompt(tokens), decode=rows(RUNNING), graph=False) <= 0.06
+
+
 def test_what_is_left_of_a_turn_is_not_used_for_dear_tokens():
     """200 tokens would fit at 45 us each; in a whole turn one costs 20 us."""
     times = Affine(base_s=0.02, token_s=1e-5, row_s=0.0)
