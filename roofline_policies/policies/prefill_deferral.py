@@ -133,16 +133,12 @@ class PrefillDeferral:
         queue, age_s = view.queue, view.token_age_s
         left_s, due = self.longest_stall_s - age_s, "the longest stall ends"
         if queue.gap_s is not None and queue.gap_s - age_s < left_s:
-            gap_s = queue.gap_s
-            if 2.0 * slow_decode_s > gap_s and not self._least_fits(view, decode, gap_s):
-                # Decoding all but fills the target: no chunk is small enough. Prefill and decode halve the time then.
-                gap_s = 2.0 * slow_decode_s
-            left_s = gap_s - age_s
+            left_s = self._turn_s(view, queue.gap_s, decode, slow_decode_s) - age_s
             due = f"tokens under a gap of {queue.gap_s * 1e3:.0f} ms are due"
         if queue.due_s is not None:
             # A gap of the mean keeps the mean; what requests are ahead of it can be spent on prompts at once. But an
             # answer may end with any token, right behind a gap that was to be made up for: not where nobody needs it.
-            least_s = max(queue.mean_s or 0.0, 2.0 * slow_decode_s) - age_s
+            least_s = self._turn_s(view, queue.mean_s or 0.0, decode, slow_decode_s) - age_s
             ahead_s = max(queue.due_s - view.free_in_s, least_s)
             if queue.mean_s is not None and self._calm(view):
                 ahead_s = min(ahead_s, least_s)
@@ -150,13 +146,16 @@ class PrefillDeferral:
                 left_s, due = ahead_s, "the tightest mean or end is due"
         return left_s, due
 
-    def _least_fits(self, view: SchedulerView, decode: BatchShape, gap_s: float) -> bool:
-        """Whether the least chunk fits between two tokens, beside the decode rows."""
-        steps = view.steps
+    def _turn_s(self, view: SchedulerView, target_s: float, decode: BatchShape, slow_decode_s: float) -> float:
+        """Seconds between two tokens while prompts wait: the target, where the least chunk fits into it beside the
+        decode rows. Where it does not, no chunk is small enough, and prefill and decode halve the time."""
+        steps, both_s = view.steps, 2.0 * slow_decode_s
+        if both_s <= target_s:
+            return target_s
         if steps is None or not (view.knobs.mixed_chunk or view.bounds.movable(Knob.MIXED_CHUNK)):
-            return False
-        seconds = steps.step_s(prefill=prompt_shape(view, self.min_chunk_tokens), decode=decode)
-        return seconds * steps.margin(prefill=True, decode=True) <= gap_s
+            return both_s
+        least_s = steps.step_s(prefill=prompt_shape(view, self.min_chunk_tokens), decode=decode)
+        return target_s if least_s * steps.margin(prefill=True, decode=True) <= target_s else both_s
 
     @staticmethod
     def _calm(view: SchedulerView) -> bool:
