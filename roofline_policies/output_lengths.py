@@ -10,7 +10,8 @@ KEPT = 2048
 """Answers after which the older of two sketches is dropped: the last 2,048 to 4,096 count, in constant memory."""
 
 QUANTILE = 0.02
-"""Answers may be shorter than what is counted on in one case in fifty, and longer in another one."""
+"""Answers may be shorter than what is counted on in one case in fifty."""
+
 
 FEWEST = 50
 """Answers before anything is counted on: among fewer, one in fifty is none."""
@@ -27,7 +28,6 @@ class OutputLengths:
         self._older: Any = None
         self._newer = kll_floats_sketch(200)
         self._least = 1
-        self._most: int | None = None
 
     def add(self, tokens: int) -> None:
         """Count one answer."""
@@ -43,12 +43,7 @@ class OutputLengths:
                 known.merge(self._older)
                 known.merge(self._newer)
             self._least = max(1, int(known.get_quantile(QUANTILE)))
-            self._most = max(1, int(known.get_quantile(1.0 - QUANTILE)))
 
     def least(self) -> int:
         """Tokens that all but one in fifty of the recent answers have; 1 before there were enough."""
         return self._least
-
-    def most(self) -> int | None:
-        """Tokens that all but one in fifty of the recent answers have at most; None before there were enough."""
-        return self._most

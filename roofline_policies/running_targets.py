@@ -23,9 +23,6 @@ AIM = 0.95
 """Share of a mean target that is aimed at. A request may end with any token: one that is kept right at its target
 misses it as often as not."""
 
-MISSED = 0.01
-"""Share of a request's gaps that may be longer than its target; see ItlKind.PER_GAP."""
-
 MOST_GROUPS = 64
 """Different targets that are told apart. Further ones are tightened to powers of two of a second, of which there are
 few: a scheduler whose every request brings its own numbers must not take longer and longer over them."""
@@ -48,22 +45,19 @@ class _Member(NamedTuple, Generic[T]):
     serial: int
     first_token_s: float
     joined: int
-    missed: int
 
 
 class _Group(Generic[T]):
     """Members with one objective.
 
     young: in the order of joining. old: those under a mean that have as many tokens as were expected. ends: a heap of
-    those with an end-to-end target, by when they have to end. missed: gaps so far that were longer than its target per
-    gap.
+    those with an end-to-end target, by when they have to end.
     """
 
-    __slots__ = ("ends", "missed", "old", "slo", "young")
+    __slots__ = ("ends", "old", "slo", "young")
 
     def __init__(self, slo: Slo, gone: Callable[[T], bool]) -> None:
         self.slo = slo
-        self.missed = 0
         self.young: deque[_Member[T]] = deque()
         self.ends: list[tuple[float, int, _Member[T]]] = []
         self.old: Deadlines[T] | None = None
@@ -84,7 +78,6 @@ class RunningTargets(Generic[T]):
     def clear(self) -> None:
         """Let everybody leave."""
         self._steps = 0
-        self._stepped_s: float | None = None
         self._serial = 0
         self._serials: dict[T, int] = {}
         self._groups: dict[tuple[ItlKind, float | None, float | None], _Group[T]] = {}
@@ -103,7 +96,7 @@ class RunningTargets(Generic[T]):
         group = self._group(slo)
         self._serial += 1
         self._serials[request] = self._serial
-        member = _Member(request, self._serial, first_token_s, tokens - self._steps, group.missed)
+        member = _Member(request, self._serial, first_token_s, tokens - self._steps)
         if slo.itl_s is not None:
             group.young.append(member)
         if slo.e2e_s is not None:
@@ -116,34 +109,29 @@ class RunningTargets(Generic[T]):
             if group.old is not None:
                 group.old.leave(request)
 
-    def step(self, now_s: float) -> None:
-        """Note that every request has produced one more token, at ``now_s``."""
-        gap_s = 0.0 if self._stepped_s is None else now_s - self._stepped_s
-        self._steps, self._stepped_s = self._steps + 1, now_s
+    def step(self) -> None:
+        """Note that every request has produced one more token."""
+        self._steps += 1
         for group in self._groups.values():
             if group.old is not None:
                 group.old.step()
-            elif group.slo.itl_s is not None and gap_s > group.slo.itl_s:
-                group.missed += 1
 
-    def need(self, now_s: float, token_s: float, horizon: int, longest: int | None = None) -> Need:
+    def need(self, now_s: float, token_s: float, horizon: int) -> Need:
         """What is needed at ``now_s``.
 
         token_s: seconds between tokens as they come now. horizon: tokens that a request is expected to produce at
-        least: under a mean, and a target for the whole, a request may wait now and catch up until then. longest: tokens
-        that it is expected to produce at most, None where that is not known: one that has missed more gaps than an
-        answer of that length may cannot meet its objective any more.
+        least: under a mean, and a target for the whole, a request may wait now and catch up until then.
         """
         gap_s = mean_s = due_s = None
         for group in self._groups.values():
             slo = group.slo
-            if slo.itl_s is not None and slo.itl_kind is ItlKind.PER_GAP and self._lives(group, longest):
+            if slo.itl_s is not None and slo.itl_kind is ItlKind.PER_GAP and self._lives(group):
                 gap_s = slo.itl_s if gap_s is None else min(gap_s, slo.itl_s)
             in_s = self._mean_due_s(group, now_s, token_s, horizon)
             if in_s is not None and slo.itl_s is not None:
                 mean_s = slo.itl_s if mean_s is None else min(mean_s, slo.itl_s)
                 due_s = in_s if due_s is None else min(due_s, in_s)
-            in_s = self._end_due_s(group, now_s, token_s, horizon, longest)
+            in_s = self._end_due_s(group, now_s, token_s, horizon)
             if in_s is not None:
                 due_s = in_s if due_s is None else min(due_s, in_s)
         return Need(gap_s, mean_s, due_s)
@@ -167,21 +155,12 @@ class RunningTargets(Generic[T]):
             return False
         return True
 
-    def _lives(self, group: _Group[T], longest: int | None = None) -> bool:
-        """Whether anybody with a target per gap still runs and can meet it; drops those at the head that do not."""
+    def _lives(self, group: _Group[T]) -> bool:
+        """Whether anybody with a target per gap still runs; drops those at the head that do not."""
         young = group.young
-        while young and (self._lost(group, young[0], longest) or not self._stays(young[0])):
+        while young and not self._stays(young[0]):
             young.popleft()
         return bool(young)
-
-    def _lost(self, group: _Group[T], member: _Member[T], longest: int | None) -> bool:
-        """Whether a member has missed its target per gap too often; forgets it then, for its objective is lost."""
-        # One of the gaps may have begun before its first token.
-        if longest is None or group.missed - member.missed - 1 <= MISSED * (longest - 1):
-            return False
-        if self._serials.get(member.request) == member.serial:
-            del self._serials[member.request]
-        return True
 
     def _anybody(self, group: _Group[T]) -> bool:
         """Whether anybody of the group still runs, whatever its target."""
@@ -217,16 +196,14 @@ class RunningTargets(Generic[T]):
             found = due_s if found is None else min(found, due_s)
         return found
 
-    def _end_due_s(
-        self, group: _Group[T], now_s: float, token_s: float, horizon: int, longest: int | None
-    ) -> float | None:
+    def _end_due_s(self, group: _Group[T], now_s: float, token_s: float, horizon: int) -> float | None:
         """When the next token of the member that has to end first is due, so that the expected tokens follow in time.
 
         One that has to end later and is further behind may be tighter by the difference of their tokens; how many will
         follow is known far less well than that.
         """
         ends = group.ends
-        while ends and (self._lost(group, ends[0][2], longest) or not self._stays(ends[0][2])):
+        while ends and not self._stays(ends[0][2]):
             heappop(ends)
         if not ends:
             return None

@@ -227,9 +227,8 @@ class Loop:
     @contained
     def finished(self, batch: Any, result: Any) -> None:
         if self._active is not None:
-            now_s = time.monotonic()
-            self.observer.finish(batch, result, now_s)
-            self._progress.finished(batch, now_s)
+            self.observer.finish(batch, result, time.monotonic())
+            self._progress.finished(batch)
             self._outputs.finished(batch)
 
     @timed
@@ -358,11 +357,11 @@ class Loop:
         self.spent_s = 0.0
 
     def _queue(self, now_s: float, controller: Controller) -> QueueState:
-        outputs = self._outputs
+        token_s = controller.token_s
         return self._queues.state(
             now_s,
             progress=self._progress,
-            need=self._progress.need(now_s, controller.token_s, outputs.least(), outputs.most()),
+            need=self._progress.need(now_s, token_s, self._outputs.least()),
             prompt_due_s=self.waiting.due_s(now_s),
             relegated=self.waiting.relegated,
             retractions=self.retractions,

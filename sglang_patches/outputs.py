@@ -29,7 +29,3 @@ class OutputWatch:
     def least(self) -> int:
         """Tokens that all but few answers have."""
         return self._lengths.least()
-
-    def most(self) -> int | None:
-        """Tokens that all but few answers have at most, None while that is not known."""
-        return self._lengths.most()

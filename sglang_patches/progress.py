@@ -65,14 +65,14 @@ class Progress:
                 arrival_s = request.time_stats.scheduler_recv_time
                 self._targets.join(request, self._slo_of(request), arrival_s, ends_s, len(request.output_ids) + 1)
 
-    def finished(self, batch: Any, now_s: float) -> None:
+    def finished(self, batch: Any) -> None:
         """Note that a batch's result was processed: its rows have their tokens."""
         mode = batch.forward_mode
         if mode.is_decode() or mode.is_mixed():
             if self._deadlines is not None:
                 self._deadlines.step()
             if self._targets is not None:
-                self._targets.step(now_s)
+                self._targets.step()
         for request in self._joining.pop(batch.forward_iter, ()):
             if not _gone(request):
                 self._join(request)
@@ -87,9 +87,9 @@ class Progress:
                 request, self._slo_of(request), stats.scheduler_recv_time, stats.prefill_finished_time, tokens
             )
 
-    def need(self, now_s: float, token_s: float, horizon: int, longest: int | None = None) -> Need:
+    def need(self, now_s: float, token_s: float, horizon: int) -> Need:
         """The tightest gap and due time of the running requests; see RunningTargets."""
-        return NOTHING if self._targets is None else self._targets.need(now_s, token_s, horizon, longest)
+        return NOTHING if self._targets is None else self._targets.need(now_s, token_s, horizon)
 
     def retracted(self, request: Any) -> None:
         """Note that a running request went back to the queue."""

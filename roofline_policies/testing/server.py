@@ -322,7 +322,7 @@ class Server:
                 self.reserved -= job.request.prompt_tokens + job.request.output_tokens
                 self.lengths.append(job.request.output_tokens)
         if batch.mode is not ForwardMode.PREFILL:
-            self.targets.step(self.now_s)
+            self.targets.step()
         for job in batch.joining:
             if not job.finished:
                 self.targets.join(job, job.slo, job.received_s, batch.done_s, len(job.token_s))

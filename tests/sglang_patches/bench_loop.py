@@ -84,7 +84,7 @@ def iteration(request):
     batch = StandInBatch(SglangMode.DECODE, seq_lens=list(range(1000, 1064)), requests=prompts.reqs)
     state = SimpleNamespace(now_s=0.0)
     progress.launched(prompts, 64_000, 0.0)
-    progress.finished(prompts, 0.0)
+    progress.finished(prompts)
 
     def step():
         state.now_s += 0.01
@@ -96,12 +96,12 @@ def iteration(request):
         observer.launched(batch)
         progress.launched(batch, context_tokens, 0.0)
         observer.finish(batch, SimpleNamespace(can_run_cuda_graph=False), state.now_s)
-        progress.finished(batch, state.now_s)
+        progress.finished(batch)
         for record in observer.records():
             controller.observe(record)
         outputs.finished(batch)
         queue = queues.state(
-            state.now_s, progress=progress, need=progress.need(state.now_s, 0.01, outputs.least(), outputs.most()),
+            state.now_s, progress=progress, need=progress.need(state.now_s, 0.01, outputs.least()),
             prompt_due_s=waiting.due_s(state.now_s), relegated=waiting.relegated, retractions=0, cache_hit_rate=0.5,
             chunk_tokens=2048,
         )  # fmt: skip

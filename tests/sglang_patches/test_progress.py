@@ -43,7 +43,7 @@ class Server:
             if request is not batch.chunked_req and not request.finished() and not request.is_retracted:
                 request.output_ids.append(7)
                 request.time_stats.prefill_finished_time = request.time_stats.prefill_finished_time or self.now_s
-        self.progress.finished(batch, self.now_s)
+        self.progress.finished(batch)
 
     def prefill(self, *reqs, chunked_req=None):
         self.finish(self.launch(SglangMode.EXTEND, reqs, sum(r.extend_end for r in reqs), chunked_req))
