@@ -124,16 +124,22 @@ def test_the_shipped_grids_compose(tmp_path_factory: pytest.TempPathFactory) -> 
     ]
 
 
-def test_the_policy_study_composes(tmp_path: Path) -> None:
-    csv, mooncake = tmp_path / "trace.csv", tmp_path / "trace.jsonl"
-    minutes = [f"2023-11-16 18:{minute:02}:00.0000000,100,5" for minute in range(60)]
+def study(axes: str, folder: Path) -> SweepSettings:
+    """One of the studies of policies, on made-up traces."""
+    csv, mooncake = folder / "trace.csv", folder / "trace.jsonl"
+    minutes = [f"2023-11-16 18:{minute:02}:00.0000000,{100 + minute},5" for minute in range(60)]
     csv.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *minutes]))
-    line = {"input_length": 100, "output_length": 5, "hash_ids": [1]}
-    mooncake.write_text("\n".join(json.dumps({"timestamp": 1000 * second, **line}) for second in range(1000)))
+    line = {"output_length": 5, "hash_ids": [1]}
+    seconds = [{"timestamp": 1000 * second, "input_length": 100 + second, **line} for second in range(1000)]
+    mooncake.write_text("\n".join(map(json.dumps, seconds)))
     paths = [f"azure_conv={csv}", f"azure_code={csv}", f"mooncake={mooncake}"]
-    read = SweepSettings.from_config(
-        read_config("sweep", ["axes=policy_study", *paths, "~arms", f"+arms={{{FIXED}}}", "capacity_baseline=null"])
+    return SweepSettings.from_config(
+        read_config("sweep", [f"axes={axes}", *paths, "~arms", f"+arms={{{FIXED}}}", "capacity_baseline=null"])
     )
+
+
+def test_the_policy_study_composes(tmp_path: Path) -> None:
+    read = study("policy_study", tmp_path)
     assert [len(values) for values in read.axes.values()] == [7, 2, 3]
     slos = {(cell.place["traffic"], cell.place["kind"]): cell.experiment.slo for cell in read.cells}
     for (traffic, kind), slo in slos.items():
@@ -152,6 +158,33 @@ def test_the_policy_study_composes(tmp_path: Path) -> None:
     for one in loads.values():
         assert one["half"] == pytest.approx(one["near"] / 2)
         assert one["past"] >= 1.35 * one["near"]
+
+
+def test_other_draws_have_the_same_rates_and_other_requests(tmp_path: Path) -> None:
+    first = {cell.name: cell for cell in study("policy_study", tmp_path).cells}
+    others = study("policy_draws", tmp_path).cells
+    assert len(others) == 2 * len(first)
+    seen: dict[str, set[tuple[int, ...]]] = {}
+    for cell in others:
+        same = first[", ".join(cell.place[axis] for axis in ("traffic", "kind", "load"))]
+        assert (cell.rate_scale, cell.experiment.slo) == (same.rate_scale, same.experiment.slo)
+        for one in (cell, same):
+            prompts = tuple(request.prompt_tokens for request in one.experiment.requests)
+            seen.setdefault(cell.place["traffic"], set()).add(prompts)
+    assert {traffic: len(prompts) for traffic, prompts in seen.items()} == dict.fromkeys(seen, 3)
+
+
+def test_the_larger_model_has_targets_twice_as_long(tmp_path: Path) -> None:
+    first, larger = study("policy_study", tmp_path).cells, study("policy_larger_model", tmp_path).cells
+    assert [cell.name for cell in first] == [cell.name for cell in larger]
+    for small, large in zip(first, larger, strict=True):
+        assert large.experiment.device.model.name == "Qwen/Qwen3-32B"
+        assert large.rate_scale == pytest.approx(small.rate_scale / 5, rel=0.01)
+        pairs = [(small.experiment.slo, large.experiment.slo)]
+        pairs += zip(small.experiment.slo.classes.values(), large.experiment.slo.classes.values(), strict=True)
+        for before, after in pairs:
+            assert (after.ttft_s, after.itl_s) == (2 * before.ttft_s, 2 * before.itl_s)
+            assert after.itl_kind is before.itl_kind
 
 
 def test_a_trace_of_the_first_table_is_asked_for() -> None:
