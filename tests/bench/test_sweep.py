@@ -238,7 +238,8 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     shown = capsys.readouterr().out
     for part in (
-        "axes:     first_table, load, none, policy_capacity, policy_draws, policy_larger_model, policy_study",
+        "axes:     first_table, load, none, policy_capacity, policy_draws, policy_larger_model, policy_study, "
+        "policy_third_model",
         "slack_chunks",
         "mooncake",
         "llama_3_1_8b",

@@ -176,7 +176,7 @@ def test_other_draws_have_the_same_rates_and_other_requests(tmp_path: Path) -> N
 
 def test_the_larger_model_has_targets_twice_as_long(tmp_path: Path) -> None:
     first, larger = study("policy_study", tmp_path).cells, study("policy_larger_model", tmp_path).cells
-    assert [cell.name for cell in first] == [cell.name for cell in larger]
+    assert [f"{cell.name}, qwen3_32b" for cell in first] == [cell.name for cell in larger]
     for small, large in zip(first, larger, strict=True):
         assert large.experiment.device.model.name == "Qwen/Qwen3-32B"
         assert large.rate_scale == pytest.approx(small.rate_scale / 5, rel=0.01)
