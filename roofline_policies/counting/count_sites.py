@@ -91,7 +91,8 @@ class SiteCounter:
             scope.after.append(after)
             for test in scope.certain:
                 keywords["later"] = ast.IfExp(copy.deepcopy(test), keywords["later"], ast.Constant(None))
-        self.report(access.kind, cost, node, construct, after_loop="later" in keywords)
+        behind = "later" in keywords and cost is not Cost.REDUCTION
+        self.report(access.kind, cost, node, construct, after_loop=behind)
         return assign(COUNTS, traced_call(access.counts, use(COUNTS), *positional, **keywords))
 
     def _how(
@@ -107,7 +108,9 @@ class SiteCounter:
         if isinstance(mask, ast.Constant) and mask.value in (None, True):
             mask = None
         later: dict[str, ast.expr] = {}
-        if loop is not None and access.kind is not Kind.ATOMIC:
+        if access.kind is Kind.ATOMIC:
+            loop = None
+        if loop is not None:
             home = f"{self._source.function.__module__}.{self._source.function.__qualname__}"
             later["later"] = ast.Constant(f"{home}:{self._source.first_line}:{len(self.sites)}")
             if access.kind is not Kind.DOT:
@@ -127,10 +130,11 @@ class SiteCounter:
                 shape = self._translator.shape(mask, where)
             except Untranslatable:
                 continue
-            # What the source does not show may still be a scalar when it is compiled: the shape goes along in any case.
+            # What the source does not show may still be a scalar when it is compiled: the shape goes along in any case,
+            # and with it what a shape in terms of the loop's variable needs.
             cost = Cost.REDUCTION if self._translator.met_block else Cost.AFFINE
             box = {} if ast.dump(shape) == ast.dump(mask) else {"box": shape}
-            return {**(later if where is not None and cost is Cost.AFFINE else {}), **box}, cost, shape
+            return {**(later if where is not None else {}), **box}, cost, shape
         return {}, Cost.REDUCTION, None
 
     def _tile(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from roofline_policies.counting.callees import (
@@ -20,7 +20,7 @@ from roofline_policies.counting.callees import (
 from roofline_policies.counting.count_sites import Scope, SiteCounter
 from roofline_policies.counting.sites import Cost, Kind, Site
 from roofline_policies.counting.source import COUNTS, LEDGER, RESERVED, Source, assign, negated, use
-from roofline_policies.counting.structure import ARANGE, SHAPE, Flow, Translator, Untranslatable, loaded, traced_call
+from roofline_policies.counting.structure import ARANGE, SHAPE, Definition, Flow, Translator, Untranslatable, loaded, traced_call
 from roofline_policies.counting.twin import Helpers, Rewritten
 
 _REDUCTIONS = frozenset({"sum", "max", "min", "argmax", "argmin", "xor_sum", "reduce_or", "item"})
@@ -149,7 +149,7 @@ class Expressions:
                 return node
             case ast.NamedExpr(target=target):
                 node.value = self._expression(node.value, hoist=hoist)
-                self.bind(target, None)
+                self.bind(target, None if self._guards else node.value)
                 return node
         for name, value in ast.iter_fields(node):
             if isinstance(value, ast.expr):
@@ -321,22 +321,19 @@ class Expressions:
         return ast.Subscript(use(result.id), ast.Constant(0), ast.Load())
 
     def bind(self, target: ast.expr, value: ast.expr | None) -> None:
-        match target, value:
-            case ast.Name(id=name), _:
-                replayable = value is not None and not self.has_effects(value)
-                structured, block = self._traits(value)
-                self._flow.assign(
-                    name,
-                    copy.deepcopy(value) if replayable else None,
-                    block=block,
-                    structured=structured and replayable,
-                )
-            case ast.Tuple(elts=targets), ast.Tuple(elts=values) if len(targets) == len(values):
-                for one in targets:  # all values are evaluated before any name changes
-                    self.bind(one, None)
-            case ((ast.Tuple(elts=targets) | ast.List(elts=targets)), _):
-                for one in targets:
-                    self.bind(one, None)
+        """Give the names in ``target`` the definitions that assigning ``value`` makes."""
+        # All values are evaluated before any name changes.
+        self._flow.now.update({name: self._definition(name, one) for name, one in _pairs(target, value)})
+
+    def _definition(self, name: str, value: ast.expr | None) -> Definition:
+        replayable = value is not None and not self.has_effects(value)
+        structured, block = self._traits(value)
+        return self._flow.definition(
+            name,
+            copy.deepcopy(value) if replayable else None,
+            block=block,
+            structured=structured and replayable,
+        )
 
     def _traits(self, value: ast.expr | None) -> tuple[bool, bool]:
         """Whether a value is made from ``tl.arange``, and whether it is a block as far as the source tells."""
@@ -356,3 +353,19 @@ class Expressions:
             if function in ("zeros", "full", "dot"):
                 return False, True
         return structured, block
+
+
+def _pairs(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, ast.expr | None]]:
+    """The names that an assignment to ``target`` gives values, each with its part of ``value`` where that is spelt out."""
+    match target:
+        case ast.Name(id=name):
+            yield name, value
+        case ast.Starred(value=rest):
+            yield from _pairs(rest, None)
+        case ast.Tuple(elts=targets) | ast.List(elts=targets):
+            parts: Sequence[ast.expr | None] = [None] * len(targets)
+            if isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(targets):
+                if not any(isinstance(one, ast.Starred) for one in (*targets, *value.elts)):
+                    parts = value.elts
+            for one, part in zip(targets, parts, strict=True):
+                yield from _pairs(one, part)

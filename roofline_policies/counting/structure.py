@@ -69,9 +69,15 @@ class Flow:
     def assign(
         self, name: str, value: ast.expr | None = None, *, block: bool = False, structured: bool = False
     ) -> Definition:
-        uses = {used: self.now[used] for used in loaded(value) if used in self.now} if value is not None else {}
-        self.now[name] = Definition(name, value, uses, block=block, structured=structured)
+        self.now[name] = self.definition(name, value, block=block, structured=structured)
         return self.now[name]
+
+    def definition(
+        self, name: str, value: ast.expr | None = None, *, block: bool = False, structured: bool = False
+    ) -> Definition:
+        """What ``name`` would be if it were assigned ``value`` now."""
+        uses = {used: self.now[used] for used in loaded(value) if used in self.now} if value is not None else {}
+        return Definition(name, value, uses, block=block, structured=structured)
 
     def forget(self, names: Iterable[str]) -> None:
         """A loop begins or ends: these names hold what some iteration left in them."""
