@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from roofline_policies.counting.callees import (
@@ -20,7 +20,16 @@ from roofline_policies.counting.callees import (
 from roofline_policies.counting.count_sites import Scope, SiteCounter
 from roofline_policies.counting.sites import Cost, Kind, Site
 from roofline_policies.counting.source import COUNTS, LEDGER, RESERVED, Source, assign, negated, use
-from roofline_policies.counting.structure import ARANGE, SHAPE, Definition, Flow, Translator, Untranslatable, loaded, traced_call
+from roofline_policies.counting.structure import (
+    ARANGE,
+    SHAPE,
+    Definition,
+    Flow,
+    Translator,
+    Untranslatable,
+    loaded,
+    traced_call,
+)
 from roofline_policies.counting.twin import Helpers, Rewritten
 
 _REDUCTIONS = frozenset({"sum", "max", "min", "argmax", "argmin", "xor_sum", "reduce_or", "item"})
@@ -52,6 +61,8 @@ class Expressions:
         self._before: list[ast.stmt] = []
         self._guards: list[ast.expr] = []
         self._hoisting = False
+        self._counting = False
+        self._roots: tuple[ast.expr | None, ...] = ()
         self._discards = False
         self._temporaries = 0
         self.inherited: list[Site] = []
@@ -73,10 +84,11 @@ class Expressions:
         """
         self._discards = discards
         effects = [call for node in nodes if node is not None for call in self.effects(node)]
-        outer = self._before, self._hoisting
+        outer = self._before, self._hoisting, self._counting, self._roots
         # Where something that may write is taken out of an expression, what was evaluated before it goes out first.
         moves = [call for call in effects if self._must_move(call)]
         self._before, self._hoisting = [], len(effects) > 1 and bool(moves)
+        self._counting, self._roots = bool(effects), nodes
         try:
             result = [
                 None if node is None else self._expression(node, root=root and isinstance(node, ast.Call))
@@ -84,7 +96,7 @@ class Expressions:
             ]
             return self._before, result
         finally:
-            self._before, self._hoisting = outer
+            self._before, self._hoisting, self._counting, self._roots = outer
 
     def _must_move(self, call: ast.Call) -> bool:
         callee = self._source.callee(call)
@@ -150,7 +162,7 @@ class Expressions:
             case ast.NamedExpr(target=target):
                 node.value = self._expression(node.value, hoist=hoist)
                 self.bind(target, None if self._guards else node.value)
-                return node
+                return self._assigned_before(node) if self._counting else node
         for name, value in ast.iter_fields(node):
             if isinstance(value, ast.expr):
                 setattr(node, name, self._expression(value, hoist=hoist))
@@ -226,6 +238,19 @@ class Expressions:
             for used in loaded(node)
             if (definition := self._flow.now.get(used)) is not None and used != name
         )
+        return use(name)
+
+    def _assigned_before(self, node: ast.NamedExpr) -> ast.expr:
+        """``name := value`` as a statement of its own: what is counted before the expression's needs the name too."""
+        name = node.target.id
+        if self._guards:
+            self._source.refuse(node, ast.unparse(node), "it may not be evaluated, and stands beside an access")
+        for other in _in_order(root for root in self._roots if root is not None):
+            if other is node:
+                break
+            if isinstance(other, ast.Name) and other.id == name:
+                self._source.refuse(node, ast.unparse(node), f"an access stands beside it, and {name} before it")
+        self._before.append(ast.copy_location(assign(name, node.value), node))
         return use(name)
 
     def _add_before(self, statement: ast.stmt) -> None:
@@ -353,6 +378,13 @@ class Expressions:
             if function in ("zeros", "full", "dot"):
                 return False, True
         return structured, block
+
+
+def _in_order(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Expressions and what is inside them, in the order they are written."""
+    for node in nodes:
+        yield node
+        yield from _in_order(ast.iter_child_nodes(node))
 
 
 def _pairs(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, ast.expr | None]]:

@@ -347,6 +347,7 @@ class Rewriter:
         as_it_was = ast.dump(node.test)
         self._scopes.append(Scope())
         before, (test,) = self._expressions.rewrite(node.test)
+        self._scopes.pop()
         if test is None or ast.dump(test) != as_it_was:
             self._source.refuse(
                 node.test, "condition of while", "calls a helper that accesses memory, or one access inside another"

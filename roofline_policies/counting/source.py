@@ -120,6 +120,8 @@ class Source:
                 return self.is_constant(operand)
             case ast.Compare(left=ast.Name(id=left), ops=[ast.Is() | ast.IsNot()], comparators=[ast.Constant()]):
                 return left in self._unchanged or left in self.constants
+        if any(isinstance(node, ast.NamedExpr) for node in ast.walk(test)):
+            return False
         if not all(self._is_constant_call(node) for node in ast.walk(test) if isinstance(node, ast.Call)):
             return False
         of_type = {

@@ -15,6 +15,7 @@ from zoo import pointers_and_descriptors
 from zoo.helpers import helper_on_diagonal_kernel, helpers_kernel
 from zoo.loops import softmax_kernel, while_test_kernel
 from zoo import moving_bounds
+from zoo import named_bounds
 from zoo import loops_in_helpers
 from zoo import reused_names
 from zoo import branches
@@ -40,6 +41,7 @@ __all__ = [
     "matmul_steps_kernel",
     "matmul_tiles_kernel",
     "moving_bounds",
+    "named_bounds",
     "narrow_and_wide",
     "no_memory_kernel",
     "normal",
