@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from roofline_policies.counting.callees import (
@@ -245,11 +245,9 @@ class Expressions:
         name = node.target.id
         if self._guards:
             self._source.refuse(node, ast.unparse(node), "it may not be evaluated, and stands beside an access")
-        for other in _in_order(root for root in self._roots if root is not None):
-            if other is node:
-                break
-            if isinstance(other, ast.Name) and other.id == name:
-                self._source.refuse(node, ast.unparse(node), f"an access stands beside it, and {name} before it")
+        statement = ast.Tuple([root for root in self._roots if root is not None], ast.Load())
+        if any(name in loaded(one) for one in _earlier(statement, node) or ()):
+            self._source.refuse(node, ast.unparse(node), f"{name} is used before it, and beside it stands an access")
         self._before.append(ast.copy_location(assign(name, node.value), node))
         return use(name)
 
@@ -380,24 +378,34 @@ class Expressions:
         return structured, block
 
 
-def _in_order(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """Expressions and what is inside them, in the order they are written."""
-    for node in nodes:
-        yield node
-        yield from _in_order(ast.iter_child_nodes(node))
+def _earlier(tree: ast.AST, node: ast.AST) -> list[ast.AST] | None:
+    """What of ``tree`` may be evaluated before ``node``; None where that is not inside.
+
+    Of a call that is everything else: Triton evaluates keywords first, its interpreter last.
+    """
+    if tree is node:
+        return []
+    children = list(ast.iter_child_nodes(tree))
+    for position, child in enumerate(children):
+        inside = _earlier(child, node)
+        if inside is not None:
+            others = children if isinstance(tree, ast.Call) else children[:position]
+            return [*inside, *(one for one in others if one is not child)]
+    return None
 
 
 def _pairs(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, ast.expr | None]]:
-    """The names that an assignment to ``target`` gives values, each with its part of ``value`` where that is spelt out."""
-    match target:
-        case ast.Name(id=name):
+    """The names that an assignment to ``target`` gives values, each with its part of ``value`` where it has one."""
+    match target, value:
+        case ast.Name(id=name), _:
             yield name, value
-        case ast.Starred(value=rest):
+        case ast.Starred(value=rest), _:
             yield from _pairs(rest, None)
-        case ast.Tuple(elts=targets) | ast.List(elts=targets):
-            parts: Sequence[ast.expr | None] = [None] * len(targets)
-            if isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(targets):
-                if not any(isinstance(one, ast.Starred) for one in (*targets, *value.elts)):
-                    parts = value.elts
+        case ((ast.Tuple(elts=targets) | ast.List(elts=targets)), (ast.Tuple(elts=parts) | ast.List(elts=parts))) if (
+            len(targets) == len(parts) and not any(isinstance(one, ast.Starred) for one in (*targets, *parts))
+        ):
             for one, part in zip(targets, parts, strict=True):
                 yield from _pairs(one, part)
+        case ((ast.Tuple(elts=targets) | ast.List(elts=targets)), _):
+            for one in targets:
+                yield from _pairs(one, None)

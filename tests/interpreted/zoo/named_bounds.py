@@ -1,9 +1,8 @@
-"""The ways to name what bounds a mask or a loop: unpacked, swapped, changed in place, walrus, returned, passed along."""
-
-# Kernels are written the ways people write them, not only the way the linter would.
-# ruff: noqa: PIE808
+"""The ways to name what bounds a mask or a loop: unpacked, swapped, changed in place, returned, walrus."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 import triton
@@ -21,7 +20,7 @@ def bounds(low: int, high: int) -> torch.Tensor:
 
 
 def swept(start: int, stop: int, low: int, high: int, step: int = BLOCK) -> int:
-    """Active lanes of ``low <= at < high`` over blocks ``at = i + arange(BLOCK)`` for i in range(start, stop, step)."""
+    """Active lanes of ``low <= at < high``, summed over the blocks ``at = i + arange(BLOCK)``."""
     return sum(interval(BLOCK, low - i, high - i) for i in range(start, stop, step))
 
 
@@ -44,7 +43,7 @@ def unpacked_kernel(x, ends, out, n, BLOCK: tl.constexpr):
         acc += tl.load(x + at, mask=(at < high) & (at < limit), other=0.0)
     high += 5
     high -= low
-    [(first, last), middle] = [(low, high), low + high]
+    (first, last), middle = (low, high), low + high
     for i in range(0, n, BLOCK):
         at = i + lane
         acc += tl.load(x + at, mask=at < last, other=0.0)
@@ -78,8 +77,9 @@ def walrus_kernel(x, ends, out, n, BLOCK: tl.constexpr):
         for i in range(0, n, BLOCK):
             at = i + lane
             acc += tl.load(x + at, mask=at < high, other=0.0)
-            acc += tl.load(x + (here := at + 1), mask=here < high, other=0.0)
-    acc += tl.load(x + (low := low + 3) + lane, mask=lane < low, other=0.0)
+            acc += tl.load(x + at, mask=(here := at + 1) < high, other=0.0)
+            acc += here
+    acc += tl.load(x + lane, mask=lane < (low := low + 3), other=0.0)
     acc += tl.load(x + lane, mask=lane < low) if (low := low + 1) > 5 else tl.load(x + lane)
     tl.store(out + lane, acc + low)
 
@@ -172,7 +172,7 @@ def nested_kernel(x, ends, out, rows, n, BLOCK: tl.constexpr):
 
 def nested_counts(n, ends, **_):
     loads = 0
-    for low, high in zip(ends, ends[1:], strict=False):
+    for low, high in pairwise(ends):
         loads += swept(0, n, low, high) + swept(2 * BLOCK, n, 0, high) + swept(0, n, 0, high)
     if len(ends) > 1:
         loads += swept(0, n, ends[-2], ends[-1])
