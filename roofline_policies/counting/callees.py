@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from types import FunctionType, ModuleType
+from types import BuiltinMethodType, FunctionType, ModuleType
 from typing import Any, TypeAlias
 
 import triton.language as tl
@@ -126,9 +126,16 @@ _HARMLESS_BUILTINS = frozenset(
 )
 """Python's own functions that Triton lets a kernel call (CodeGenerator.builtin_namespace)."""
 
-_MEMORY_ASSEMBLY = re.compile(
-    r"\b(ld|st|atom|red|cp|ldmatrix|stmatrix|multimem|mma|wgmma|tcgen05|prefetch|tensormap)\b\.?"
-)
+_REGISTER_ASSEMBLY = """
+abs activemask add addc and bfe bfi bfind bmsk brev clz cnot copysign cos cvt dp2a dp4a div ex2 fma fns lg2 lop3 mad
+mad24 madc max min mov mul mul24 neg not or popc prmt rcp redux rem rsqrt sad selp set setp shf shfl shl shr sin slct
+sqrt sub subc szext tanh testp vote xor
+bar barrier fence griddepcontrol membar nanosleep
+"""
+"""PTX instructions between registers, and those that only wait. Source: PTX ISA, "Instruction Set"."""
+
+_ASSEMBLY_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+_ASSEMBLY_STATEMENT = re.compile(r"(?:@!?[%$\w]+\s+)?(\w+)")
 
 
 class Unresolved:
@@ -148,11 +155,23 @@ class Names:
 
     def resolve(self, node: ast.expr) -> Any:
         """The object ``node`` stands for, or UNRESOLVED."""
-        if isinstance(node, ast.Name):
-            return UNRESOLVED if node.id in self.local else self._scope.get(node.id, UNRESOLVED)
-        if isinstance(node, ast.Attribute):
-            owner = self.resolve(node.value)
-            return UNRESOLVED if owner is UNRESOLVED else _unpatched(getattr(owner, node.attr, UNRESOLVED))
+        value = self._resolve(node)
+        return value.value if isinstance(value, tl.constexpr) else value
+
+    def _resolve(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Name(id=name):
+                return UNRESOLVED if name in self.local else self._scope.get(name, UNRESOLVED)
+            case ast.Attribute(value=value, attr=attribute):
+                holder = self.resolve(value)
+                return UNRESOLVED if holder is UNRESOLVED else _unpatched(getattr(holder, attribute, UNRESOLVED))
+            case ast.Subscript(value=value, slice=ast.Constant(value=index)):
+                owner: Any = self.resolve(value)
+                held: Any = owner if isinstance(owner, Mapping | tuple | list) else {}
+                try:
+                    return held[index]
+                except (LookupError, TypeError):
+                    return UNRESOLVED
         return UNRESOLVED
 
 
@@ -204,6 +223,8 @@ def classify(call: ast.Call, names: Names, parameters: frozenset[str]) -> Callee
         return Other.PURE
     if isinstance(target, type) and issubclass(target, BaseException):
         return Other.PURE
+    if isinstance(target, BuiltinMethodType) and isinstance(target.__self__, str | int | float | tuple | list | dict):
+        return Other.PURE  # of a constant
     return Other.UNKNOWN
 
 
@@ -229,10 +250,25 @@ def _classify_unresolved(
 
 
 def assembly_touches_memory(call: ast.Call, names: Names) -> bool:
-    """Whether inline assembly may access memory or multiply matrices; yes where its text is not a literal."""
+    """Whether inline assembly may access memory or multiply matrices.
+
+    It may unless its text is known and every instruction in it is one that works on registers alone.
+    """
     text = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "asm"), None)
-    if isinstance(text, ast.Constant) and isinstance(text.value, str):
-        return bool(_MEMORY_ASSEMBLY.search(text.value))
-    value = names.resolve(text) if text is not None else UNRESOLVED
-    value = value.value if isinstance(value, tl.constexpr) else value
-    return not isinstance(value, str) or bool(_MEMORY_ASSEMBLY.search(value))
+    value = text.value if isinstance(text, ast.Constant) else names.resolve(text) if text is not None else None
+    return not isinstance(value, str) or not works_on_registers(value)
+
+
+def works_on_registers(assembly: str) -> bool:
+    """Whether every instruction of a PTX text is known to work on registers alone."""
+    text = _ASSEMBLY_COMMENT.sub(" ", assembly)
+    if "[" in text:  # an address
+        return False
+    statements = (one.strip() for one in re.split(r"[;{}\n]", re.sub(r"\{[^{};]*\}(?=\s*[,;])", " ", text)))
+    for statement in filter(None, statements):
+        if statement.startswith(".reg"):
+            continue
+        found = _ASSEMBLY_STATEMENT.match(statement)
+        if found is None or found[1] not in _REGISTER_ASSEMBLY.split():
+            return False
+    return True

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from triton.language import core
+
 from roofline_policies.counting.callees import (
     UNRESOLVED,
     Access,
@@ -109,6 +111,10 @@ class Expressions:
     def has_effects(self, node: ast.AST) -> bool:
         return bool(self.effects(node))
 
+    def repeatable(self, node: ast.AST) -> bool:
+        """Whether evaluating ``node`` once more changes nothing."""
+        return not self.has_effects(node) and not any(isinstance(one, ast.NamedExpr) for one in ast.walk(node))
+
     def _is_effect(self, call: ast.Call) -> bool:
         callee = self._source.callee(call)
         if isinstance(callee, Helper):
@@ -175,6 +181,7 @@ class Expressions:
         construct = ast.unparse(node)
         match callee:
             case Access():
+                self._look_for_function(node)
                 self._arguments_of(node, hoist=False, needed=self._sites.needed(node, callee))
                 self._add_before(
                     self._sites.count(node, callee, self._scopes[-1], construct, guarded=bool(self._guards))
@@ -204,6 +211,7 @@ class Expressions:
                 self._source.refuse(node, f"call of {ast.unparse(node.func)}", "what it does to memory is not known")
             case Other.PURE:
                 self._refuse_hidden_access(node)
+                self._look_for_function(node)
         self._arguments_of(node, hoist=hoist)
         return node
 
@@ -215,6 +223,29 @@ class Expressions:
                 continue
             if self._library.helper(target).counts:
                 self._source.refuse(node, f"{ast.unparse(argument)} as an argument", "it accesses memory")
+
+    def _look_for_function(self, node: ast.Call) -> None:
+        """A method of an argument may be a function that the argument holds: what it is shows when it is compiled."""
+        if not isinstance(node.func, ast.Attribute) or not self._may_hold_functions(node.func.value):
+            return
+        if hasattr(core.dtype, node.func.attr):
+            return  # a question to a type
+        # A helper that counts nothing itself is left as it is, unless what it is given is a constant: no value is that.
+        self.counts |= bool(loaded(node.func.value) & self._source.constants)
+        receiver = copy.deepcopy(node.func.value)
+        where = (self._source.function.__qualname__, ast.unparse(node.func), self._source.file, self._source.line(node))
+        told = map(ast.Constant, (node.func.attr, *where))
+        self._add_before(ast.Expr(traced_call("method", receiver, *told)))
+
+    def _may_hold_functions(self, receiver: ast.expr) -> bool:
+        match receiver:
+            case ast.Name(id=name):
+                return name in self._source.parameters or name in self._source.constants
+            case ast.Attribute(value=owner) | ast.Subscript(value=owner):
+                return self._may_hold_functions(owner)
+            case ast.IfExp(body=body, orelse=orelse):
+                return self._may_hold_functions(body) or self._may_hold_functions(orelse)
+        return False
 
     def _arguments_of(self, node: ast.Call, *, hoist: bool, needed: frozenset[int] = frozenset()) -> None:
         """Rewrite the arguments of a call; those in ``needed`` (by identity) are left without effects."""
@@ -349,7 +380,7 @@ class Expressions:
         self._flow.now.update({name: self._definition(name, one) for name, one in _pairs(target, value)})
 
     def _definition(self, name: str, value: ast.expr | None) -> Definition:
-        replayable = value is not None and not self.has_effects(value)
+        replayable = value is not None and self.repeatable(value)
         structured, block = self._traits(value)
         return self._flow.definition(
             name,

@@ -18,7 +18,7 @@ from triton.language import core
 from roofline_policies.counting.callees import Access, Kernel
 from roofline_policies.counting.count_sites import Scope, SiteCounter
 from roofline_policies.counting.expressions import Expressions
-from roofline_policies.counting.source import COUNTS, DEFAULT, LEDGER, Source, assign, negated, use
+from roofline_policies.counting.source import COUNTS, DEFAULT, LEDGER, Source, assign, is_constexpr, negated, use
 from roofline_policies.counting.structure import SHAPE, Flow, Loop, Translator, assigned, loaded, traced_call
 from roofline_policies.counting.twin import Rewritten
 from roofline_policies.errors import Uncountable
@@ -205,7 +205,7 @@ class Rewriter:
             case ast.Assign(targets=[ast.Name() | ast.Tuple() | ast.List() as target]):
                 self._expressions.bind(target, value)
             case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
-                if "constexpr" in ast.unparse(annotation):
+                if is_constexpr(annotation) and name not in self._source.reassigned:
                     self._source.constants.add(name)
                 if value is not None:
                     self._expressions.bind(node.target, value)
@@ -243,7 +243,7 @@ class Rewriter:
         elif node.orelse and isinstance(node.orelse[-1], ast.Return):
             self._flow.now = then
         else:
-            self._flow.join(original_test if constant else None, then, orelse)
+            self._flow.join(original_test if constant else None, start, then, orelse)
         return [*before, node]
 
     def _branch(
@@ -278,6 +278,10 @@ class Rewriter:
         if definition is None or definition.choice is None:
             return None
         condition, *branches = definition.choice
+        loop, now = self._scopes[-1].loop, self._flow.now
+        names = loaded(condition)
+        if any(now.get(one) is not definition.uses.get(one) for one in names) or (loop and names & loop.changes):
+            return None  # it would be another condition here, or behind the loop
         for branch, holds in zip(branches, (condition, negated(condition)), strict=True):
             if branch is not None and isinstance(branch.value, ast.Constant) and branch.value.value is wanted:
                 return holds
@@ -332,7 +336,7 @@ class Rewriter:
                 given[2] = keyword.value
         start, stop, step = given[0] or ast.Constant(0), given[1], given[2] or ast.Constant(1)
         if stop is None or any(
-            self._expressions.has_effects(one) or loaded(one) & changes for one in (start, stop, step)
+            not self._expressions.repeatable(one) or loaded(one) & changes for one in (start, stop, step)
         ):
             return None
         return copy.deepcopy((start, stop, step))

@@ -43,11 +43,17 @@ def negated(test: ast.expr) -> ast.expr:
     return ast.UnaryOp(ast.Not(), test)
 
 
+def is_constexpr(annotation: ast.expr) -> bool:
+    """Whether an annotation makes a constant of the compilation."""
+    return "constexpr" in ast.unparse(annotation)
+
+
 class Source:
     """One function under ``triton.jit``.
 
     tree: its definition; rewriting changes it in place.
-    parameters: its parameters. constants: names whose values the compiler knows.
+    parameters: its parameters. constants: names whose values the compiler knows. reassigned: names that are assigned
+        otherwise than as constants, and so are none, whatever an annotation says.
 
     Raises:
         Uncountable: there is no source, or it is none that can be followed.
@@ -61,8 +67,11 @@ class Source:
         self.parameters = frozenset(argument.arg for argument in self.arguments)
         stored = assigned(self.tree.body)
         self.names = Names(self.function, self.parameters | stored)
-        annotated = {a.arg for a in self.arguments if "constexpr" in ast.unparse(a.annotation or use(""))}
+        annotated = {a.arg for a in self.arguments if a.annotation is not None and is_constexpr(a.annotation)}
         self.constants = annotated - stored
+        nodes = list(ast.walk(self.tree))
+        declared = {id(one.target) for one in nodes if isinstance(one, ast.AnnAssign) and is_constexpr(one.annotation)}
+        self.reassigned = assigned(one for one in nodes if isinstance(one, ast.Name) and id(one) not in declared)
         self._unchanged = self.parameters - stored
         self._check()
 

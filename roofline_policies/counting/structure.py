@@ -29,7 +29,7 @@ class Definition:
     """One value of a name.
 
     value: the expression it was assigned, where repeating that is harmless; else None.
-    uses: the definitions of the names in ``value``.
+    uses: the definitions of the names in ``value``, or in the test of ``choice``.
     choice: instead of ``value``, for an ``if`` on a constant: the test and what either branch assigned.
     block: it is known to be a block, so comparing it is no scalar affair.
     structured: it is, or may be, made from ``tl.arange``.
@@ -85,9 +85,19 @@ class Flow:
             old = self.now.get(name)
             self.now[name] = Definition(name, block=old.block if old else True)
 
-    def join(self, test: ast.expr | None, then: dict[str, Definition], orelse: dict[str, Definition]) -> None:
-        """The branches of an ``if`` meet; ``test`` is given where it is a constant of the compilation."""
+    def join(
+        self,
+        test: ast.expr | None,
+        before: Mapping[str, Definition],
+        then: Mapping[str, Definition],
+        orelse: Mapping[str, Definition],
+    ) -> None:
+        """The branches of an ``if`` meet; ``test`` is given where it is a constant of the compilation.
+
+        before: the definitions that ``test`` was evaluated with.
+        """
         self.now = {}
+        uses = {used: before[used] for used in loaded(test) if used in before} if test is not None else {}
         for name in then.keys() | orelse.keys():
             one, other = then.get(name), orelse.get(name)
             if one is other and one is not None:
@@ -96,6 +106,7 @@ class Flow:
             either = [definition for definition in (one, other) if definition is not None]
             self.now[name] = Definition(
                 name,
+                uses=uses,
                 choice=(test, one, other) if test is not None else None,
                 block=any(definition.block for definition in either),
                 structured=test is not None and any(definition.structured for definition in either),
@@ -222,13 +233,13 @@ class Translator:
     def _definition(self, definition: Definition) -> ast.expr:
         if definition.choice is not None:
             test, then, orelse = definition.choice
-            if self._loop is not None and loaded(test) & self._loop.changes:
-                raise Untranslatable(definition.name)
             if then is None or orelse is None:
                 only = then or orelse
                 assert only is not None
                 return self._definition(only)
-            return ast.IfExp(copy.deepcopy(test), self._definition(then), self._definition(orelse))
+            # A name in the test may have another value by now.
+            test = self._plain(test, definition.uses)
+            return ast.IfExp(test, self._definition(then), self._definition(orelse))
         if definition.value is None:
             raise Untranslatable(definition.name)
         return self._shape(definition.value, definition.uses)

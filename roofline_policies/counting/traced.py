@@ -12,6 +12,7 @@ import triton.language as tl
 from triton.language import core
 
 from roofline_policies.counting import slots
+from roofline_policies.counting.callees import Kernel, is_of_the_language
 from roofline_policies.counting.lanes import FULL, Box, Loop, Opaque, lanes, lanes_over, settle, summable
 from roofline_policies.counting.masks import (
     Shape,
@@ -33,6 +34,7 @@ from roofline_policies.counting.masks import (
 )
 from roofline_policies.counting.scalars import Scalar, is_block, unwrap
 from roofline_policies.counting.trace import Trace, traced
+from roofline_policies.errors import Uncountable
 
 __all__ = [
     "add",
@@ -52,6 +54,7 @@ __all__ = [
     "index",
     "load",
     "merge",
+    "method",
     "multiply",
     "over",
     "pack",
@@ -286,6 +289,20 @@ def gather(trace: Trace, counts: Counts, receiver: Any, rows: Any, column: Any =
 @traced
 def scatter(trace: Trace, counts: Counts, receiver: Any, rows: Any, column: Any = None) -> Counts:
     return _rows(trace, counts, slots.STORE, receiver, rows, column)
+
+
+@traced
+def method(trace: Trace, receiver: Any, name: str, kernel: str, construct: str, file: str, line: int) -> None:
+    """Refuse a function that ``receiver`` holds: to the source it looked like a method of a value.
+
+    Raises:
+        Uncountable: it is under ``triton.jit``, and nothing in it is counted.
+    """
+    function = getattr(unwrap(receiver), unwrap(name), None)
+    function = getattr(function, "original", function)
+    if isinstance(function, Kernel) and not is_of_the_language(function):
+        why = f"{function.fn.__qualname__} is held by an argument; pass it as an argument of its own"
+        raise Uncountable(unwrap(kernel), unwrap(construct), why, file=unwrap(file), line=unwrap(line))
 
 
 @traced
