@@ -36,9 +36,13 @@ def version() -> str:
 
 
 class Builder:
-    """Builds a rewritten function and the helpers it calls, each once."""
+    """Builds a rewritten function and the helpers it calls, each once.
+
+    sources: what was built, by the names of the files it claims to come from.
+    """
 
     def __init__(self) -> None:
+        self.sources: dict[str, Rewritten] = {}
         self._built: dict[int, Kernel] = {}
         self._kept: list[Rewritten] = []  # an id is good only as long as its object lives
 
@@ -47,7 +51,8 @@ class Builder:
         if id(rewritten) not in self._built:
             self._kept.append(rewritten)
             function = self._function(rewritten)
-            self._built[id(rewritten)] = _under_jit(function, like)
+            self.sources[function.__code__.co_filename] = rewritten
+            self._built[id(rewritten)] = _under_jit(function, like, self.sources)
         return self._built[id(rewritten)]
 
     def _function(self, rewritten: Rewritten) -> FunctionType:
@@ -85,12 +90,13 @@ def _defaults(rewritten: Rewritten, helpers: dict[str, Kernel]) -> dict[str, Any
     }
 
 
-def _under_jit(function: FunctionType, like: Kernel) -> Kernel:
+def _under_jit(function: FunctionType, like: Kernel, sources: dict[str, Rewritten]) -> Kernel:
     if isinstance(like, InterpretedFunction):
         return InterpretedFunction(function, **like.kwargs)
     return CountingFunction(
         function,
         like,
+        sources,
         version=like.version,
         do_not_specialize=like.do_not_specialize,
         do_not_specialize_on_alignment=like.do_not_specialize_on_alignment,

@@ -80,10 +80,13 @@ class SiteCounter:
             assert scope.bounds is not None
             after: ast.stmt = assign(
                 COUNTS,
-                traced_call(
-                    "over",
-                    *(use(COUNTS), copy.deepcopy(keywords["later"]), *copy.deepcopy(scope.bounds)),
-                    **({"box": copy.deepcopy(box)} if box is not None else {}),
+                ast.copy_location(
+                    traced_call(
+                        "over",
+                        *(use(COUNTS), copy.deepcopy(keywords["later"]), *copy.deepcopy(scope.bounds)),
+                        **({"box": copy.deepcopy(box)} if box is not None else {}),
+                    ),
+                    node,
                 ),
             )
             for test in reversed([*scope.tests, *scope.certain]):
@@ -93,7 +96,9 @@ class SiteCounter:
                 keywords["later"] = ast.IfExp(copy.deepcopy(test), keywords["later"], ast.Constant(None))
         behind = "later" in keywords and cost is not Cost.REDUCTION
         self.report(access.kind, cost, node, construct, after_loop=behind)
-        return assign(COUNTS, traced_call(access.counts, use(COUNTS), *positional, **keywords))
+        # It has the place of what it counts: by that an audit finds one beside the other.
+        call = ast.copy_location(traced_call(access.counts, use(COUNTS), *positional, **keywords), node)
+        return assign(COUNTS, call)
 
     def _how(
         self,

@@ -369,9 +369,8 @@ class Expressions:
         self.counts = True
         node.keywords.append(ast.keyword(LEDGER, use(LEDGER)))
         result = self._hoist(node)
-        self._add_before(
-            assign(COUNTS, traced_call("merge", use(COUNTS), ast.Subscript(result, ast.Constant(1), ast.Load())))
-        )
+        merge = traced_call("merge", use(COUNTS), ast.Subscript(result, ast.Constant(1), ast.Load()))
+        self._add_before(assign(COUNTS, ast.copy_location(merge, node)))
         return ast.Subscript(use(result.id), ast.Constant(0), ast.Load())
 
     def bind(self, target: ast.expr, value: ast.expr | None) -> None:

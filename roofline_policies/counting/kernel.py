@@ -255,10 +255,11 @@ class CountedKernel(KernelInterface[Any]):
     def exactness(self) -> Exactness:
         """How each place that moves bytes or multiplies matrices is counted, helpers included.
 
-        Also the sites of functions among its arguments, of those it has been launched with so far.
+        Also the sites of functions among its arguments, and the audits of what was compiled, of its launches so far.
         """
         given = () if self._launcher is None else self._functions.sites
-        return Exactness((*self._rewritten.sites, *given))
+        audits = () if self._launcher is None else getattr(self.twin, "audits", ())
+        return Exactness((*self._rewritten.sites, *given), tuple(audits))
 
     def counts(self) -> Counts:
         """Everything executed since this object was made; zeros before the first launch. Waits for the device.

@@ -124,8 +124,17 @@ def record_launches(function: Callable[[], object]) -> tuple[Launch, ...]:
     return tuple(launches)
 
 
-def compile_for(launch: Launch, *, capability: int = 90) -> MachineCode:
-    """The machine code Triton would launch on a CUDA device of this compute capability (x 10).
+class Compilation(NamedTuple):
+    """A compiled kernel, and what Triton made it from."""
+
+    kernel: CompiledKernel
+    source: ASTSource
+    options: Any
+    target: GPUTarget
+
+
+def compile_launch(launch: Launch, *, capability: int = 90) -> Compilation:
+    """What Triton would launch on a CUDA device of this compute capability (x 10).
 
     Raises MachineCodeError for a kernel that does not compile or a capability not in SM_LIMITS.
     """
@@ -142,10 +151,14 @@ def compile_for(launch: Launch, *, capability: int = 90) -> MachineCode:
         options, signature, constants, attributes = packed
         source = ASTSource(kernel, signature, constants, attributes)
         with redirect_stdout(StringIO()):  # where ptxas fails, Triton prints all of the PTX
-            compiled = triton.compile(source, target=target, options=options.__dict__)
+            return Compilation(triton.compile(source, target=target, options=options.__dict__), source, options, target)
     except Exception as error:  # Triton's errors share no base: syntax, types, failed passes (RuntimeError), ptxas
         raise MachineCodeError(f"compile_for: {kernel.__name__}: sm_{capability}: {error}") from error
-    return read(compiled, capability=capability)
+
+
+def compile_for(launch: Launch, *, capability: int = 90) -> MachineCode:
+    """The machine code of ``compile_launch``, which raises MachineCodeError."""
+    return read(compile_launch(launch, capability=capability).kernel, capability=capability)
 
 
 def read(compiled: CompiledKernel, *, capability: int) -> MachineCode:

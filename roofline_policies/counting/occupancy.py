@@ -1,8 +1,10 @@
-"""Keeps counting from costing a resident block: where it would, the twin is held to the registers of the original."""
+"""A counting twin under ``triton.jit``: audited when it is compiled, and kept from costing a resident block."""
 
 from __future__ import annotations
 
+import logging
 import subprocess
+from collections.abc import Mapping
 from dataclasses import replace
 from types import FunctionType
 from typing import Any
@@ -10,7 +12,13 @@ from typing import Any
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
+from roofline_policies.counting.audit import audit, traced_again
 from roofline_policies.counting.machine_code import SM_LIMITS, MachineCodeError, read
+from roofline_policies.counting.sites import Audit
+from roofline_policies.counting.source import LEDGER
+from roofline_policies.counting.twin import Rewritten
+
+logger = logging.getLogger(__name__)
 
 
 class CountingFunction(JITFunction):  # type: ignore[misc]  # Triton is not typed
@@ -19,11 +27,17 @@ class CountingFunction(JITFunction):  # type: ignore[misc]  # Triton is not type
     A few registers more can be one too many for as many blocks as the original has on a multiprocessor. So when a twin
     is compiled for CUDA the original is compiled too (or found in Triton's cache), and where fewer blocks of the twin
     fit, it is compiled again with ``maxnreg``; that is kept unless it spills more.
+
+    sources: what it and its helpers were rewritten from. audits: one for each time it was compiled counting.
     """
 
-    def __init__(self, function: FunctionType, original: JITFunction, **options: Any) -> None:
+    def __init__(
+        self, function: FunctionType, original: JITFunction, sources: Mapping[str, Rewritten], **options: Any
+    ) -> None:
         super().__init__(function, **options)
         self._original = original
+        self._sources = sources
+        self.audits: list[Audit] = []
 
     @property
     def cache_key(self) -> str:
@@ -41,6 +55,8 @@ class CountingFunction(JITFunction):  # type: ignore[misc]  # Triton is not type
     ) -> Any:
         kernel = super()._do_compile(key, signature, device, constexprs, options, attrs, warmup)
         target = self.device_caches[device][2]
+        if isinstance(kernel, CompiledKernel):
+            self.audit(kernel, ASTSource(self, signature, constexprs, attrs), options, target)
         if not isinstance(kernel, CompiledKernel) or target.backend != "cuda" or target.arch not in SM_LIMITS:
             return kernel
         # Functions among the arguments are counting ones; the original would take others.
@@ -56,6 +72,20 @@ class CountingFunction(JITFunction):  # type: ignore[misc]  # Triton is not type
             return self._keep_blocks(kernel, source, key, signature, device, constexprs, options, attrs, warmup)
         except (MachineCodeError, OSError, subprocess.SubprocessError):  # no cuobjdump: a block may be lost, no launch
             return kernel
+
+    def audit(self, kernel: CompiledKernel, source: ASTSource, options: Any, target: Any) -> None:
+        """Hold what was compiled against what was counted while it was traced. Never raises: launches go on without."""
+        if source.signature.get(LEDGER) == "constexpr":  # compiled without a ledger, it counts nothing
+            return
+        try:
+            told = audit(
+                self._original.fn.__qualname__, traced_again(source, options, target), kernel.asm["ttir"], self._sources
+            )
+        except Exception as error:
+            told = Audit(self._original.fn.__qualname__, failure=f"{type(error).__name__}: {error}".splitlines()[0])
+        self.audits.append(told)
+        if told.problems:
+            logger.warning(f"Counts of {told.kernel} are not exact: {told.problems[0]}")
 
     def _keep_blocks(
         self,

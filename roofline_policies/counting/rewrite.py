@@ -18,7 +18,17 @@ from triton.language import core
 from roofline_policies.counting.callees import Access, Kernel
 from roofline_policies.counting.count_sites import Scope, SiteCounter
 from roofline_policies.counting.expressions import Expressions
-from roofline_policies.counting.source import COUNTS, DEFAULT, LEDGER, Source, assign, is_constexpr, negated, use
+from roofline_policies.counting.source import (
+    COUNTS,
+    DEFAULT,
+    LEDGER,
+    Source,
+    assign,
+    is_constexpr,
+    negated,
+    places,
+    use,
+)
 from roofline_policies.counting.structure import SHAPE, Flow, Loop, Translator, assigned, loaded, traced_call
 from roofline_policies.counting.twin import Rewritten
 from roofline_policies.errors import Uncountable
@@ -111,9 +121,11 @@ class Rewriter:
         self._source.tree.returns = None
         self._source.tree.body = body
         module = ast.fix_missing_locations(ast.Module([self._source.tree], []))
+        source = ast.unparse(module) + "\n"
         return Rewritten(
             kernel=self._source.kernel,
-            source=ast.unparse(module) + "\n",
+            source=source,
+            places=places(module, source, self._source.first_line),
             sites=(*self._sites.sites, *dict.fromkeys(self._expressions.inherited)),
             counts=self._expressions.counts,
             helpers=self._expressions.helpers,

@@ -47,12 +47,45 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Audit:
+    """What a compiled twin's TTIR does, held against what was counted while it was traced; see ``audit``.
+
+    traced: places that access memory or multiply matrices, as the source has them: these are counted. kept: those of
+        them that are still there in the TTIR; ``dropped`` names the others, which the compiler found equal or unused.
+    problems: what is in one and not in the other; where there is one, the counts are not exact.
+    failure: why there was no audit, or "".
+    """
+
+    kernel: str
+    traced: int = 0
+    kept: int = 0
+    problems: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    failure: str = ""
+
+    def __str__(self) -> str:
+        if self.failure:
+            return f"{self.kernel}: not audited: {self.failure}"
+        told = f"{self.kernel}: audited: {self.traced} places counted, {self.kept} kept by the compiler"
+        return "; ".join([told, *self.problems])
+
+
+@dataclass(frozen=True)
 class Exactness:
-    """All sites of a kernel and of the helpers it calls."""
+    """All sites of a kernel and of the helpers it calls.
+
+    audits: of what was compiled so far, one for each; none under Triton's interpreter, which compiles nothing.
+    """
 
     sites: tuple[Site, ...]
+    audits: tuple[Audit, ...] = ()
 
     @property
     def exact(self) -> bool:
-        """Whether the counts are exact: no site is left out."""
-        return all(site.cost is not Cost.NOT_EXACT for site in self.sites)
+        """Whether the counts are exact: no site is left out, and no audit found anything."""
+        return not self.problems and all(site.cost is not Cost.NOT_EXACT for site in self.sites)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What the audits found, each once."""
+        return tuple(dict.fromkeys(problem for audit in self.audits for problem in audit.problems))

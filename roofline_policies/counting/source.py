@@ -43,6 +43,21 @@ def negated(test: ast.expr) -> ast.expr:
     return ast.UnaryOp(ast.Not(), test)
 
 
+def places(tree: ast.AST, text: str, first_line: int) -> dict[tuple[int, int], tuple[int, int]]:
+    """Of each call in ``text``, the source of ``tree``: its line and column, and those of the same call in the file.
+
+    first_line: of the definition in its file. Lines and columns are counted from 1.
+    """
+
+    def calls(one: ast.AST) -> list[ast.Call]:
+        return [node for node in ast.walk(one) if isinstance(node, ast.Call)]
+
+    return {
+        (here.lineno, here.col_offset + 1): (first_line + there.lineno - 1, there.col_offset + 1)
+        for here, there in zip(calls(ast.parse(text)), calls(tree), strict=True)
+    }
+
+
 def is_constexpr(annotation: ast.expr) -> bool:
     """Whether an annotation makes a constant of the compilation."""
     return "constexpr" in ast.unparse(annotation)

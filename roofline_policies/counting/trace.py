@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 from roofline_policies.counting.scalars import Arithmetic
+
+MARK = "roofline: "
+"""What the names of marks begin with; no name in a kernel has a colon."""
+
+_marking: ContextVar[bool] = ContextVar("marking", default=False)
+
+
+@contextmanager
+def marking() -> Iterator[None]:
+    """While a kernel is traced for an audit: each statement that counts leaves a mark in the code."""
+    token = _marking.set(True)
+    try:
+        yield
+    finally:
+        _marking.reset(token)
 
 
 class Trace:
@@ -29,6 +46,15 @@ class Trace:
         """Slots the kernel counts in. Kept in the one dictionary that all functions of a compilation share."""
         used: set[int] = self.semantic.builder.codegen_fns.setdefault("roofline_slots", set())
         return used
+
+    def mark(self, *what: object) -> None:
+        """Leave a constant that nothing uses, named after what is counted here, where an audit asks for it."""
+        if _marking.get():
+            builder = self.semantic.builder
+            here = builder.get_loc()
+            builder.set_loc(builder.create_name_loc(MARK + " ".join(map(str, what)), here))
+            builder.get_int64(0)
+            builder.set_loc(here)
 
 
 def _interpreter() -> Any:

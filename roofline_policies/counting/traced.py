@@ -6,6 +6,7 @@ few instructions that counting needs. Where a kernel is traced without a ledger 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import triton.language as tl
@@ -96,6 +97,7 @@ def merge(trace: Trace, counts: Counts, other: Counts) -> Counts:
     """``counts`` and what a helper counted."""
     if _is_off(counts):
         return counts
+    trace.mark("merge")
     return tl.tuple([trace.semantic.add(mine, theirs, False) for mine, theirs in zip(counts, other, strict=True)])
 
 
@@ -104,6 +106,7 @@ def flush(trace: Trace, ledger: Any, counts: Counts) -> None:
     """Add ``counts`` to the stripe of this program: one atomic for each slot that the kernel counts in."""
     if _is_off(counts):
         return
+    trace.mark("flush")
     semantic, number = trace.semantic, trace.number
     program, across = semantic.program_id(2), semantic.num_programs
     for dim in (1, 0):
@@ -187,7 +190,13 @@ def _count(
         sizes, element = _sizes(pointer.shape), pointer.type.scalar.element_ty
         if is_block(mask) and sizes:
             sizes = _broadcast(sizes, _sizes(mask.shape))  # tl.load spreads its pointers over a larger mask
+    plain = not isinstance(pointer, core.tensor_descriptor_base) and not getattr(pointer, "__triton_block_ptr__", False)
+    masked = "?" if not plain else "all" if mask is None else "mask"
+    trace.mark(_KINDS[slot], _element_bytes(element), math.prod(sizes), masked)
     return _add(trace, counts, slot, sizes, _element_bytes(element), shape_of_mask, mask, later, variable)
+
+
+_KINDS = {slots.LOAD: "load", slots.STORE: "store", slots.ATOMIC: "atomic"}
 
 
 def _add(
@@ -207,6 +216,7 @@ def _add(
         return _plus(trace, counts, slot, trace.number.multiply(_active(trace, mask, sizes), units))
     if later is not None:
         if summable(box):
+            trace.mark("later", later)
             trace.used.add(slot)
             trace.deferred[later] = (slot, units, sizes)
             return counts
@@ -276,6 +286,7 @@ def _rows(trace: Trace, counts: Counts, slot: int, descriptor: Any, rows: Any, c
         semantic.greater_equal(rows, zero), semantic.less_than(rows, trace.number.tensor(unwrap(descriptor.shape[0])))
     )
     assert isinstance(columns, Box)  # Triton takes nothing but a scalar for the column
+    trace.mark(_KINDS[slot], _element_bytes(descriptor.dtype), math.prod((*_sizes(rows.shape), sizes[1])), "?")
     width = lanes(columns, sizes, trace.number)
     amount = trace.number.multiply(_active(trace, inside, _sizes(rows.shape)), width)
     return _plus(trace, counts, slot, trace.number.multiply(amount, _element_bytes(descriptor.dtype)))
@@ -327,6 +338,7 @@ def dot(trace: Trace, counts: Counts, left: Any, right: Any, later: Any = None) 
         return counts
     columns = _sizes(right.shape)[-1]
     slot = slots.dot_slot(left.dtype)
+    trace.mark("dot", 2 * columns * math.prod(_sizes(left.shape)), slot)
     return _add(trace, counts, slot, _sizes(left.shape), 2 * columns, FULL, None, unwrap(later), None)
 
 
@@ -353,6 +365,7 @@ def dot_scaled(
     if right_format == "e2m1" and not unwrap(right_k_pack):
         columns *= 2
     slot = slots.scaled_slot(left_format, right_format)
+    trace.mark("dot", 2 * columns * math.prod((*batch, rows, inner)), slot)
     return _add(trace, counts, slot, (*batch, rows, inner), 2 * columns, FULL, None, unwrap(later), None)
 
 
@@ -364,6 +377,7 @@ def over(trace: Trace, counts: Counts, later: Any, start: Any, stop: Any, step: 
     site = trace.deferred.pop(unwrap(later), None)
     if site is None:
         return counts
+    trace.mark("over", unwrap(later))
     slot, units, sizes = site
     total = as_box(box)
     assert isinstance(total, Box)  # the same expression was summable inside the loop

@@ -19,6 +19,7 @@ class Rewritten:
     helpers: names in ``source`` that stand for other rewritten functions.
     shapes: parameters whose shape a caller should pass along.
     functions: parameters it calls.
+    places: of each call in ``source``, by its line and column, the line and column of what it stands for in the file.
     defaults: parameters whose default ``source`` only names, with the name of the counting form where that is called.
     """
 
@@ -30,6 +31,7 @@ class Rewritten:
     shapes: tuple[str, ...]
     functions: frozenset[str]
     defaults: dict[str, str | None]
+    places: dict[tuple[int, int], tuple[int, int]]
 
     @property
     def original(self) -> FunctionType:
