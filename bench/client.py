@@ -12,11 +12,16 @@ import aiohttp
 import orjson
 
 from bench.prompts import PromptBuilder
-from bench.records import RequestRecord
+from bench.records import WHOLE, RequestRecord
 from bench.traffic.request import Request
 
-LONGEST_LINE_BYTES = 1 << 22
+IGNORE_EOS = True
+"""Answers have the length that the traffic asks for; one that is shorter was cut."""
+
+READ_BUFFER_BYTES = 1 << 22
 STOP_CHECK_S = 0.5
+NAN = "NaN happened"
+"""What SGLang says to have matched where it ended an answer because its logits were no numbers."""
 
 
 @dataclass(slots=True)
@@ -68,7 +73,7 @@ class Replay:
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         timeout = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, read_bufsize=LONGEST_LINE_BYTES, trust_env=False
+            connector=connector, timeout=timeout, read_bufsize=READ_BUFFER_BYTES, trust_env=False
         ) as session:
             self._start = perf_counter()
             loop_offset = loop.time() - self._start
@@ -131,6 +136,8 @@ class Replay:
             error=progress.error,
             zero_s=self._start,
             priority=request.priority,
+            finish=progress.finish,
+            ignore_eos=IGNORE_EOS,
         )
         if done:
             done(record)
@@ -143,27 +150,43 @@ class Replay:
             if response.status != 200:
                 progress.error = f"HTTP {response.status}: {(await response.text())[:160]}"
                 return
-            async for line in response.content:
-                if not line.startswith(b"data:"):
-                    continue
-                payload = line[5:].strip()
-                if payload == b"[DONE]":
+            rest, now_s = b"", progress.sent_s
+            async for read in response.content.iter_any():
+                # What came in one read arrived together, however many events a server or a proxy made of it.
+                now_s = perf_counter() - self._start
+                *lines, rest = (rest + read).split(b"\n")
+                if _take_lines(lines, now_s, progress):
                     return
-                _take(orjson.loads(payload), perf_counter() - self._start, progress)
-                if progress.error is not None:
-                    return
+            _take_lines([rest], now_s, progress)
+
+
+def _take_lines(lines: Sequence[bytes], now_s: float, progress: _Progress) -> bool:
+    """The events among these lines; whether the answer is over."""
+    for line in lines:
+        if not line.startswith(b"data:"):
+            continue
+        payload = line[5:].strip()
+        if payload == b"[DONE]":
+            return True
+        _take(orjson.loads(payload), now_s, progress)
+        if progress.error is not None:
+            return True
+    return False
 
 
 def _body(tokens: list[int], request: Request) -> bytes:
-    sampling = {"temperature": 0, "max_new_tokens": request.output_tokens, "ignore_eos": True}
+    sampling = {"temperature": 0, "max_new_tokens": request.output_tokens, "ignore_eos": IGNORE_EOS}
     body: dict[str, object] = {"input_ids": tokens, "sampling_params": sampling, "stream": True}
     return orjson.dumps(body if request.priority is None else {**body, "priority": request.priority})
 
 
 def _take(event: dict[str, Any], now_s: float, progress: _Progress) -> None:
-    """One server-sent event of /generate: new tokens get ``now_s``; an error or an abort is noted."""
+    """One server-sent event of /generate: new tokens get ``now_s``; an error or an abort is noted.
+
+    How many tokens are new is what the server counts, not the text: a detokenizer holds some back.
+    """
     if "error" in event:
-        error = event["error"]
+        error, progress.finish = event["error"], "error"
         progress.error = str(error.get("message", error) if isinstance(error, dict) else error)[:200]
         return
     meta = event.get("meta_info")
@@ -176,6 +199,10 @@ def _take(event: dict[str, Any], now_s: float, progress: _Progress) -> None:
     progress.token_s.extend([now_s] * fresh)
     reason = meta.get("finish_reason")
     if reason:
-        progress.finish = reason["type"] if isinstance(reason, dict) else str(reason)
-        if progress.finish == "abort":
-            progress.error = f"aborted: {reason.get('message', '') if isinstance(reason, dict) else ''}"[:200]
+        about = reason if isinstance(reason, dict) else {"type": reason}
+        progress.finish = str(about.get("type"))
+        if progress.finish not in WHOLE:
+            how = "aborted" if progress.finish == "abort" else f"ended by {progress.finish!r}"
+            progress.error = f"{how}: {about.get('message') or ''}"[:200]
+        elif about.get("matched") == NAN:
+            progress.error = "ended by logits that are no numbers"

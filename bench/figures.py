@@ -111,12 +111,11 @@ def ecdf_figure(
     ttft_limit_s: float | None,
     itl_limit_s: float | None,
 ) -> go.Figure:
-    """Share of requests (TTFT) and of gaps (ITL) at or below a time, all repeats of an arm pooled."""
+    """Share of requests (TTFT) and of gaps per token (ITL) at or below a time, all repeats of an arm pooled."""
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.08, subplot_titles=("TTFT", "ITL"))
 
     def itls(record: RequestRecord) -> list[float]:
-        gaps = gaps_s(record)
-        return [float(gap) for gap in gaps[gaps > 0]]
+        return [float(gap) for gap in gaps_s(record)]
 
     def ttfts(record: RequestRecord) -> list[float]:
         first = ttft_s(record)

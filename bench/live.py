@@ -18,8 +18,9 @@ from rich.console import Console
 
 from bench.arms import run_all
 from bench.composition import read_config, writable
+from bench.headlines import verdict_lines
 from bench.metrics import Metrics, paired_ratios, summarise
-from bench.report import verdict_lines, verdict_table, write_report
+from bench.report import verdict_table, write_report
 from bench.settings import LiveSettings
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the server was stopped, no report was written", file=sys.stderr)
         return 130
-    rows = [summarise(run, settings.slo, settings.usd_per_h) for run in runs]
+    rows = [summarise(run, settings.slo, settings.usd_per_h, settings.percentiles) for run in runs]
     result = result_of(settings, rows)
     (settings.out_dir / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
     report = write_report(settings.out_dir / "report.html", result, runs)
@@ -65,6 +66,7 @@ def result_of(settings: LiveSettings, rows: Sequence[Metrics]) -> dict[str, Any]
         "repeats": settings.repeats,
         "baseline": settings.baseline,
         "usd_per_h": settings.usd_per_h,
+        "percentiles": list(settings.percentiles),
         "requests": len(settings.requests),
         "requests_clipped": settings.clipped,
         "traffic": dict(settings.traffic),

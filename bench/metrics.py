@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bench.records import ArmRun, RequestRecord, ServerSample
+from bench.percentiles import PERCENTILES, label, reported
+from bench.records import ArmRun, Ending, RequestRecord, ServerSample
 from bench.slo import ItlKind, Slo
+from bench.tail import tail
 
 Metrics = dict[str, Any]
 
@@ -47,27 +49,50 @@ def ttft_s(record: RequestRecord) -> float | None:
 
 
 def gaps_s(record: RequestRecord) -> NDArray[np.float64]:
-    """Seconds between each two tokens that follow one another; 0 within a chunk; empty below two tokens."""
-    return np.diff(np.asarray(record.token_s, dtype=np.float64))
+    """ITL: a gap for each token after the first chunk; empty below two chunks.
+
+    The tokens of a chunk share the time since the chunk before in equal parts: when each was ready, nobody saw.
+
+    Source: the client of SGLang's own serving benchmark for ``/generate`` (``sglang/benchmark/serving.py``).
+    """
+    moments, tokens = _chunks(record)
+    return np.repeat(np.diff(moments) / tokens[1:], tokens[1:])
+
+
+def chunk_gaps_s(record: RequestRecord) -> NDArray[np.float64]:
+    """ICL: seconds between each two chunks that follow one another, whatever they hold; empty below two chunks.
+
+    Source: the inter-chunk latency of NVIDIA's AIPerf (its metrics reference).
+    """
+    return np.diff(_chunks(record)[0])
+
+
+def _chunks(record: RequestRecord) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """When each chunk arrived, and how many tokens it had."""
+    moments, tokens = np.unique(np.asarray(record.token_s, dtype=np.float64), return_counts=True)
+    return moments, tokens.astype(np.int64)
 
 
 def tpot_s(record: RequestRecord) -> float | None:
-    """Mean seconds per output token after the first; None below two tokens."""
+    """Mean seconds per output token after the first; None below two tokens.
+
+    Source: ``(latency - ttft) / (output_len - 1)`` of SGLang's and vLLM's serving benchmarks.
+    """
     if len(record.token_s) < 2:
         return None
     return (record.token_s[-1] - record.token_s[0]) / (len(record.token_s) - 1)
 
 
 def e2e_s(record: RequestRecord) -> float | None:
-    """Seconds from the scheduled arrival to the last token; None for a request that did not run to its end."""
-    return record.token_s[-1] - record.scheduled_s if record.token_s and record.error is None else None
+    """Seconds from the scheduled arrival to the last token; None for a request that was not completed."""
+    return record.token_s[-1] - record.scheduled_s if record.token_s and record.completed else None
 
 
 def meets(record: RequestRecord, slo: Slo) -> bool:
-    """Whether the request ran to its end within every limit that ``slo`` has for its class."""
+    """Whether the request was completed within every limit that ``slo`` has for its class."""
     slo = slo.for_priority(record.priority)
     first, whole = ttft_s(record), e2e_s(record)
-    if record.error is not None or first is None or whole is None:
+    if first is None or whole is None:
         return False
     if slo.ttft_s is not None and first > slo.ttft_s:
         return False
@@ -82,27 +107,34 @@ def meets(record: RequestRecord, slo: Slo) -> bool:
     return bool(np.count_nonzero(gaps <= slo.itl_s) >= slo.gap_fraction * len(gaps))
 
 
-def latencies(records: Sequence[RequestRecord], slo: Slo) -> Metrics:
-    """Attainment and the latency quantiles of these requests."""
+def latencies(records: Sequence[RequestRecord], slo: Slo, percentiles: Sequence[float] = PERCENTILES) -> Metrics:
+    """Attainment and the latency quantiles of these requests: the standard percentiles and those chosen."""
     met = sum(meets(record, slo) for record in records)
-    gaps = np.concatenate([gaps_s(record) for record in records]) if records else ()
-    row: Metrics = {"requests": len(records), "attainment": met / len(records) if records else None}
-    for name, values, quantiles in (
-        ("ttft", _known(ttft_s(record) for record in records), (50, 99)),
-        ("itl", gaps, (50, 99)),
-        ("tpot", _known(tpot_s(record) for record in records), (50, 90, 99)),
-        ("e2e", _known(e2e_s(record) for record in records), (50, 99)),
-    ):
-        row |= {f"{name}_p{percent}_s": quantile(values, percent / 100) for percent in quantiles}
     tpots = _known(tpot_s(record) for record in records)
+    row: Metrics = {"requests": len(records), "attainment": met / len(records) if records else None}
+    found: dict[str, ArrayLike] = {
+        "ttft": _known(ttft_s(record) for record in records),
+        "itl": np.concatenate([gaps_s(record) for record in records]) if records else [],
+        "icl": np.concatenate([chunk_gaps_s(record) for record in records]) if records else [],
+        "tpot": tpots,
+        "e2e": _known(e2e_s(record) for record in records),
+    }
+    for name, values in found.items():
+        known = np.sort(np.asarray(values, dtype=np.float64))
+        row |= {f"{name}_{label(one)}_s": quantile(known, one / 100) for one in reported(percentiles)}
     return row | {"tpot_mean_s": sum(tpots) / len(tpots) if tpots else None}
 
 
-def summarise(run: ArmRun, slo: Slo, usd_per_h: float | None) -> Metrics:
-    """Every metric of one run, ready for JSON. ``usd_per_h``: price of the machine, None where unknown."""
+def summarise(run: ArmRun, slo: Slo, usd_per_h: float | None, percentiles: Sequence[float] = PERCENTILES) -> Metrics:
+    """Every metric of one run, ready for JSON.
+
+    usd_per_h: price of the machine, None where unknown. percentiles: of the latencies, beside the standard ones.
+    """
     records = run.records
-    completed = [record for record in records if record.error is None]
+    endings = _counts(str(record.ending) for record in records)
     good = [record for record in records if meets(record, slo)]
+    short = [record for record in records if record.ending is Ending.SHORT]
+    chunks = sum(len(set(record.token_s)) for record in records)
     output = sum(record.output_tokens for record in records)
     prompt = sum(record.prompt_tokens for record in records if record.token_s)
     cached = sum(record.cached_tokens for record in records if record.token_s)
@@ -122,27 +154,33 @@ def summarise(run: ArmRun, slo: Slo, usd_per_h: float | None) -> Metrics:
         "status": "crashed" if run.crash else "ok",
         "crash": run.crash,
         "duration_s": duration,
-        "completed": len(completed),
-        "errors": len(records) - len(completed),
+        "completed": endings.get(Ending.COMPLETED, 0),
+        "short": len(short),
+        "short_share": _share(sum(r.output_tokens for r in short), sum(r.output_tokens_asked for r in short)),
+        "empty": endings.get(Ending.EMPTY, 0),
+        "aborted": endings.get(Ending.ABORTED, 0),
+        "errors": endings.get(Ending.ERROR, 0),
         "error_kinds": _counts(record.error for record in records if record.error is not None),
         "output_tokens": output,
         "prompt_tokens": prompt,
         "output_tokens_per_s": per_s(output),
         "total_tokens_per_s": per_s(output + prompt),
-        "requests_per_s": per_s(len(completed)),
+        "requests_per_s": per_s(endings.get(Ending.COMPLETED, 0)),
         "goodput_per_s": per_s(len(good)),
+        **tail(records, len(good)),
         "good_tokens_per_s": per_s(sum(record.prompt_tokens + record.output_tokens for record in good)),
         "usd_per_million_output_tokens": usd_per_million(output),
         "usd_per_million_tokens": usd_per_million(output + prompt),
-        "cache_hit_rate": cached / prompt if prompt else None,
+        "tokens_per_chunk": _share(output, chunks),
+        "cache_hit_rate": _share(cached, prompt),
         "longest_wait_s": max((r.started_s - r.scheduled_s for r in records if r.started_s is not None), default=None),
         "longest_tenth_ttft_p99_s": longest_tenth_ttft_p99_s(records),
         "deferrals": run.deferrals,
         "slip_p99_s": quantile([r.sent_s - r.scheduled_s for r in records if r.sent_s is not None], 0.99),
-        **latencies(records, slo),
+        **latencies(records, slo, percentiles),
         **server_side(run.samples),
-        "phases": {phase: latencies([r for r in records if r.phase == phase], slo) for phase in phases},
-        "classes": by_class(records, slo),
+        "phases": {phase: latencies([r for r in records if r.phase == phase], slo, percentiles) for phase in phases},
+        "classes": by_class(records, slo, percentiles),
     }
 
 
@@ -159,7 +197,9 @@ def longest_tenth_ttft_p99_s(records: Sequence[RequestRecord]) -> float | None:
     return quantile([record.end_s - record.scheduled_s if wait is None else wait for record, wait in waits], 0.99)
 
 
-def by_class(records: Sequence[RequestRecord], slo: Slo) -> dict[str, Metrics]:
+def by_class(
+    records: Sequence[RequestRecord], slo: Slo, percentiles: Sequence[float] = PERCENTILES
+) -> dict[str, Metrics]:
     """Attainment and latency quantiles per priority, the highest first; ``none``: requests without one beside others.
 
     Empty where no request has a priority.
@@ -168,7 +208,9 @@ def by_class(records: Sequence[RequestRecord], slo: Slo) -> dict[str, Metrics]:
     known = sorted((priority for priority in found if priority is not None), reverse=True)
     order: list[int | None] = [*known, *([None] if known and None in found else [])]
     return {
-        "none" if priority is None else str(priority): latencies([r for r in records if r.priority == priority], slo)
+        "none" if priority is None else str(priority): latencies(
+            [r for r in records if r.priority == priority], slo, percentiles
+        )
         for priority in order
     }
 
@@ -229,6 +271,10 @@ def median_over_repeats(rows: Sequence[Mapping[str, Any]], arm: str, metric: str
 
 def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def _counts(values: Iterable[str]) -> dict[str, int]:

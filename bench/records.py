@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import orjson
+
+WHOLE = ("stop", "length")
+"""Reasons to finish, as SGLang names them, that leave an answer whole."""
+
+
+class Ending(StrEnum):
+    """How a request ended. Each has exactly one; only COMPLETED is an answer that can be good."""
+
+    COMPLETED = "completed"  # every token that was asked for, or a stop token where the server was to heed them
+    SHORT = "short"  # an answer without an error, of fewer tokens than asked for
+    EMPTY = "empty"  # an answer without an error and without a token
+    ABORTED = "aborted"  # the server gave it up, and said so in its answer
+    ERROR = "error"  # refused, broken off, unreadable, or not over in the time given
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +30,11 @@ class RequestRecord:
 
     scheduled_s: when the traffic asked for it. sent_s: when the client began to send it; None: never sent.
     token_s: arrival of every output token; tokens of one chunk share its time. end_s: when the client was done with it.
+    output_tokens_asked: tokens that the answer had to have, or could have at most where ``ignore_eos`` is False.
     prompt_tokens, cached_tokens: as the server reports them (as asked for, and 0, where it did not answer).
-    error: None for a request that ran to its end.
+    error: what went wrong, None for an answer that the server called finished; whether that is whole says ``ending``.
+    finish: the type of the server's reason to finish, ``stop`` or ``length`` of a whole answer; None: it gave none.
+    ignore_eos: whether the server was told not to end the answer at a stop token.
     zero_s: the run's start on this machine's monotonic clock, which a server on it also tells its times on; None where
         the run was on no such clock.
     started_s: when the first step that computed something of it was launched; None where the server does not tell.
@@ -37,6 +54,21 @@ class RequestRecord:
     zero_s: float | None = None
     started_s: float | None = None
     priority: int | None = None
+    finish: str | None = None
+    ignore_eos: bool = True
+
+    @property
+    def ending(self) -> Ending:
+        if self.error is not None:
+            return Ending.ERROR if self.finish in (None, *WHOLE) else Ending.ABORTED
+        if not self.token_s:
+            return Ending.EMPTY
+        stopped = self.finish == "stop" and not self.ignore_eos
+        return Ending.COMPLETED if stopped or len(self.token_s) >= self.output_tokens_asked else Ending.SHORT
+
+    @property
+    def completed(self) -> bool:
+        return self.ending is Ending.COMPLETED
 
     @property
     def first_token_s(self) -> float | None:

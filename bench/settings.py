@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.checks import count, number, only, optional_count, optional_number, section, text, texts
 from bench.client import Limits
+from bench.percentiles import read_percentiles
 from bench.slo import Slo
 from bench.traffic import Request, load_traffic
 from roofline_policies.config import SHIPPED, load
@@ -27,6 +28,7 @@ KEYS = (
     "seed",
     "slo",
     "usd_per_h",
+    "percentiles",
     "out_dir",
     "warmup_requests",
     "request_timeout_s",
@@ -63,6 +65,7 @@ class LiveSettings:
     seed: int
     slo: Slo
     usd_per_h: float | None
+    percentiles: tuple[float, ...]
     out_dir: Path
     warmup_requests: int
     limits: Limits
@@ -103,6 +106,7 @@ class LiveSettings:
             seed=seed,
             slo=slo,
             usd_per_h=optional_number(conf, "usd_per_h", "live", above=0.0),
+            percentiles=read_percentiles(conf, "live"),
             out_dir=Path(text(conf, "out_dir", "live")),
             warmup_requests=count(conf, "warmup_requests", "live", low=0),
             limits=Limits(

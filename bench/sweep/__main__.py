@@ -89,6 +89,7 @@ def result_of(settings: SweepSettings, outcomes: dict[str, Outcome]) -> dict[str
         "fixed": picked[FIXED],
         "oracles": picked,
         "least_attainment": least,
+        "percentiles": list(settings.percentiles),
         "cells_counted": sum(cell.counts(least) for cell in cells),
         "summary": summary(cells, arms, least),
         "group_by": settings.group_by,

@@ -6,13 +6,14 @@ import hashlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+from bench.percentiles import PERCENTILES, reported
 from bench.slo import Slo
 from bench.virtual.arms import VirtualArm
 from bench.virtual.settings import Experiment
@@ -24,8 +25,8 @@ VERSIONED = ("roofline-policies", "sglang", "numpy")
 OWN = ("roofline_policies", "sglang_patches", "bench")
 SOURCES = (
     "roofline_policies", "sglang_patches", "bench/virtual", "bench/rivals", "bench/traffic", "bench/checks.py",
-    "bench/composition.py", "bench/metrics.py", "bench/prompts.py", "bench/records.py", "bench/slo.py",
-    "bench/sweep/task.py",
+    "bench/composition.py", "bench/metrics.py", "bench/percentiles.py", "bench/prompts.py", "bench/records.py",
+    "bench/slo.py", "bench/sweep/task.py", "bench/tail.py",
 )  # fmt: skip
 """Where the code is that decides a metric: files and folders of the checkout."""
 
@@ -51,12 +52,12 @@ def run_digest(experiment: Experiment) -> str:
 
     The requests stand for the trace they were read from: its path, and what lies outside the window, decide nothing.
     """
-    return _digest(plain(replace(experiment, slo=NO_SLO), set()))
+    return _digest(plain(replace(experiment, slo=NO_SLO, percentiles=PERCENTILES), set()))
 
 
-def cell_digest(run: str, slo: Slo, usd_per_h: float | None) -> str:
-    """Of a cell: what runs in it, as ``run_digest`` has it, and what that is judged by."""
-    return _digest([run, plain(slo, set()), usd_per_h])
+def cell_digest(run: str, slo: Slo, usd_per_h: float | None, percentiles: Sequence[float] = PERCENTILES) -> str:
+    """Of a cell: what runs in it, as ``run_digest`` has it, what that is judged by, and which percentiles it keeps."""
+    return _digest([run, plain(slo, set()), usd_per_h, reported(percentiles)])
 
 
 def arm_digest(arm: VirtualArm, slo: Slo) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.checks import count, number, section, text, texts
 from bench.composition import read_config
+from bench.percentiles import read_percentiles
 from bench.slo import Slo
 from bench.sweep.grid import Place, label, places
 from bench.sweep.keys import arm_digest, cell_digest, environment_digest, run_digest, unit_key
@@ -18,8 +19,8 @@ from bench.virtual.settings import Experiment, usd_per_h
 from roofline_policies.errors import InputError
 
 KEYS = (
-    "name", "along", "group_by", "capacity_attainment", "capacity_baseline", "least_attainment", "out_dir", "processes",
-    "retry_crashed",
+    "name", "along", "group_by", "capacity_attainment", "capacity_baseline", "least_attainment", "out_dir",
+    "percentiles", "processes", "retry_crashed",
 )  # fmt: skip
 SECTIONS = ("axes", "arms", "overrides")
 
@@ -84,6 +85,7 @@ class SweepSettings:
     capacity_attainment: float
     capacity_baseline: str | None
     least_attainment: float
+    percentiles: tuple[float, ...]
     out_dir: Path
     processes: int
     retry_crashed: bool
@@ -118,11 +120,12 @@ class SweepSettings:
             "group_by": conf.get("group_by"),
             "capacity_attainment": number(conf, "capacity_attainment", "sweep", above=0.0, high=1.0),
             "least_attainment": number(conf, "least_attainment", "sweep", low=0.0, high=1.0),
+            "percentiles": read_percentiles(conf, "sweep"),
             "out_dir": Path(text(conf, "out_dir", "sweep")),
             "processes": count(conf, "processes", "sweep"),
             "retry_crashed": conf["retry_crashed"],
         }
-        composer = _Composer(conf.get("arms"))
+        composer = _Composer(conf.get("arms"), shared["percentiles"])
         cells = tuple(composer.cell(*one) for one in places(conf["axes"], texts(conf, "overrides", "sweep")))
         arms = tuple(composer.arms(cells[0].experiment.slo))
         baseline, names = conf.get("capacity_baseline"), [arm.name for arm in arms]
@@ -135,8 +138,8 @@ class SweepSettings:
 class _Composer:
     """Makes cells; arms are loaded once for each SLO they aim at."""
 
-    def __init__(self, arms: object) -> None:
-        self._value = arms
+    def __init__(self, arms: object, percentiles: tuple[float, ...]) -> None:
+        self._value, self._percentiles = arms, percentiles
         self._loaded: dict[Slo, dict[VirtualArm, str]] = {}
 
     def arms(self, slo: Slo) -> dict[VirtualArm, str]:
@@ -163,13 +166,14 @@ class _Composer:
         try:
             conf = read_config("virtual", overrides)
             experiment, clipped = Experiment.from_config(conf)
+            experiment = replace(experiment, percentiles=self._percentiles)
             price = usd_per_h(conf, experiment)
             arms = self.arms(experiment.slo)
             experiment.check(list(arms))
         except InputError as error:
             raise InputError(str(error), where=f"sweep: cell {label(place)}") from error
         run = run_digest(experiment)
-        digest = cell_digest(run, experiment.slo, price)
+        digest = cell_digest(run, experiment.slo, price, experiment.percentiles)
         keys = {arm.name: unit_key(digest, of_arm, environment_digest(arm)) for arm, of_arm in arms.items()}
         runs = {arm.name: keys[arm.name] if arm.policy else unit_key(run, of_arm, "") for arm, of_arm in arms.items()}
         return Cell(place, experiment, price, float(conf["traffic"]["rate_scale"]), clipped, keys, runs)

@@ -16,9 +16,13 @@ Ratios = Mapping[str, float | None]
 SHOWN = (
     "status", "crash", "goodput_per_s", "good_tokens_per_s", "attainment", "ttft_p50_s", "ttft_p99_s",
     "longest_tenth_ttft_p99_s", "itl_p99_s", "usd_per_million_tokens", "retractions", "cache_hit_rate", "deferrals",
-    "longest_wait_s", "errors", "policy_state", "fallback_reason", "classes", "regret", "regret_per_phase",
+    "longest_wait_s", "completed", "short", "empty", "aborted", "errors", "goodput_arrivals_per_s", "duration_s",
+    "last_arrival_s", "ended_99_s", "drain_s", "longest_request_s", "tokens_per_chunk", "tpot_mean_s", "policy_state",
+    "fallback_reason", "classes", "regret", "regret_attainment", "regret_per_phase",
 )  # fmt: skip
-"""Metrics of a unit that the JSON line repeats; the result file has all of them."""
+"""Metrics of a unit that the JSON line repeats, beside every percentile of LATENCIES; the result file has all."""
+
+LATENCIES = ("ttft", "itl", "e2e")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,8 @@ class Judged:
 
     oracle: what ``bench.virtual.oracles.oracles`` found among the fixed arms. rows: per arm its metrics, with regrets.
     ratios: goodput over the oracle's. token_ratios: good tokens over the most of any fixed arm. cost_ratios: dollars
-    per token over those of the oracle's arm. others, against: by name of a further oracle, what it found, and goodput
-    over its.
+    per token over those of the oracle's arm. attainment_ratios: attainment over the highest of any fixed arm, which no
+    request that hangs decides. others, against: by name of a further oracle, what it found, and goodput over its.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Judged:
     ratios: Ratios
     token_ratios: Ratios
     cost_ratios: Ratios
+    attainment_ratios: Ratios
     others: Mapping[str, Mapping[str, Any]]
     against: Mapping[str, Ratios]
 
@@ -67,6 +72,7 @@ def judged(
     best = completed[found["overall"]["arm"]] if found["overall"] else None
     # Of one machine, dollars per token are as tokens per second of it are to each other, whatever its price is.
     speed = None if best is None else best.get("total_tokens_per_s")
+    highest = found["highest_attainment"]
     speeds = {arm: _over(row, "total_tokens_per_s", speed) for arm, row in completed.items()}
     return Judged(
         name,
@@ -78,6 +84,7 @@ def judged(
             arm: _over(row, "good_tokens_per_s", max(tokens, default=None)) for arm, row in completed.items()
         },
         cost_ratios={arm: 1 / ratio if ratio else None for arm, ratio in speeds.items()},
+        attainment_ratios={arm: _over(row, "attainment", highest) for arm, row in completed.items()},
         others=further,
         against={label: _ratios(completed, one) for label, one in further.items()},
     )
@@ -86,8 +93,8 @@ def judged(
 def summary(cells: Sequence[Judged], arms: Sequence[str], least_attainment: float) -> list[dict[str, Any]]:
     """Per arm: the smallest, median and largest ratio over the cells that count, and its crashes in all cells.
 
-    ``cells``: how many cells gave a ratio; a crash gives none. ``worst``: the cell of the smallest. ``good_tokens``
-    and ``against`` have the same of the other ratios. ``cost_median``: of the cost ratios.
+    ``cells``: how many cells gave a ratio; a crash gives none. ``worst``: the cell of the smallest. ``good_tokens``,
+    ``attainment`` and ``against`` have the same of the other ratios. ``cost_median``: of the cost ratios.
     """
     counted = [cell for cell in cells if cell.counts(least_attainment)]
     labels = list(dict.fromkeys(label for cell in cells for label in cell.against))
@@ -99,6 +106,7 @@ def summary(cells: Sequence[Judged], arms: Sequence[str], least_attainment: floa
             **_spread({cell.name: cell.ratios[arm] for cell in counted}),
             "crashes": sum(cell.rows[arm]["status"] != "ok" for cell in cells),
             "good_tokens": _spread({cell.name: cell.token_ratios[arm] for cell in counted}),
+            "attainment": _spread({cell.name: cell.attainment_ratios[arm] for cell in counted}),
             "against": {
                 label: _spread({cell.name: cell.against[label][arm] for cell in counted}) for label in labels
             },
@@ -125,15 +133,20 @@ def cell_result(cell: Judged) -> dict[str, Any]:
         "other_oracles": dict(cell.others),
         "arms": {
             arm: {
-                **{metric: row.get(metric) for metric in SHOWN},
+                **{metric: row.get(metric) for metric in (*SHOWN, *_percentiles(row))},
                 "ratio": cell.ratios[arm],
                 "good_token_ratio": cell.token_ratios[arm],
                 "cost_ratio": cell.cost_ratios[arm],
+                "attainment_ratio": cell.attainment_ratios[arm],
                 "against": {label: ratios[arm] for label, ratios in cell.against.items()},
             }
             for arm, row in cell.rows.items()
         },
     }
+
+
+def _percentiles(row: Row) -> list[str]:
+    return [key for key in row if key.startswith(tuple(f"{name}_p" for name in LATENCIES))]
 
 
 def _spread(ratios: Mapping[str, float | None]) -> dict[str, Any]:

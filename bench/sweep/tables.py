@@ -81,14 +81,18 @@ def summary_table(result: Mapping[str, Any], group: Mapping[str, Any]) -> Shown:
 
 
 def cost_table(result: Mapping[str, Any]) -> Shown:
-    """A row per arm: what a token costs against the best fixed setting, and how long the longest prompts wait."""
+    """A row per arm: requests that met the SLO and what a token costs against the best fixed setting, and how long the
+    longest prompts wait."""
     return Shown(
-        "medians over the same cells",
-        "cost: dollars per token over those of the best fixed setting; wait: P99 TTFT of the longest tenth of prompts",
-        ("arm", "cost", "wait s"),
+        "over the same cells",
+        "SLO met: share of requests over the highest of any fixed setting (no duration is in it, so no request that"
+        " hangs decides it); cost: dollars per token over those of the best fixed setting, median; wait: P99 TTFT of"
+        " the longest tenth of prompts, median",
+        ("arm", *(f"SLO met {one}" for one in SPREAD), "cost", "wait s"),
         tuple(
             (
                 _name(result, row["arm"]),
+                *(number(row["attainment"][one]) for one in SPREAD),
                 number(row["cost_median"]),
                 number(row["longest_tenth_ttft_p99_median_s"]),
             )

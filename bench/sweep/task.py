@@ -24,7 +24,10 @@ def run_unit(
     An arm with a policy aims at the SLO of ``experiment``: no other judges it.
     """
     run, first, cost = run_and_summarise(experiment, arm, judges[0][1], told)
-    return [first, *(summarise(run, slo, usd_per_h) for slo, usd_per_h in judges[1:])], cost.cpu_s
+    return [
+        first,
+        *(summarise(run, slo, usd_per_h, experiment.percentiles) for slo, usd_per_h in judges[1:]),
+    ], cost.cpu_s
 
 
 def crashed_row(arm: VirtualArm, judge: Judge, crash: Crash) -> Metrics:

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.composition import choices, read_config, writable
+from bench.headlines import verdict_lines
 from bench.metrics import Metrics, paired_ratios, summarise
 from bench.records import ArmRun, write_run
-from bench.report import verdict_lines, verdict_table, write_report
+from bench.report import verdict_table, write_report
 from bench.virtual.oracles import oracles, with_regret
 from bench.virtual.processes import Crash, run_each
 from bench.virtual.settings import VirtualSettings
@@ -85,7 +86,7 @@ def run_all(settings: VirtualSettings) -> tuple[list[ArmRun], list[Metrics]]:
             name = settings.arms[index].name
             if isinstance(outcome, Crash):
                 run = ArmRun(name, 0, (), (), outcome.problem, outcome.tail)
-                row = summarise(run, settings.experiment.slo, settings.usd_per_h)
+                row = summarise(run, settings.experiment.slo, settings.usd_per_h, settings.experiment.percentiles)
                 progress.update(bars[index], description=f"{name}: crashed")
                 progress.console.print("\n".join([f"{name}: {run.crash}", *run.log_tail]), markup=False, soft_wrap=True)
             else:
@@ -118,6 +119,7 @@ def result_of(settings: VirtualSettings, rows: Sequence[Metrics]) -> dict[str, A
         "repeats": 1,
         "baseline": settings.baseline,
         "usd_per_h": settings.usd_per_h,
+        "percentiles": list(experiment.percentiles),
         "requests": len(experiment.requests),
         "requests_clipped": settings.clipped,
         "traffic": dict(settings.traffic),

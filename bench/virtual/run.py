@@ -122,6 +122,8 @@ def _record(experiment: Experiment, index: int, delivery: Delivery, end_s: float
         error=error,
         started_s=delivery.started_s,
         priority=request.priority,
+        finish=delivery.finish,
+        ignore_eos=experiment.output_cap_tokens is None,  # else stop tokens end the answers, as _message has it
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.checks import count, number, only, optional_count, optional_number, section, text, texts
+from bench.percentiles import PERCENTILES, read_percentiles
 from bench.slo import Slo
 from bench.traffic import Request
 from bench.traffic.load import load_traffic
@@ -19,9 +20,9 @@ from roofline_policies.host_time import HostTime, RequestPath
 from roofline_policies.speculation import check_draft
 
 KEYS = (
-    "name", "arms", "baseline", "seed", "phase_s", "usd_per_h", "out_dir", "server_args", "traffic", "hardware",
-    "efficiency", "model", "model_path", "ceilings", "slo", "draft", "device", "steps", "linear", "price", "host",
-    "path", "output_cap_tokens", "drain_s", "most_s", "sample_every_s", "processes",
+    "name", "arms", "baseline", "seed", "phase_s", "usd_per_h", "percentiles", "out_dir", "server_args", "traffic",
+    "hardware", "efficiency", "model", "model_path", "ceilings", "slo", "draft", "device", "steps", "linear", "price",
+    "host", "path", "output_cap_tokens", "drain_s", "most_s", "sample_every_s", "processes",
 )  # fmt: skip
 CONTEXT_MARGIN = 16
 """Tokens of the context left free: SGLang admits a prompt only a few tokens below it."""
@@ -44,6 +45,7 @@ class Experiment:
     output_cap_tokens: int | None
     drain_s: float
     sample_every_s: float
+    percentiles: tuple[float, ...] = PERCENTILES
 
     @classmethod
     def from_config(cls, conf: Mapping[str, Any]) -> tuple[Experiment, int]:
@@ -78,6 +80,7 @@ class Experiment:
             output_cap_tokens=optional_count(conf, "output_cap_tokens", "virtual"),
             drain_s=number(conf, "drain_s", "virtual", above=0.0),
             sample_every_s=number(conf, "sample_every_s", "virtual", above=0.0),
+            percentiles=read_percentiles(conf, "virtual"),
         )
         return experiment, clipped
 

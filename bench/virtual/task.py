@@ -31,4 +31,8 @@ def run_and_summarise(
 
     began_s = time.process_time()
     run, iterations = run_arm(experiment, arm, told)
-    return run, summarise(run, experiment.slo, usd_per_h), Cost(iterations, time.process_time() - began_s)
+    return (
+        run,
+        summarise(run, experiment.slo, usd_per_h, experiment.percentiles),
+        Cost(iterations, time.process_time() - began_s),
+    )

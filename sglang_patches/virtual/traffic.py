@@ -38,8 +38,10 @@ class VirtualRequest:
 class Delivery:
     """What a client received, in seconds since the start of traffic.
 
-    started_s: when the first step that computes something of it was launched. token_s: when each token left the server.
-    error: why the request ended before its end; None while it runs, and when it ran to its end.
+    started_s: when the first step that computes something of it was launched. token_s: when each token left the server;
+    those of one step, as speculation gives, leave together.
+    finish: the type of the scheduler's reason to finish; None while it runs.
+    error: why the request ended before its end; None while it runs, and when the scheduler called it finished.
     """
 
     started_s: float | None = None
@@ -47,6 +49,7 @@ class Delivery:
     cached_tokens: int = 0
     retractions: int = 0
     done: bool = False
+    finish: str | None = None
     error: str | None = None
 
 
@@ -136,18 +139,18 @@ class VirtualTraffic:
             if finished:
                 delivery.cached_tokens = req.cached_tokens
                 delivery.retractions = req.retraction_count
-                self._close(delivery, str(reason.get("message")) if aborted else None)
+                self._close(delivery, str(reason.get("type")), str(reason.get("message")) if aborted else None)
 
     def send_output(self, output: Any, recv_obj: Any = None) -> None:
         """Stands for the sockets to the other processes of a server: only aborts matter to a client."""
         if isinstance(output, AbortReq) and output.rid in self.deliveries:
             reason = output.finished_reason or {}
-            self._close(self.deliveries[output.rid], str(reason.get("message", "aborted")))
+            self._close(self.deliveries[output.rid], "abort", str(reason.get("message", "aborted")))
 
-    def _close(self, delivery: Delivery, error: str | None) -> None:
+    def _close(self, delivery: Delivery, finish: str, error: str | None) -> None:
         if delivery.done:
             return
-        delivery.done, delivery.error = True, error
+        delivery.done, delivery.finish, delivery.error = True, finish, error
         self._open -= 1
         self._closed(len(self.requests) - self._open, self.now_s)
 

@@ -16,12 +16,21 @@ from typing import Any, Self
 
 from aiohttp import web
 
+FINISHES = {
+    5: {"type": "abort", "message": "made to abort"},
+    12: {"type": "stop", "matched": "NaN happened"},
+    13: {"type": "moderation", "message": "made up"},
+}
+"""By fault, the reason to finish that comes with the second token."""
+
 
 class StandInServer:
     """Streams ``tokens_per_chunk`` tokens every ``step_s`` seconds after ``first_s`` seconds.
 
+    events_per_write: so many events leave in one write, as a proxy that buffers sends them.
     The prompt's first token chooses a fault: 3 breaks the stream off, 4 sends an error event, 5 aborts, 6 answers
-    HTTP 500, 7 never answers, 8 sends an event of an unknown shape, 9 sends what is no JSON.
+    HTTP 500, 7 never answers, 8 sends an event of an unknown shape, 9 sends what is no JSON, 10 finishes without a
+    token, 11 finishes at half the length, 12 stops for logits that are no numbers, 13 gives a reason of its own.
     """
 
     def __init__(
@@ -31,7 +40,9 @@ class StandInServer:
         tokens_per_chunk: int = 1,
         policy: bool = False,
         faults: bool = True,
+        events_per_write: int = 1,
     ) -> None:
+        self.events_per_write = events_per_write
         self.first_s, self.step_s, self.tokens_per_chunk, self.policy = first_s, step_s, tokens_per_chunk, policy
         self.faults = faults
         self.bodies: list[dict[str, Any]] = []
@@ -109,19 +120,23 @@ class StandInServer:
         elif fault == 9:
             await response.write(b"data: {oops\n\n")
         else:
-            done = 0
-            while done < wanted:
-                done = min(wanted, done + self.tokens_per_chunk)
-                reason = {"type": "length", "length": wanted} if done == wanted else None
-                if fault == 5 and done >= 2:
-                    reason = {"type": "abort", "message": "made to abort"}
+            done, events = 0, []
+            last = {10: 0, 11: wanted // 2}.get(fault, wanted)
+            while True:
+                done = min(last, done + self.tokens_per_chunk)
+                reason: dict[str, Any] | None = {"type": "length", "length": wanted} if done == last else None
+                if fault in FINISHES and done >= 2:
+                    reason = FINISHES[fault]
                 meta = {
                     "prompt_tokens": len(body["input_ids"]),
                     "completion_tokens": done,
                     "cached_tokens": len(body["input_ids"]) // 4,
                     "finish_reason": reason,
                 }
-                await self._send(response, {"text": "a " * done, "output_ids": [1] * done, "meta_info": meta})
+                events.append({"text": "a " * done, "output_ids": [1] * done, "meta_info": meta})
+                if len(events) == self.events_per_write or reason:
+                    await self._send(response, *events)
+                    events = []
                 if reason or (fault == 3 and done >= 2):
                     break
                 await asyncio.sleep(self.step_s)
@@ -129,8 +144,8 @@ class StandInServer:
                 return
         await response.write(b"data: [DONE]\n\n")
 
-    async def _send(self, response: web.StreamResponse, event: dict[str, Any]) -> None:
-        await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+    async def _send(self, response: web.StreamResponse, *events: dict[str, Any]) -> None:
+        await response.write(b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events))
 
     async def _loads(self, request: web.Request) -> web.Response:
         load = {"num_running_reqs": self.running, "num_waiting_reqs": 1, "token_usage": 0.25}

@@ -47,7 +47,7 @@ def record(token_s: tuple[float, ...], **fields: Any) -> RequestRecord:
 def test_one_request_by_hand() -> None:
     one = record((1.5, 1.75, 1.75, 2.5), scheduled_s=1.0, sent_s=1.125)
     assert ttft_s(one) == 0.5  # from the schedule, not from the send
-    assert gaps_s(one).tolist() == [0.25, 0.0, 0.75]
+    assert gaps_s(one).tolist() == [0.125, 0.125, 0.75]  # two tokens of one chunk share what it took
     assert tpot_s(one) == pytest.approx(1 / 3)
     assert e2e_s(one) == 1.5
 

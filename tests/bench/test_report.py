@@ -11,9 +11,10 @@ from rich.console import Console
 from stand_in_server import rank_page
 
 from bench.figures import first_lived, roofline_figure
+from bench.headlines import verdict_lines
 from bench.metrics import paired_ratios, summarise
 from bench.records import ArmRun, RequestRecord, ServerSample
-from bench.report import in_script, verdict_lines, verdict_rows, verdict_table, write_report
+from bench.report import in_script, verdict_rows, verdict_table, write_report
 from bench.series import changes_of, knobs_figure, load_figure, phase_spans
 from bench.slo import Slo
 

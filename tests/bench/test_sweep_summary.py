@@ -52,12 +52,14 @@ def test_the_summary_is_over_the_cells_that_count() -> None:
     of_default = {"min": 0.5, "median": 0.75, "max": 1.0, "worst": "near", "cells": 2}
     assert default == {
         "arm": "default", **of_default, "crashes": 1, "good_tokens": of_default, "against": {},
+        "attainment": of_default,
         # Tokens per second of default and of the best fixed: 90 and 90, 65 and 80; prompts wait for 2 s and 7 s.
         "cost_median": pytest.approx((1 + 80 / 65) / 2), "longest_tenth_ttft_p99_median_s": 4.5,
     }  # fmt: skip
     of_adaptive = {"min": 0.5, "median": 0.75, "max": 1.25, "worst": "edge", "cells": 3}
     assert adaptive == {
         "arm": "adaptive", **of_adaptive, "crashes": 0, "good_tokens": of_adaptive, "against": {},
+        "attainment": of_adaptive,
         "cost_median": pytest.approx(80 / 72.5), "longest_tenth_ttft_p99_median_s": 5.5,
     }  # fmt: skip
     assert (small["min"], small["median"], small["max"]) == (0.625, 1.0, 1.0)
@@ -68,8 +70,8 @@ def test_an_arm_that_always_crashed_has_no_ratio_and_keeps_its_row() -> None:
     lost = [judged("half", {}, [crashed("default"), row("small", 90)], ["small"])]
     nothing = {"min": None, "median": None, "max": None, "worst": None, "cells": 0}
     assert summary(lost, ["default"], 0.3) == [
-        {"arm": "default", **nothing, "crashes": 1, "good_tokens": nothing, "against": {}, "cost_median": None,
-         "longest_tenth_ttft_p99_median_s": None}
+        {"arm": "default", **nothing, "crashes": 1, "good_tokens": nothing, "attainment": nothing, "against": {},
+         "cost_median": None, "longest_tenth_ttft_p99_median_s": None}
     ]  # fmt: skip
     assert unit_rows(cell_result(lost[0]))[0]["status"] == "crashed: ValueError: <no> such flag"
 
@@ -168,7 +170,7 @@ def test_the_tables_say_so() -> None:
     (adaptive,) = (line for line in group if "adaptive" in line)
     assert adaptive.split()[1::2] == ["adaptive", *["1.25"] * 6, "1", "0", "half"]
     (default,) = (line for line in cost if "default" in line)
-    assert default.split()[1::2] == ["default", "1.12", "4.50"]
+    assert default.split()[1::2] == ["default", "0.50", "0.75", "1.00", "1.12", "4.50"]
     (default,) = (line for line in capacities if "default" in line and "of default" not in line)
     assert default.split()[1::2] == ["default", "1.4", "1.00", "1.00", "1.00"]  # 80% at 1, 30% at 2
     (adaptive,) = (line for line in capacities if "adaptive" in line)
