@@ -48,7 +48,7 @@ def columns(percentiles: Sequence[float]) -> list[Column]:
     """Every column of a table of arms, with these percentiles of the latencies."""
     return [
         Column("goodput req/s", "goodput_per_s", ".2f"),
-        Column("goodput / arrivals req/s", "goodput_arrivals_per_s", ".2f"),
+        Column("good req/s arriving", "goodput_arrivals_per_s", ".2f"),
         Column("SLO met %", "attainment", ".1f", 100.0),
         Column("output tok/s", "output_tokens_per_s", ".1f"),
         Column("$/M output tok", "usd_per_million_output_tokens", ".2f"),
@@ -77,14 +77,30 @@ def endings() -> list[Column]:
     return [*rare, Column("errors", "errors", ".0f")]
 
 
-def narrow(percentiles: Sequence[float]) -> frozenset[str]:
-    """Metrics of a table with an arm per line: as many as 100 columns hold, so the outer percentiles alone."""
-    outer = {label(percentiles[0]), label(percentiles[-1])}
-    return frozenset({
-        "goodput_per_s", "attainment", "output_tokens_per_s", *(f"ttft_{one}_s" for one in outer),
-        *(f"itl_{one}_s" for one in outer), "kv_use_max", "retractions", "cache_hit_rate", "deferrals",
-        "longest_wait_s", "knob_changes", "short", "empty", "aborted", "regret",
-    })  # fmt: skip
+def brief(percentiles: Sequence[float]) -> tuple[dict[str, str], dict[str, str]]:
+    """What is shown with an arm per line, as two tables of 100 columns of text: metrics and their short headings."""
+    latencies = {
+        f"{name}_{label(one)}_s": f"{name.upper()}\n{label(one).upper()} {unit}"
+        for name, unit in (("ttft", "s"), ("itl", "ms"))
+        for one in percentiles
+    }
+    first = {"goodput_per_s": "good\nreq/s", "attainment": "SLO\nmet %", **latencies}
+    second = {
+        "goodput_arrivals_per_s": "good/s\nof arr.",
+        "output_tokens_per_s": "out\ntok/s",
+        "kv_use_max": "KV\nmax %",
+        "retractions": "re-\ntract",
+        "longest_wait_s": "longest\nwait s",
+        "deferrals": "de-\nferred",
+        "cache_hit_rate": "hit\n%",
+        "knob_changes": "knobs\nmoved",
+        "short": "\nshort",
+        "empty": "\nempty",
+        "aborted": "\nabort",
+        "errors": "\nerrors",
+        "regret": "regret\n%",
+    }
+    return first, second
 
 
 def _any(metric: str) -> Callable[[Rows], bool]:

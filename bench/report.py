@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
+from rich.console import Group, RenderableType
 from rich.table import Table
 
-from bench.columns import Column, columns, narrow
+from bench.columns import Column, brief, columns
 from bench.figures import arm_styles, ecdf_figure, roofline_figure
 from bench.headlines import verdict_lines
 from bench.percentiles import PERCENTILES
@@ -46,27 +47,37 @@ def shown_columns(result: Mapping[str, Any]) -> list[Column]:
     return [column for column in columns(_percentiles(result)) if column.when(result["runs"])]
 
 
-def verdict_table(result: Mapping[str, Any]) -> Table:
-    """The arms side by side for the terminal: metrics down where arms are few, else arms down."""
+def verdict_table(result: Mapping[str, Any]) -> RenderableType:
+    """The arms side by side for the terminal: metrics down where arms are few, else arms down, in two tables.
+
+    100 columns of text hold either; with arms down the ranges over the repeats are left to the page.
+    """
     rows, shown = verdict_rows(result), shown_columns(result)
-    caption = f"SLO: {result['slo_text']}; median of {result['repeats']} (range)"
-    table = Table(title=f"{result['name']}: {result['requests']} requests", caption=caption, caption_justify="left")
+    title = f"{result['name']}: {result['requests']} requests"
+    caption = f"SLO: {result['slo_text']}; median of {result['repeats']}"
     if len(rows) > MOST_ARMS_ACROSS:
-        table.add_column("arm", no_wrap=True)
-        few = narrow(_percentiles(result))
-        places = [place for place, column in enumerate(shown) if column.metric in few]
-        for place in places:
-            table.add_column(shown[place].title, justify="right")
-        for row in rows:
-            state = "" if row["status"] == "ok" else f" ({row['status']})"
-            table.add_row(row["arm"] + state, *(" ".join(row["cells"][place]).strip() for place in places))
-        return table
+        first, second = (_arms_down(rows, shown, headings) for headings in brief(_percentiles(result)))
+        first.title, second.caption = title, caption
+        return Group(first, second)
+    table = Table(title=title, caption=f"{caption} (range)", caption_justify="left")
     table.add_column("metric")
     for row in rows:
-        table.add_column(row["arm"], justify="right")
+        table.add_column(row["arm"], justify="right", overflow="fold")
     table.add_row("status", *(row["status"] for row in rows), style="bold")
     for place, column in enumerate(shown):
         table.add_row(column.title, *(" ".join(row["cells"][place]).strip() for row in rows))
+    return table
+
+
+def _arms_down(rows: Sequence[Mapping[str, Any]], shown: Sequence[Column], headings: Mapping[str, str]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), caption_justify="left")
+    table.add_column("\narm", overflow="fold")
+    places = [place for place, column in enumerate(shown) if column.metric in headings]
+    for place in places:
+        table.add_column(headings[shown[place].metric], justify="right", no_wrap=True)
+    for row in rows:
+        state = "" if row["status"] == "ok" else f" ({row['status']})"
+        table.add_row(row["arm"] + state, *(row["cells"][place][0] for place in places))
     return table
 
 

@@ -17,7 +17,7 @@ def shown_columns(percentiles: Sequence[float] = PERCENTILES) -> list[Column]:
     """What the table of a cell shows of each arm, in order."""
     return [
         Column("goodput req/s", "goodput_per_s", ".2f"),
-        Column("goodput / arrivals req/s", "goodput_arrivals_per_s", ".2f"),
+        Column("good req/s arriving", "goodput_arrivals_per_s", ".2f"),
         Column("good tok/s", "good_tokens_per_s", ".0f"),
         Column("SLO met %", "attainment", ".1f", 100.0),
         *latency_columns("ttft", "TTFT", "s", percentiles),
