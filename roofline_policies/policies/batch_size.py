@@ -16,6 +16,9 @@ LOWEST_FILL, MIDDLE_FILL = 0.65, 0.8
 """A cap stays while a step at the cap fills at least LOWEST_FILL of its time, and moves to MIDDLE_FILL: what requests
 attend to changes from moment to moment, and a cap that followed it would drain the batch for nothing."""
 
+REACH = 2
+"""A batch grows to at most this many times the requests that run or wait before there is another look."""
+
 LOOK_EVERY = 8
 """Decisions between two looks: the cap moves once per dwell at most, and a prediction costs time."""
 
@@ -25,7 +28,9 @@ class BatchSize:
     """Sets max_running_requests to the largest batch whose decode step is predicted to keep the tightest target.
 
     More requests in a batch cost each of them time and all of them together less: below the target nothing is gained by
-    fewer. The cap is where the target begins to need them fewer.
+    fewer. The cap is where the target begins to need them fewer. It stays while neither it nor its next value is within
+    REACH times the requests that run or wait: nobody meets it, and what a few requests take says little about a batch
+    many times as large.
 
     headroom: share of the tightest target between tokens that the decode step may take; the rest is for prefill.
 
@@ -46,14 +51,21 @@ class BatchSize:
         return NOT_PREDICTED if view.steps is None else None
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
-        """A target for max_running_requests, or nothing while no request decodes."""
+        """A target for max_running_requests; nothing while no request decodes, or while nobody would notice."""
+        found = self._wanted(view)
+        soon = REACH * (view.queue.running + view.queue.waiting)
+        if found is None or (view.knobs.max_running_requests >= soon and found.value >= soon):
+            return ()
+        return (found,)
+
+    def _wanted(self, view: SchedulerView) -> Proposal | None:
         limits, steps, running = view.bounds.ranges.get(Knob.MAX_RUNNING_REQUESTS), view.steps, view.queue.running
         if limits is None or steps is None or running == 0 or view.decisions % LOOK_EVERY:
-            return ()
+            return None
         targets_s = [target for target in (view.queue.gap_s, view.queue.mean_s) if target is not None]
         target_s = min(targets_s, default=view.slo.itl_s)
         if target_s is None:
-            return (self._target(limits.high, "no running request has a target between its tokens"),)
+            return self._target(limits.high, "no running request has a target between its tokens")
         most_s, cap = self.headroom * target_s, view.knobs.max_running_requests
         decode = running_shape(view)
         now_s = steps.step_s(decode=decode, graph=True)
@@ -63,16 +75,16 @@ class BatchSize:
         alone_s = now_s - each_s * (running - 1)
         if each_s == 0 or alone_s > most_s:
             reason = f"fewer requests would not bring a decode step under {target_s * 1e3:.0f} ms"
-            return (self._target(limits.high, reason),)
+            return self._target(limits.high, reason)
         if LOWEST_FILL * most_s <= now_s + each_s * (cap - running) <= most_s:
-            return ()  # the cap is where it should be, as far as contexts that come and go allow to tell
+            return None  # the cap is where it should be, as far as contexts that come and go allow to tell
         fits = running + (MIDDLE_FILL * most_s - now_s) / each_s
         value = limits.high if fits >= limits.high else max(1, int(fits))
         reason = (
             f"{value} requests decode in {self.headroom:.0%} of the tightest target of {target_s * 1e3:.0f} ms "
             f"({running} take {now_s * 1e3:.0f} ms)"
         )
-        return (self._target(value, reason),)
+        return self._target(value, reason)
 
     @staticmethod
     def _target(value: int, reason: str) -> Proposal:
