@@ -26,6 +26,10 @@ def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, str]]:
     return {arm: {"color": COLOURS[c], "dash": DASHES[d]} for arm, (c, d) in zip(arms, places, strict=True)}
 
 
+SAMPLED_EVERY_S = 1.0
+"""Operating points older than this were in an earlier sample; see bench.sampler."""
+
+
 def first_lived(runs: Sequence[ArmRun]) -> dict[str, ArmRun]:
     """Per arm, the first repeat that left samples: the one the time series show."""
     chosen: dict[str, ArmRun] = {}
@@ -44,7 +48,8 @@ def roofline_figure(runs: Sequence[ArmRun], styles: Mapping[str, Mapping[str, st
     ys: list[float] = []
     for arm, run in first_lived(runs).items():
         for kind, symbol in (("prefill", "circle"), ("decode", "square")):
-            points = [(s.t_s, rank[kind]) for s in run.samples for rank in s.ranks[:1] if rank.get(kind)]
+            points = [(s.t_s, rank["last"][kind]) for s in run.samples for rank in s.ranks[:1] if rank.get("last")]
+            points = [(t, p) for t, p in points if p is not None and p["age_s"] <= SAMPLED_EVERY_S]
             points = [(t, p) for t, p in points if p["intensity_flops_per_byte"] > 0 and p["flops_per_s"] > 0]
             if not points:
                 continue

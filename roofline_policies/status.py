@@ -34,12 +34,12 @@ class LoopTimer:
         return {"p50": cuts[49], "p99": cuts[98], "iterations": self.iterations}
 
 
-def point_to_dict(phase: Phase) -> dict[str, Any] | None:
-    """An operating point as the status page shows it, None before the first iteration."""
-    point = phase.point()
+def point_to_dict(phase: Phase, point: OperatingPoint | None, now_s: float) -> dict[str, Any] | None:
+    """A phase's operating point as the status page shows it, and how old it is."""
     if point is None:
         return None
     return {
+        "age_s": phase.age_s(now_s),
         "flops_per_s": point.flops_per_s,
         "bytes_per_s": point.bytes_per_s,
         "intensity_flops_per_byte": point.intensity_flops_per_byte,
@@ -53,10 +53,16 @@ def point_to_dict(phase: Phase) -> dict[str, Any] | None:
     }
 
 
-def status(controller: Controller, now_s: float) -> dict[str, Any]:
-    """Ceilings, operating points, knobs with their bounds, the last changes with reasons, queues and health."""
-    ceilings = controller.ceilings
-    queue = controller.queue
+def status(controller: Controller, now_s: float, queue: QueueState) -> dict[str, Any]:
+    """Ceilings, operating points, knobs with their bounds, the last changes with reasons, queues and health.
+
+    queue: as it is at this moment. What describes this moment is 0 or None where nothing runs; ``last`` keeps the
+    operating points of each phase when it last ran, with their age. Totals and counts are since the server started.
+    """
+    ceilings, phases = controller.ceilings, controller.phases.items()
+    changes = controller.changes.recent()
+    runs = bool(queue.running or queue.waiting or queue.chunk_in_flight)
+    idle_s = min((age_s for _, phase in phases if (age_s := phase.age_s(now_s)) is not None), default=None)
     return {
         "device": ceilings.device,
         "policy": {
@@ -83,16 +89,17 @@ def status(controller: Controller, now_s: float) -> dict[str, Any]:
         "predictor": None if controller.predictor is None else type(controller.predictor).__name__,
         "correction": {mode.value: line._asdict() for mode, line in controller.pace.lines.items()},
         "iterations": controller.iterations,
-        "prefill": point_to_dict(controller.prefill),
-        "decode": point_to_dict(controller.decode),
-        "mixed": point_to_dict(controller.mixed),
-        "totals": {mode.value: phase.totals() for mode, phase in controller.phases.items()},
+        **{mode.value: point_to_dict(phase, phase.now(now_s) if runs else None, now_s) for mode, phase in phases},
+        "last": {mode.value: point_to_dict(phase, phase.point(), now_s) for mode, phase in phases},
+        "last_iteration_age_s": idle_s,
+        "totals": {mode.value: phase.totals() for mode, phase in phases},
         "provenance": _provenance(controller),
-        "itl_s": controller.view(now_s, queue).itl_s,
+        "itl_s": controller.view(now_s, queue).itl_s if queue.running else None,
         "knobs": {knob.value: controller.knobs.get(knob) for knob in Knob},
         "bounds": {knob.value: [bounds.low, bounds.high] for knob, bounds in controller.bounds.ranges.items()},
         "immovable": {knob.value: reason for knob, reason in controller.bounds.immovable.items()},
         "last_change": None if controller.last_change is None else explain(*controller.last_change),
+        "last_change_age_s": None if not changes else now_s - controller.started_s - changes[-1].t_s,
         "changes": [
             {
                 "t_s": entry.t_s,
@@ -103,7 +110,7 @@ def status(controller: Controller, now_s: float) -> dict[str, Any]:
                 "reason": entry.change.reason,
                 "policy": entry.change.policy,
             }
-            for entry in controller.changes.recent()
+            for entry in changes
         ],
         "changes_total": {knob.value: total for knob, total in controller.changes.totals.items()},
         "running": queue.running,
@@ -138,14 +145,14 @@ def explain(queue: QueueState, decision: Decision) -> str:
     return f"{seen}, KV {queue.kv_use:.0%} full: {'; '.join(parts) or 'nothing changes'}"
 
 
-def log_line(controller: Controller) -> str:
-    """One line for people: where prefill and decode lie, and where the knobs stand."""
+def log_line(controller: Controller, now_s: float) -> str:
+    """One line for people: where prefill and decode lie, if they ran lately, and where the knobs stand."""
     parts = [
         f"{name}: {_describe(point)}"
         for name, point in (
-            ("prefill", controller.prefill.point()),
-            ("decode", controller.decode.point()),
-            ("mixed", controller.mixed.point()),
+            ("prefill", controller.prefill.point(now_s)),
+            ("decode", controller.decode.point(now_s)),
+            ("mixed", controller.mixed.point(now_s)),
         )
         if point is not None
     ]

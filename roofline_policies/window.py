@@ -12,6 +12,10 @@ STALE_HALF_LIVES = 10
 """A phase that has not run for this many half-lives is no longer the recent past: its sums kept a thousandth."""
 
 
+NOW_S = 0.5
+"""A phase that has not run for this long is not what happens now, unless its steps take longer."""
+
+
 class Phase:
     """One phase (prefill, decode or mixed): its operating point from sums that halve every ``half_life_s``, and totals.
 
@@ -131,6 +135,17 @@ class Phase:
         """Where the window lies under the roofs; None before the first iteration, or if the last was long ago."""
         stale = now_s is not None and self._last_s is not None and now_s - self._last_s > self._stale_s
         return None if stale else self._point
+
+    def age_s(self, now_s: float) -> float | None:
+        """Seconds since its last iteration was over, None before the first."""
+        return None if self._last_s is None else max(0.0, now_s - self._last_s)
+
+    def now(self, now_s: float) -> OperatingPoint | None:
+        """Where the window lies while the phase runs: None once it has not for NOW_S, or for two of its steps."""
+        age_s, step_s = self.age_s(now_s), self.step_s
+        if age_s is None or step_s is None or age_s > max(NOW_S, 2 * step_s):
+            return None
+        return self.point(now_s)
 
     def watch(self, half_life_s: float, overhead_below: float) -> None:
         """Weigh and name what comes from now on by these; see ControllerSettings."""

@@ -115,7 +115,8 @@ class Loop:
         if served.device_uuid is not None:
             self._device = DeviceWatch(served.device_uuid)
         if scheduler.metrics_reporter.enable_metrics:
-            self._metrics = Metrics(model_name=served_model.name(), dp_rank=get_parallel().dp_rank or 0)
+            name, rank = served_model.name(), get_parallel().dp_rank or 0
+            self._metrics = Metrics(self.controller, model_name=name, dp_rank=rank)
         if settings.record is not None:
             self._recorder = Recorder(of_rank(settings.record, get_parallel().dp_rank or 0))
         self._wrap_forward()
@@ -315,7 +316,10 @@ class Loop:
         if self.controller is None:
             return None
         self._take_records()
-        page = status(self.controller, time.monotonic())
+        now_s, followed = time.monotonic(), None if self._active is None else self._progress
+        hit_rate = self.observer.cache_hit_rate
+        queue = self._queues.now(now_s, followed, retractions=self.retractions, hit_rate=hit_rate)
+        page = status(self.controller, now_s, queue)
         page["policy"] |= {"name": self.settings.name, "source": self.settings.source, **asdict(self.loaded)}
         page["precision"] = self.observer.precision.value
         page["policy_time_s"] = self.timer.to_dict()
@@ -354,6 +358,8 @@ class Loop:
 
     def _account(self) -> None:
         self.timer.add(self.spent_s)
+        if self._metrics is not None:
+            self._metrics.iteration(self.spent_s)
         self.spent_s = 0.0
 
     def _queue(self, now_s: float, controller: Controller) -> QueueState:
@@ -371,6 +377,8 @@ class Loop:
 
     def _report(self, now_s: float, controller: Controller) -> None:
         """Now and then, if anything happened since the last time, say where things stand."""
+        if self._metrics is not None:
+            self._metrics.publish(controller, now_s, busy=not self._queues.idle())
         if now_s < self._next_report_s:
             return
         self._next_report_s = now_s + self.settings.log_interval_s
@@ -382,9 +390,7 @@ class Loop:
         if here == self._reported:
             return
         self._reported = here
-        logger.info(log_line(controller))
-        if self._metrics is not None:
-            self._metrics.publish(controller, self.timer)
+        logger.info(log_line(controller, now_s))
 
 
 def _inline(served: Served, device: Any) -> InlineWork | None:

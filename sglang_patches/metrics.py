@@ -2,60 +2,120 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from roofline_policies.controller import Controller, State
 from roofline_policies.decision import Knob
-from roofline_policies.status import LoopTimer
-from roofline_policies.window import Phase
+from roofline_policies.view import ForwardMode
+
+PUBLISH_EVERY_S = 0.5
+"""Gauges are this old at most while the scheduler passes. When nothing is left to do they are set at once."""
+
+LOOP_BUCKETS_S = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1)
+
+TOTALS: Mapping[str, tuple[str, str]] = MappingProxyType({
+    "iterations": ("roofline_iterations_total", "Iterations whose forward pass is over."),
+    "new_tokens": ("roofline_new_tokens_total", "Prompt and output tokens computed."),
+    "issued_flops": ("roofline_issued_flops_total", "FLOPs issued, padding included; a multiply-add is two."),
+    "useful_flops": ("roofline_useful_flops_total", "FLOPs without padding."),
+    "compulsory_bytes": ("roofline_compulsory_bytes_total", "Bytes that had to move between device and memory."),
+    "requested_bytes": ("roofline_requested_bytes_total", "Bytes that kernels asked for."),
+    "seconds": ("roofline_forward_seconds_total", "Seconds of forward passes."),
+})  # fmt: skip
+"""Counters by the key of Phase.totals."""
 
 
 class Metrics:
-    """Series named ``roofline:*``, labelled with the served model's name and the data-parallel rank.
+    """Series named ``roofline_*``, labelled with the served model's name and the data-parallel rank; docs/metrics.md
+    lists them. All of them are there from the start, and gauges are 0 where nothing runs.
 
     Constructed in the scheduler process after SGLang has chosen its multi-process directory: prometheus_client reads
-    that when it is first imported.
+    that when it is first imported. Gauges of a process that ends are taken away with it, counters stay.
+
+    Source of the names: Prometheus, "Metric and label naming": base units, ``_total`` for counters, ``_ratio`` for
+    shares; no colon, which is for recording rules.
     """
 
-    def __init__(self, *, model_name: str, dp_rank: int) -> None:
-        from prometheus_client import Counter, Gauge
+    def __init__(self, controller: Controller, *, model_name: str, dp_rank: int) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
 
-        self._served = (model_name, str(dp_rank))
         served = ("model_name", "dp_rank")
+        values = (model_name, str(dp_rank))
+        phases = tuple(ForwardMode)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"roofline:{name}", text, [*served, *labels], multiprocess_mode="mostrecent")
+            return Gauge(f"roofline_{name}", text, [*served, *labels], multiprocess_mode="livemostrecent")
 
-        self._knob = gauge("knob", "Current value of a scheduler knob.", "knob")
-        self._compute = gauge("compute_fraction", "Share of the compute ceiling reached.", "phase")
-        self._memory = gauge("memory_fraction", "Share of the memory bandwidth ceiling reached.", "phase")
-        self._intensity = gauge("intensity_flops_per_byte", "Issued FLOPs per compulsory byte.", "phase")
-        self._fallback = gauge("fallback", "1 while the launch settings hold because the policy failed.")
-        self._loop_s = gauge("loop_seconds", "Time the loop takes per iteration.", "quantile")
-        self._changes = Counter("roofline:knob_changes", "Knob changes.", [*served, "knob"])
-        self._counted = dict.fromkeys(Knob, 0)
+        def by_phase(gauge: Gauge) -> dict[ForwardMode, Gauge]:
+            return {phase: gauge.labels(*values, phase.value) for phase in phases}
 
-    def publish(self, controller: Controller, timer: LoopTimer) -> None:
-        """Set every series to the controller's present state."""
-        served = self._served
-        for knob in Knob:
-            value = controller.knobs.get(knob)
-            if value is not None:
-                self._knob.labels(*served, knob.value).set(float(value))
-            total = controller.changes.totals[knob]
-            self._changes.labels(*served, knob.value).inc(total - self._counted[knob])
-            self._counted[knob] = total
+        knob = gauge("knob", "Current value of a scheduler knob.", "knob")
+        changes = Counter("roofline_knob_changes_total", "Knob changes.", [*served, "knob"])
+        peak = gauge("compute_ceiling_flops_per_second", "Compute ceiling at the device's clock now.", "precision")
+        self._knobs = {one: knob.labels(*values, one.value) for one in Knob if controller.launch.get(one) is not None}
+        self._changes = {one: changes.labels(*values, one.value) for one in Knob}
+        self._peaks = {one: peak.labels(*values, one.value) for one in controller.ceilings.flops_per_s}
+        self._bandwidth = gauge("memory_ceiling_bytes_per_second", "Memory bandwidth ceiling.").labels(*values)
+        self._compute = by_phase(gauge("compute_ratio", "Share of the compute ceiling that is reached now.", "phase"))
+        self._memory = by_phase(
+            gauge("memory_bandwidth_ratio", "Share of the bandwidth ceiling that is reached now.", "phase")
+        )
+        self._intensity = by_phase(
+            gauge("intensity_flops_per_byte", "Issued FLOPs per compulsory byte now, 0 while none runs.", "phase")
+        )
+        self._fallback = gauge("policy_fallback", "1 while the launch settings hold because the policy failed.")
+        self._fallback = self._fallback.labels(*values)
+        self._loop_s = Histogram(
+            "roofline_loop_seconds", "Time the loop takes per iteration.", served, buckets=LOOP_BUCKETS_S
+        ).labels(*values)
+        totals = {key: Counter(name, text, [*served, "phase"]) for key, (name, text) in TOTALS.items()}
+        self._totals = {
+            phase: {key: counter.labels(*values, phase.value) for key, counter in totals.items()} for phase in phases
+        }
+        self._counted: dict[object, float] = {}
+        self._next_s, self._busy = float("-inf"), False
+        self._set(controller, float("-inf"), busy=False)
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            from prometheus_client.multiprocess import mark_process_dead
+
+            atexit.register(mark_process_dead, os.getpid())
+
+    def iteration(self, loop_s: float) -> None:
+        """Count what the loop took in one iteration, seconds."""
+        self._loop_s.observe(loop_s)
+
+    def publish(self, controller: Controller, now_s: float, *, busy: bool) -> None:
+        """Set every series to the controller's present state, where that is due.
+
+        busy: whether anything runs or waits. The first call without that sets everything at once: a scheduler that
+        sleeps while it is idle may not be back for a while.
+        """
+        if now_s >= self._next_s or busy is not self._busy:
+            self._next_s, self._busy = now_s + PUBLISH_EVERY_S, busy
+            self._set(controller, now_s, busy=busy)
+
+    def _set(self, controller: Controller, now_s: float, *, busy: bool) -> None:
+        for knob, gauge in self._knobs.items():
+            gauge.set(float(controller.knobs.get(knob) or 0))
+        for knob, counter in self._changes.items():
+            self._up_to(counter, knob, controller.changes.totals[knob])
+        for precision, gauge in self._peaks.items():
+            gauge.set(controller.ceilings.flops_per_s[precision])
+        self._bandwidth.set(controller.ceilings.bytes_per_s)
+        self._fallback.set(float(controller.state is State.FALLBACK))
         for mode, phase in controller.phases.items():
-            self._place(mode.value, phase)
-        self._fallback.labels(*served).set(float(controller.state is State.FALLBACK))
-        cost = timer.to_dict()
-        for quantile in ("p50", "p99"):
-            seconds = cost[quantile]
-            if seconds is not None:
-                self._loop_s.labels(*served, quantile).set(seconds)
+            point = phase.now(now_s) if busy else None
+            self._compute[mode].set(0.0 if point is None else point.compute_fraction)
+            self._memory[mode].set(0.0 if point is None else point.memory_fraction)
+            self._intensity[mode].set(0.0 if point is None else point.intensity_flops_per_byte)
+            for key, total in phase.totals().items():
+                self._up_to(self._totals[mode][key], (mode, key), total)
 
-    def _place(self, name: str, phase: Phase) -> None:
-        point = phase.point()
-        if point is None:
-            return
-        self._compute.labels(*self._served, name).set(point.compute_fraction)
-        self._memory.labels(*self._served, name).set(point.memory_fraction)
-        self._intensity.labels(*self._served, name).set(point.intensity_flops_per_byte)
+    def _up_to(self, counter: object, key: object, total: float) -> None:
+        more = total - self._counted.get(key, 0)
+        if more:
+            counter.inc(more)  # type: ignore[attr-defined]
+            self._counted[key] = total

@@ -61,11 +61,7 @@ class Queues:
     ) -> QueueState:
         """The queues at this moment. ``chunk_tokens``: the most prompt tokens that one prefill step takes."""
         scheduler = self._scheduler
-        last, chunked = scheduler.last_batch, scheduler.chunked_req
-        running = len(scheduler.running_batch.reqs)
-        if last is not None and last.forward_mode.is_extend():
-            # Prompts just prefilled join the running batch at the next pass; they decode from now on.
-            running += max(0, len(last.reqs) - (chunked is not None))
+        chunked, running = scheduler.chunked_req, self._running()
         waiting = scheduler.waiting_queue
         if chunked is not None:
             prefix_tokens = chunked.extend_end
@@ -85,8 +81,7 @@ class Queues:
                 first_tokens = tokens
             next_tokens += tokens
         if now_s - self._kv_read_s >= KV_USE_EVERY_S:
-            _, self._kv_use = scheduler.pool_stats_observer.get_pool_stats().get_kv_token_stats()
-            self._kv_read_s = now_s
+            self._kv_use, self._kv_read_s = self._kv_share(), now_s
         return QueueState(
             running=running,
             waiting=len(waiting),
@@ -106,3 +101,34 @@ class Queues:
             retractions=retractions,
             cache_hit_rate=cache_hit_rate,
         )
+
+    def now(self, now_s: float, progress: Progress | None, *, retractions: int, hit_rate: float | None) -> QueueState:
+        """What people are shown of this moment, read afresh; no decision is taken by it and none depends on it.
+
+        progress: None where nobody follows the running requests: what only it knows is not known then.
+        """
+        scheduler, running = self._scheduler, self._running()
+        followed = progress if running else None
+        return QueueState(
+            running=running,
+            waiting=len(scheduler.waiting_queue),
+            chunk_in_flight=scheduler.chunked_req is not None,
+            decode_context_tokens=0 if followed is None else followed.context_tokens,
+            slack_s=None if followed is None else followed.slack_s(now_s),
+            kv_use=self._kv_share(),
+            retractions=retractions,
+            cache_hit_rate=hit_rate,
+        )
+
+    def _running(self) -> int:
+        """Requests that decode from the next pass on."""
+        scheduler = self._scheduler
+        last, running = scheduler.last_batch, len(scheduler.running_batch.reqs)
+        if last is not None and last.forward_mode.is_extend():
+            # Prompts just prefilled join the running batch at the next pass; they decode from now on.
+            running += max(0, len(last.reqs) - (scheduler.chunked_req is not None))
+        return running
+
+    def _kv_share(self) -> float:
+        _, share = self._scheduler.pool_stats_observer.get_pool_stats().get_kv_token_stats()
+        return float(share)

@@ -160,7 +160,12 @@ class StandInServer:
 
 def rank_page(uptime_s: float) -> dict[str, Any]:
     """One rank of GET /roofline, made up: one change at 0.5 s with a reason that needs escaping."""
-    point = {"bound": "memory", "seconds": 1.0, "iterations": 10}
+    point = {"bound": "memory", "seconds": 1.0, "iterations": 10, "age_s": 0.25}
+    last = {
+        "prefill": {"flops_per_s": 1e11, "bytes_per_s": 1e9, "intensity_flops_per_byte": 100.0, **point},
+        "decode": {"flops_per_s": 2e10, "bytes_per_s": 1e10, "intensity_flops_per_byte": 2.0, **point},
+        "mixed": None,
+    }
     return {
         "device": "stand-in",
         "policy": {"name": "adaptive", "state": "active", "fallback_reason": None},
@@ -168,8 +173,8 @@ def rank_page(uptime_s: float) -> dict[str, Any]:
         "ridge_flops_per_byte": {"bf16": 10.0},
         "precision": "bf16",
         "iterations": 100,
-        "prefill": {"flops_per_s": 1e11, "bytes_per_s": 1e9, "intensity_flops_per_byte": 100.0, **point},
-        "decode": {"flops_per_s": 2e10, "bytes_per_s": 1e10, "intensity_flops_per_byte": 2.0, **point},
+        **last,
+        "last": last,
         "knobs": {
             "max_running_requests": 16,
             "prefill_chunk_tokens": 256,

@@ -159,9 +159,8 @@ def test_the_series_come_from_the_first_repeat_that_lived() -> None:
 
 
 def test_a_roofline_without_points_still_shows_its_roof() -> None:
-    idle = replace(
-        RUNS[0], samples=(ServerSample(0.0, {}, None, ({**rank_page(0.1), "prefill": None, "decode": None},)),)
-    )
+    page = {**rank_page(0.1), "last": {"prefill": None, "decode": None}}
+    idle = replace(RUNS[0], samples=(ServerSample(0.0, {}, None, (page,)),))
     figure = roofline_figure([idle], {"static": {"color": "#000", "dash": "solid"}})
     assert figure is not None
     assert next(trace.name for trace in figure.data) == "roof bf16: 200 GFLOP/s, 20 GB/s"

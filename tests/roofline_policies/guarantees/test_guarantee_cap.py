@@ -1,7 +1,7 @@
 """Guarantee: a cap that nobody meets stays where it is, and is there in time when the load rises."""
 
 import pytest
-from guarantee_plants import POLICIES, biases, examples, noises, run
+from guarantee_plants import biases, examples, noises, run
 from hypothesis import given
 from hypothesis import strategies as st
 
