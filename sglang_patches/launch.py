@@ -125,9 +125,9 @@ def _device_ceilings(device: str, where: str) -> Ceilings:
         return Ceilings.from_dict(json.loads(ran.stdout.splitlines()[-1]), "calibration")
     nvml = open_nvml(0) if device == "cuda" else None
     sample = nvml.sample() if nvml is not None else None
-    known = match_device(sample.name) if sample is not None else None
+    known = match_device(sample.name) if sample is not None and sample.name else None
     if known is None:
-        name = sample.name if sample is not None else device
+        name = (sample.name if sample is not None else None) or device
         raise InputError(
             "could not be measured and is not in the catalogue", where=where, key="hardware.device", value=name,
             allowed=_how(),

@@ -323,8 +323,7 @@ class Loop:
         page["policy"] |= {"name": self.settings.name, "source": self.settings.source, **asdict(self.loaded)}
         page["precision"] = self.observer.precision.value
         page["policy_time_s"] = self.timer.to_dict()
-        sample = self._device.latest if self._device is not None else None
-        page["device_now"] = None if sample is None else asdict(sample)
+        page["device_now"] = None if self._device is None else self._device.to_dict()
         return page
 
     def _pause(self, now_s: float, controller: Controller) -> None:
@@ -377,6 +376,10 @@ class Loop:
 
     def _report(self, now_s: float, controller: Controller) -> None:
         """Now and then, if anything happened since the last time, say where things stand."""
+        if self._device is not None and self.settings.ceilings is not None:
+            ceilings = self._device.scale(self.settings.ceilings)
+            if ceilings is not controller.ceilings:
+                controller.place_under(ceilings)
         if self._metrics is not None:
             self._metrics.publish(controller, now_s, busy=not self._queues.idle())
         if now_s < self._next_report_s:
@@ -384,8 +387,6 @@ class Loop:
         self._next_report_s = now_s + self.settings.log_interval_s
         if self._recorder is not None:
             self._recorder.flush()
-        if self._device is not None and self.settings.ceilings is not None:
-            controller.place_under(self._device.scale(self.settings.ceilings))
         here = (controller.iterations, controller.state)
         if here == self._reported:
             return
