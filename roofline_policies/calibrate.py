@@ -5,6 +5,10 @@ What is measured, each as the best of many repeats (a ceiling is what the device
 - FLOP/s by precision: square matrix products of random data, of growing size. FP32 is plain FP32 (no TF32).
 - bytes/s: the best of three streams over buffers far larger than the last-level cache: a copy (bytes read and bytes
   written both count), a sum (one buffer read) and a dot product (two buffers read).
+
+A best that hardly any repeat comes near was disturbed: its figure is measured again, and if that does not help, the
+ceilings are marked (``Ceilings.caveat``) and measured anew at the next launch. Of a GPU the clock is kept with them, so
+that they can follow it.
 """
 
 from __future__ import annotations
@@ -12,142 +16,69 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import os
 import platform
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from time import perf_counter
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from roofline_policies import calibration_file
+from roofline_policies.calibration_file import Calibration, DeviceState
+from roofline_policies.device_rates import (
+    ATTEMPTS,
+    SIZES,
+    SPREAD_LIMIT,
+    Progress,
+    Rate,
+    cpu_timer,
+    cuda_timer,
+    matmul_flops_per_s,
+    product,
+    settled,
+    stream_buffer_bytes,
+    stream_bytes_per_s,
+)
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 from roofline_policies.hardware import CALIBRATE, Ceilings
+from roofline_policies.nvml import Nvml, NvmlSample, open_nvml
 from roofline_policies.work import Precision
 
 if TYPE_CHECKING:
     import torch
 
-Operation = Callable[[], object]
-Timer = Callable[[Operation, int], list[float]]
-"""Runs an operation so many times and gives the seconds each run took."""
-Progress = Callable[[str], None]
-
 BUDGET_S = 10.0
-SIZES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192, 16384)}
-DTYPES = {
-    Precision.FP32: "float32",
-    Precision.BF16: "bfloat16",
-    Precision.FP16: "float16",
-    Precision.FP8: "float8_e4m3fn",
-}
-MOST_REPEATS = 50
-CHUNK_S = 0.1  # repeats are timed in chunks of about this long, so that a slow start corrects itself
 
-logger = logging.getLogger(__name__)
+AGAIN = 2
+"""Attempts at each figure on a device on which ATTEMPTS did not help: launches there should not take a minute."""
 
+OTHERS_FROM = 0.05
+"""Utilization of a GPU before anything is measured, from which another process is said to use it."""
 
-def matmul_flops(n: int) -> int:
-    """FLOPs of one ``n x n`` by ``n x n`` product, a multiply-add counted as two."""
-    return 2 * n**3
-
-
-def best_s(operation: Operation, timer: Timer, budget_s: float) -> float:
-    """The shortest time of ``operation``, seconds: one run to warm up, then as many repeats as the budget holds.
-
-    There is always one repeat, and never more than MOST_REPEATS.
-    """
-    best = spent = sum(timer(operation, 1))
-    left = MOST_REPEATS
-    repeats = 1
-    while repeats:
-        times = timer(operation, repeats)
-        best, spent, left = min(best, *times), spent + sum(times), left - repeats
-        repeats = min(left, int(max(0.0, budget_s - spent) / best), max(1, int(CHUNK_S / best)))
-    return best
-
-
-def matmul_flops_per_s(
-    make: Callable[[int], Operation], sizes: tuple[int, ...], timer: Timer, budget_s: float
-) -> float:
-    """The best rate of square products over ``sizes``, FLOP/s.
-
-    make: gives the product of that size, its operands ready. A larger size is tried while it should fit the budget and
-        while the rate does not collapse (an emulated precision gets slower with size).
-
-    Raises:
-        RuntimeError: the device does not multiply matrices of this precision.
-    """
-    start, best = perf_counter(), 0.0
-    for n in sizes:
-        left_s = budget_s - (perf_counter() - start)
-        if best and 3 * matmul_flops(n) / best > left_s:
-            break
-        rate = matmul_flops(n) / best_s(make(n), timer, left_s / 2)
-        best = max(best, rate)
-        if rate < best / 2:
-            break
-    return best
-
-
-def product(device: torch.device, precision: Precision) -> Callable[[int], Operation]:
-    """For a size ``n``: the product of two random ``n x n`` matrices of that precision on that device."""
-    import torch
-
-    dtype = getattr(torch, DTYPES[precision])
-
-    def make(n: int) -> Operation:
-        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        if precision is Precision.FP8:
-            one = torch.ones((), device=device)
-            b = b.t()  # the FP8 product takes its second operand column by column
-            return lambda: torch._scaled_mm(a, b, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
-        out = torch.empty_like(a)
-        return lambda: torch.mm(a, b, out=out)
-
-    return make
-
-
-def streams(device: torch.device, size_bytes: int) -> dict[str, tuple[Operation, int]]:
-    """What only moves memory, with the bytes one run moves: two buffers of ``size_bytes``, random data."""
-    import torch
-
-    block = torch.rand(1 << 18, device=device)  # 1 MiB, repeated: random enough, and quick to make
-    a = block.repeat(size_bytes // block.nbytes)
-    b = a.clone()
-    return {
-        "copy": (lambda: b.copy_(a), 2 * a.nbytes),
-        "sum": (lambda: a.sum(), a.nbytes),
-        "dot": (lambda: torch.dot(a, b), 2 * a.nbytes),
-    }
-
-
-def stream_bytes_per_s(
-    device: torch.device, size_bytes: int, timer: Timer, budget_s: float, progress: Progress
-) -> float:
-    """The best rate among ``streams``, bytes/s."""
-    start, best = perf_counter(), 0.0
-    moves = streams(device, size_bytes)
-    for done, (kind, (operation, moved)) in enumerate(moves.items()):
-        rate = moved / best_s(operation, timer, (budget_s - (perf_counter() - start)) / (len(moves) - done))
-        best = max(best, rate)
-        progress(f"{kind}: {rate / 1e9:.4g} GB/s")
-    return best
+CLOCK_EVERY_S = 0.05
+"""Time between two samples of the clock while products run: as short as NVML's own calls allow."""
 
 
 def calibrate(
-    device: str, threads: int | None = None, budget_s: float = BUDGET_S, progress: Progress = lambda _: None
-) -> Ceilings:
+    device: str,
+    threads: int | None = None,
+    budget_s: float = BUDGET_S,
+    progress: Progress = lambda _: None,
+    attempts: int = ATTEMPTS,
+) -> Calibration:
     """Measures a device's ceilings now.
 
     device: "cpu", "cuda" or "cuda:N".
     threads: CPU threads to measure with; None for as many as torch uses now. Of no meaning for CUDA.
     budget_s: seconds to spend, shared evenly among what is measured.
     progress: told, as it goes, what has been measured.
+    attempts: see ``settled``; what is measured again takes its share of the budget again.
 
     Raises:
         InputError: there is no such device, or a number cannot be used.
@@ -157,40 +88,44 @@ def calibrate(
     where, name, threads = _identify(device, threads)
     if not budget_s > 0:
         raise InputError("must be more than zero seconds", where="calibrate", key="budget_s", value=budget_s)
-    start = perf_counter()
-    timer = _cuda_timer if where.type == "cuda" else _cpu_timer
-    rates: dict[Precision, float] = {}
-    with _settings(where, threads):
+    timer = cuda_timer if where.type == "cuda" else cpu_timer
+    rates: dict[Precision, Rate] = {}
+    with _nvml(where) as nvml, _settings(where, threads):
+        before = None if nvml is None else nvml.sample()
         precisions = [Precision.FP32, Precision.BF16, Precision.FP16]
         if where.type == "cuda" and torch.cuda.get_device_capability(where) >= (8, 9):
             precisions.append(Precision.FP8)
-        for done, precision in enumerate(precisions):
-            share_s = (budget_s - (perf_counter() - start)) / (len(precisions) + 1 - done)
-            try:
-                rate = matmul_flops_per_s(product(where, precision), SIZES[where.type], timer, share_s)
-            except RuntimeError as error:
-                progress(f"{precision}: left out, the device does not offer it ({str(error).splitlines()[0]})")
-                continue
-            rates[precision] = rate
-            progress(f"{precision}: {rate / 1e12:.4g} TFLOP/s")
+        share_s = budget_s / (len(precisions) + 1)
+        with _clocks(nvml) as clocks_hz:
+            for precision in precisions:
+                measure = partial(matmul_flops_per_s, product(where, precision), SIZES[where.type], timer, share_s)
+                try:
+                    rate = settled(measure, precision, attempts, progress)
+                except RuntimeError as error:
+                    progress(f"{precision}: left out, the device does not offer it ({str(error).splitlines()[0]})")
+                    continue
+                rates[precision] = rate
+                progress(f"{precision}: {rate.per_s / 1e12:.4g} TFLOP/s")
         memory_bytes = _memory_bytes(where)
-        buffer_bytes = _stream_bytes(where, memory_bytes)
-        bytes_per_s = stream_bytes_per_s(where, buffer_bytes, timer, budget_s - (perf_counter() - start), progress)
+        stream = partial(stream_bytes_per_s, where, stream_buffer_bytes(where, memory_bytes), timer, share_s, progress)
+        memory = settled(stream, "memory", attempts, progress)
     with_threads = "" if threads is None else f", {threads} thread{'s' if threads > 1 else ''}"
-    return Ceilings(
+    spread = {precision.value: rate.spread for precision, rate in rates.items()} | {"memory": memory.spread}
+    ceilings = Ceilings(
         device=name,
-        flops_per_s=rates,
-        bytes_per_s=bytes_per_s,
+        flops_per_s={precision: rate.per_s for precision, rate in rates.items()},
+        bytes_per_s=memory.per_s,
         memory_bytes=memory_bytes,
         usd_per_h=None,
         source=f"calibrated {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}{with_threads}",
+        clock_hz=median(clocks_hz) if clocks_hz else None,
+        caveat=_caveat(before, spread),
     )
+    return Calibration(ceilings, spread)
 
 
 def cache_file(device: str, threads: int | None = None) -> Path:
-    """Where the ceilings of this device, this many threads and this torch are kept.
-
-    The folder is $ROOFLINE_CACHE_DIR, else roofline-policies/ceilings under $XDG_CACHE_HOME or ~/.cache.
+    """Where the ceilings of this device, this many threads and this torch are kept; see calibration_file.folder.
 
     Raises:
         InputError: there is no such device, or a number cannot be used.
@@ -198,29 +133,17 @@ def cache_file(device: str, threads: int | None = None) -> Path:
     key = _key(device, threads)
     slug = re.sub(r"[^a-z0-9]+", "-", " ".join(str(v) for v in key.values() if v is not None).lower()).strip("-")
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
-    folder = os.environ.get("ROOFLINE_CACHE_DIR")
-    if not folder:
-        folder = str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "roofline-policies" / "ceilings")
-    return Path(folder).expanduser() / f"{slug}-{digest}.json"
+    return calibration_file.folder() / f"{slug}-{digest}.json"
 
 
 def cached(device: str, threads: int | None = None) -> Ceilings | None:
-    """The ceilings a calibration left, or None. A file that cannot be used is named in a warning and counts as none.
+    """The ceilings a calibration left, marked ones too, or None; see calibration_file.read.
 
     Raises:
         InputError: there is no such device, or a number cannot be used.
     """
-    file = cache_file(device, threads)
-    try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["key"] != _key(device, threads):
-            raise ValueError("it is about another device")
-        return Ceilings.from_dict(kept["ceilings"], str(file))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
-        logger.warning("ignoring the calibration in %s: %s", file, error)
-        return None
+    kept = calibration_file.read(cache_file(device, threads), _key(device, threads), _state(device))
+    return None if kept is None else kept.ceilings
 
 
 def calibrated(
@@ -232,19 +155,17 @@ def calibrated(
 ) -> Ceilings:
     """The kept ceilings of a device, else (or with ``force``) measured now and kept. Arguments as for ``calibrate``.
 
+    Ceilings that are marked count as not kept; they were measured ATTEMPTS times, and take AGAIN attempts from then on.
+
     Raises:
         InputError: there is no such device, or a number cannot be used.
     """
     kept = None if force else cached(device, threads)
-    if kept is not None:
+    if kept is not None and kept.caveat is None:
         return kept
-    measured = calibrate(device, threads, budget_s, progress)
-    file = cache_file(device, threads)
-    try:
-        _write(file, json.dumps({"key": _key(device, threads), "ceilings": measured.to_dict()}, indent=1) + "\n")
-    except OSError as error:
-        logger.warning("could not keep the calibration in %s: %s", file, error)
-    return measured
+    measured = calibrate(device, threads, budget_s, progress, ATTEMPTS if kept is None else AGAIN)
+    calibration_file.write(cache_file(device, threads), _key(device, threads), _state(device), measured)
+    return measured.ceilings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -261,15 +182,78 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
+    if ceilings.caveat is not None:
+        _to_stderr(f"these ceilings may be too low: {ceilings.caveat}; they are measured anew the next time")
     if not options.json:
         print(f"{ceilings.device} ({ceilings.source})")
         for precision, rate in ceilings.flops_per_s.items():
             ridge = ceilings.ridge_flops_per_byte(precision)
             print(f"  {precision:<7}{rate / 1e12:>12.4g} TFLOP/s   ridge at {ridge:.4g} FLOPs/byte")
         print(f"  memory {ceilings.bytes_per_s / 1e9:>12.4g} GB/s, {ceilings.memory_bytes / 1e9:.4g} GB")
+        if ceilings.clock_hz is not None:
+            print(f"  at an SM clock of {ceilings.clock_hz / 1e9:.4g} GHz")
         print(f"  kept in {file}")
     print(json.dumps(ceilings.to_dict()))
     return 0
+
+
+def _caveat(before: NvmlSample | None, spread: Mapping[str, float | None]) -> str | None:
+    """Why what was measured may be too low, None where nothing says so. before: the device before the measurement."""
+    found = [
+        f"{what}: repeats differ by {share:.0%}"
+        for what, share in spread.items()
+        if share is not None and share > SPREAD_LIMIT
+    ]
+    if before is not None and before.utilization is not None and before.utilization >= OTHERS_FROM:
+        found.append(f"the device was {before.utilization:.0%} busy before it was measured")
+    return ", ".join(found) or None
+
+
+@contextmanager
+def _nvml(device: torch.device) -> Iterator[Nvml | None]:
+    """NVML's view of a CUDA device, None for others and where there is none."""
+    import torch
+
+    nvml = None
+    if device.type == "cuda":
+        nvml = open_nvml(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    try:
+        yield nvml
+    finally:
+        if nvml is not None:
+            nvml.close()
+
+
+@contextmanager
+def _clocks(nvml: Nvml | None) -> Iterator[list[float]]:
+    """The SM clocks of a device at work, Hz, as they are sampled while the context lasts; ready when it has ended."""
+    found: list[float] = []
+    if nvml is None:
+        yield found
+        return
+    stop = threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(CLOCK_EVERY_S):
+            now = nvml.sample()
+            if now is not None and now.busy and now.sm_clock_hz is not None:
+                found.append(now.sm_clock_hz)
+
+    thread = threading.Thread(target=sample, name="roofline-clocks", daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _state(device: str) -> DeviceState:
+    where, _, _ = _identify(device, None)
+    with _nvml(where) as nvml:
+        sample = None if nvml is None else nvml.sample()
+        driver = None if nvml is None else nvml.driver
+    return DeviceState(driver, None if sample is None else sample.power_limit_w)
 
 
 def _identify(device: str, threads: int | None) -> tuple[torch.device, str, int | None]:
@@ -320,29 +304,6 @@ def _settings(device: torch.device, threads: int | None) -> Iterator[None]:
             torch.cuda.set_device(cuda_before)
 
 
-def _cpu_timer(operation: Operation, repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        start = perf_counter()
-        operation()
-        times.append(perf_counter() - start)
-    return times
-
-
-def _cuda_timer(operation: Operation, repeats: int) -> list[float]:
-    """Events around every run on the current stream, one synchronise at the end."""
-    import torch
-
-    marks = []
-    for _ in range(repeats):
-        marks.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])
-        marks[-1][0].record()
-        operation()
-        marks[-1][1].record()
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) / 1e3 for start, end in marks]  # milliseconds
-
-
 def _cpu_name() -> str:
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
@@ -357,31 +318,6 @@ def _memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _stream_bytes(device: torch.device, memory_bytes: int) -> int:
-    """A buffer of four times the last-level cache or more, and never more than a sixteenth of the memory."""
-    if device.type == "cuda":
-        return min(1 << 30, memory_bytes // 16)
-    try:  # e.g. "32768K"
-        cache = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(encoding="utf-8").strip()
-        cache_bytes = int(cache.removesuffix("K")) << 10
-    except (OSError, ValueError):
-        cache_bytes = 32 << 20
-    return min(max(128 << 20, 4 * cache_bytes), memory_bytes // 16)
-
-
-def _write(file: Path, text: str) -> None:
-    """Writes a whole file or nothing: another process sees the old one or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".new")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as new:
-            new.write(text)
-        os.replace(name, file)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _to_stderr(line: str) -> None:

@@ -34,7 +34,9 @@ class Ceilings:
     usd_per_h: price of the device, USD per hour; None where nobody has set it.
     source: where the figures come from, e.g. a datasheet or a calibration with its date.
     clock_hz: SM clock at which the matrix ceilings hold, Hz; None where it is not known. It is the vendor's boost clock
-        for matrix products, which can be below the highest clock that NVML reports.
+        for matrix products, which can be below the highest clock that NVML reports, or the clock that a calibration ran
+        at.
+    caveat: why a measurement may be wrong, None where nothing says so.
 
     Raises:
         InputError: a figure is not a positive finite number, a precision is unknown, or a text is empty.
@@ -47,11 +49,14 @@ class Ceilings:
     usd_per_h: float | None
     source: str
     clock_hz: float | None = None
+    caveat: str | None = None
 
     def __post_init__(self) -> None:
         where = f"ceilings of {self.device or 'a device without a name'}"
-        for key in ("device", "source"):
+        for key in ("device", "source", "caveat"):
             text = getattr(self, key)
+            if key == "caveat" and text is None:
+                continue
             if not isinstance(text, str) or not text.strip():
                 raise InputError("must be a text that is not empty", where=where, key=key, value=text)
         if not isinstance(self.flops_per_s, Mapping) or not self.flops_per_s:
@@ -75,6 +80,11 @@ class Ceilings:
         for key in ("usd_per_h", "clock_hz"):
             if getattr(self, key) is not None:
                 object.__setattr__(self, key, _positive(getattr(self, key), where, key))
+
+    @property
+    def origin(self) -> str:
+        """The source, and the caveat where there is one."""
+        return self.source if self.caveat is None else f"{self.source} (may be too low: {self.caveat})"
 
     def compute_ceiling(self, precision: Precision) -> float:
         """The compute roof for ``precision``, FLOP/s.
@@ -116,12 +126,17 @@ class Ceilings:
         )
 
     def at_clock(self, sm_clock_hz: float) -> Ceilings:
-        """The ceilings at a live SM clock, Hz; unchanged where the clock that the ceilings hold at is not known.
+        """The ceilings at a live SM clock, Hz: ``flops_per_s x sm_clock_hz / clock_hz``.
 
-        Above ``clock_hz`` the compute ceilings rise: a lightly loaded device does run faster than its datasheet.
+        As they are where ``clock_hz`` is not known.
+
+        Above ``clock_hz`` the compute ceilings rise: a lightly loaded device does run faster than its datasheet. Only
+        the clock of a device that works is a ceiling (``NvmlSample.busy``).
 
         Raises:
             InputError: the clock is not a positive finite number.
+        Source: a multiprocessor issues a fixed number of products per clock (NVIDIA H100 architecture whitepaper, "H100
+            SM"), so the peak is multiprocessors x FLOPs per clock x clock; the catalogue's figures are that product.
         """
         clock = _positive(sm_clock_hz, f"ceilings of {self.device}", "sm_clock_hz")
         return self if self.clock_hz is None else self.scaled(clock / self.clock_hz)
@@ -143,7 +158,7 @@ class Ceilings:
             if key not in known:
                 raise InputError("unknown key", where=where, key=str(key), allowed=known)
         for key in known:
-            if key not in data and key not in ("usd_per_h", "clock_hz"):
+            if key not in data and key not in ("usd_per_h", "clock_hz", "caveat"):
                 raise InputError("missing key", where=where, key=key)
         try:
             return cls(**{"usd_per_h": None, **data})

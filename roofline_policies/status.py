@@ -75,7 +75,9 @@ def status(controller: Controller, now_s: float, queue: QueueState) -> dict[str,
             "bytes_per_s": ceilings.bytes_per_s,
             "memory_bytes": ceilings.memory_bytes,
             "usd_per_h": ceilings.usd_per_h,
+            "clock_hz": ceilings.clock_hz,
             "source": ceilings.source,
+            "caveat": ceilings.caveat,
         },
         "ridge_flops_per_byte": {
             precision.value: ceilings.ridge_flops_per_byte(precision) for precision in ceilings.flops_per_s

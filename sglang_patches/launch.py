@@ -115,7 +115,10 @@ def _device_ceilings(device: str, where: str) -> Ceilings:
     """Measured in a process of its own, so that this one neither holds device memory nor keeps its threads busy."""
     if device not in ("cpu", "cuda"):
         raise InputError("unknown device", where=where, key="hardware.device", value=device, allowed=_how())
-    print("Roofline: ceilings of this device: from the cache, or measured now (at most 10 s)", file=sys.stderr)
+    print(
+        "Roofline: ceilings of this device: from the cache, or measured now (10 s, up to 30 s where repeats differ)",
+        file=sys.stderr,
+    )
     command = [sys.executable, "-m", "roofline_policies.calibrate", "--device", device, "--json"]
     if device == "cpu":
         threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # OpenMP takes a list, one per nesting level

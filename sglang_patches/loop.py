@@ -121,7 +121,7 @@ class Loop:
             self._recorder = Recorder(of_rank(settings.record, get_parallel().dp_rank or 0))
         self._wrap_forward()
         logger.info(
-            f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.source}; "
+            f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.origin}; "
             f"work: {'counted by the attention kernels' if counters is not None else 'closed form'}"
         )
 

@@ -112,6 +112,14 @@ def test_every_figure_is_positive_and_finite(key: str, bad: object) -> None:
     assert caught.value.key == key
 
 
+def test_a_caveat_travels_with_the_figures_and_is_said_beside_their_source() -> None:
+    marked = ceilings(caveat="bf16: repeats differ by 34%", clock_hz=1e9)
+    assert marked.origin == "a sheet (may be too low: bf16: repeats differ by 34%)"
+    assert Ceilings.from_dict(json.loads(json.dumps(marked.to_dict()))) == marked
+    assert marked.at_clock(5e8).caveat == marked.caveat
+    assert ceilings().origin == "a sheet"
+
+
 @pytest.mark.parametrize("bad", [0, -1.0, math.nan, math.inf])
 def test_a_clock_is_positive_and_finite(bad: float) -> None:
     with pytest.raises(InputError):
@@ -121,7 +129,7 @@ def test_a_clock_is_positive_and_finite(bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"device": " "}, {"source": ""}, {"flops_per_s": {}}, {"flops_per_s": {"fp4": 1.0}}]
+    "change", [{"device": " "}, {"source": ""}, {"caveat": " "}, {"flops_per_s": {}}, {"flops_per_s": {"fp4": 1.0}}]
 )
 def test_a_figure_needs_a_name_a_source_and_a_precision(change: dict[str, object]) -> None:
     with pytest.raises(InputError):

@@ -58,6 +58,7 @@ def test_the_page_says_where_things_stand_and_why(controller):
     assert (page["decode_context_tokens"], page["slack_s"], page["predictor"]) == (900, -0.5, None)
     assert page["ridge_flops_per_byte"] == {"bf16": 10.0}
     assert page["uptime_s"] == 4.0
+    assert page["ceilings"]["caveat"] is page["ceilings"]["clock_hz"] is None
     assert page["slo"] == {"ttft_s": None, "itl_s": 0.1, "itl_kind": "per_gap", "e2e_s": None}
     assert page["provenance"] == {"work": ["closed_form"], "seconds": "host clock"}
 
