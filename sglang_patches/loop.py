@@ -17,22 +17,21 @@ from roofline_policies.controller import Controller, State
 from roofline_policies.decision import Bounds, Knobs
 from roofline_policies.errors import InputError
 from roofline_policies.model import ModelShape
-from roofline_policies.status import LoopTimer, explain, log_line, status
+from roofline_policies.status import LoopTimer, explain, status
 from roofline_policies.transitions import COSTLY_KNOBS
 from roofline_policies.view import ForwardMode, QueueState
 from sglang_patches import served_model
 from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
 from sglang_patches.agree import KnobsUpdate, alone, decides_here
 from sglang_patches.counters import InlineWork
-from sglang_patches.device import DeviceWatch
 from sglang_patches.guard import contained, timed
-from sglang_patches.metrics import Metrics
 from sglang_patches.observe import Observer
 from sglang_patches.outputs import OutputWatch
 from sglang_patches.progress import Progress
 from sglang_patches.queues import Queues
 from sglang_patches.recorder import Recorder, of_rank
 from sglang_patches.reload import Loaded
+from sglang_patches.reports import Reports
 from sglang_patches.served import Served, roofline_times
 from sglang_patches.service import Service
 from sglang_patches.waiting import Waiting
@@ -70,10 +69,6 @@ class Loop:
         self._alone = alone()
         self._unreported = 0
         self._decided_s = float("-inf")
-        self._next_report_s = time.monotonic() + settings.log_interval_s
-        self._reported: tuple[int, State] = (0, State.ACTIVE)
-        self._metrics: Metrics | None = None
-        self._device: DeviceWatch | None = None
         self._recorder: Recorder | None = None
         if decides_here():
             self._start_deciding(served)
@@ -112,11 +107,10 @@ class Loop:
         )
         # Knobs narrow what the server was launched with, so this is the most prompt tokens of any step.
         self._most_tokens = launch_knobs(scheduler).prefill_chunk_tokens or scheduler.max_prefill_tokens
-        if served.device_uuid is not None:
-            self._device = DeviceWatch(served.device_uuid)
-        if scheduler.metrics_reporter.enable_metrics:
-            name, rank = served_model.name(), get_parallel().dp_rank or 0
-            self._metrics = Metrics(self.controller, model_name=name, dp_rank=rank)
+        series = scheduler.metrics_reporter.enable_metrics
+        self._reports = Reports(
+            self.controller, settings, time.monotonic(), device_uuid=served.device_uuid, series=series
+        )
         if settings.record is not None:
             self._recorder = Recorder(of_rank(settings.record, get_parallel().dp_rank or 0))
         self._wrap_forward()
@@ -174,7 +168,8 @@ class Loop:
             logger.info(f"Roofline. {change.knob.value}: {change.old} -> {change.new} ({change.reason})")
         self._progress.adopt(slo, self._queues.decoding())
         self.settings = settings
-        self._decided_s = self._next_report_s = float("-inf")
+        self._decided_s = float("-inf")
+        self._reports.adopt(settings)
         self.loaded.again(settings, revived_from)
 
     @property
@@ -262,7 +257,7 @@ class Loop:
         if any(change.knob in COSTLY_KNOBS for change in decision.changes):
             logger.info(f"Roofline. {explain(controller.queue, decision)}")
         self._account()
-        self._report(now_s, controller)
+        self._report(now_s)
         if decision.knobs == self.actuator.knobs and not moved and (self._alone or not decision.knobs.deadline_order):
             return None
         return KnobsUpdate(decision.knobs, now_s, moved)
@@ -323,7 +318,7 @@ class Loop:
         page["policy"] |= {"name": self.settings.name, "source": self.settings.source, **asdict(self.loaded)}
         page["precision"] = self.observer.precision.value
         page["policy_time_s"] = self.timer.to_dict()
-        page["device_now"] = None if self._device is None else self._device.to_dict()
+        page["device_now"] = self._reports.device_now()
         return page
 
     def _pause(self, now_s: float, controller: Controller) -> None:
@@ -336,7 +331,7 @@ class Loop:
         if self._recorder is not None:
             self._recorder.flush()
         self.spent_s = 0.0
-        self._report(now_s, controller)
+        self._report(now_s)
 
     def _due(self, now_s: float) -> bool:
         """Whether a decision could matter now. While requests only decode and no prompt waits, nothing is admitted:
@@ -357,8 +352,7 @@ class Loop:
 
     def _account(self) -> None:
         self.timer.add(self.spent_s)
-        if self._metrics is not None:
-            self._metrics.iteration(self.spent_s)
+        self._reports.iteration(self.spent_s)
         self.spent_s = 0.0
 
     def _queue(self, now_s: float, controller: Controller) -> QueueState:
@@ -374,24 +368,9 @@ class Loop:
             chunk_tokens=self._most_tokens,
         )
 
-    def _report(self, now_s: float, controller: Controller) -> None:
-        """Now and then, if anything happened since the last time, say where things stand."""
-        if self._device is not None and self.settings.ceilings is not None:
-            ceilings = self._device.scale(self.settings.ceilings)
-            if ceilings is not controller.ceilings:
-                controller.place_under(ceilings)
-        if self._metrics is not None:
-            self._metrics.publish(controller, now_s, busy=not self._queues.idle())
-        if now_s < self._next_report_s:
-            return
-        self._next_report_s = now_s + self.settings.log_interval_s
-        if self._recorder is not None:
+    def _report(self, now_s: float) -> None:
+        if self._reports.due(now_s, busy=not self._queues.idle()) and self._recorder is not None:
             self._recorder.flush()
-        here = (controller.iterations, controller.state)
-        if here == self._reported:
-            return
-        self._reported = here
-        logger.info(log_line(controller, now_s))
 
 
 def _inline(served: Served, device: Any) -> InlineWork | None:
