@@ -37,7 +37,8 @@ OF_POLICIES = (
         "transitions", "view", "window",
     )),
     *(f"sglang_patches/{module}.py" for module in (
-        "actuate", "guard", "loop", "observe", "outputs", "progress", "queues", "recorder", "service", "waiting",
+        "actuate", "guard", "loop", "observe", "outputs", "progress", "queues", "recorder", "reports", "service",
+        "waiting",
     )),
 )  # fmt: skip
 """Of these, what does not run without a policy: an edit there leaves the results of fixed settings valid."""

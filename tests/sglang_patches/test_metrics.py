@@ -114,6 +114,17 @@ def test_names_are_as_prometheus_asks_for(used: Path) -> None:
             assert all(re.fullmatch(r"[a-z_]+", key) for key in sample.labels)
 
 
+def test_the_documentation_lists_the_series(used: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    table = page.partition("## Series of a server\n")[2]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `roofline_")]
+    listed = {name: kind.strip() for _, names, kind, *_ in rows for name in re.findall(r"`(\w+)`", names)}
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(used))
+    there = {family.name + "_total" * (family.type == "counter"): family.type for family in registry.collect()}
+    assert listed == there
+
+
 def test_when_nothing_is_left_to_do_gauges_are_zero_at_once_and_counters_stay(tmp_path: Path) -> None:
     published(tmp_path, 0, 2.0, "idle")
     page = scraped(tmp_path)
