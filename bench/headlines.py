@@ -21,6 +21,11 @@ def verdict_lines(result: Mapping[str, Any]) -> list[str]:
     return [*_compared(result), *_not_completed(result["runs"]), *_long_tails(result["runs"])]
 
 
+def note_lines(result: Mapping[str, Any]) -> list[str]:
+    """One sentence for each thing that was done to the traffic before it was replayed; none where nothing was."""
+    return [f"traffic: {note['text']}" for note in result.get("traffic_notes", ())]
+
+
 def _compared(result: Mapping[str, Any]) -> list[str]:
     """One per arm compared: its goodput over the baseline's, median and range of the paired ratios.
 

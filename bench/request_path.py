@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from bench.step_records import StepRecord
-from bench.traffic.fields import open_trace
+from bench.traffic.files import open_trace
 from roofline_policies.errors import InputError
 from roofline_policies.host_time import HostTime, RequestPath
 

@@ -14,6 +14,7 @@ from bench.client import Limits
 from bench.percentiles import read_percentiles
 from bench.slo import Slo
 from bench.traffic import Request, load_traffic
+from bench.traffic.notes import Note
 from roofline_policies.config import SHIPPED, load
 from roofline_policies.errors import InputError
 
@@ -73,6 +74,7 @@ class LiveSettings:
     vocab_size: int
     requests: tuple[Request, ...]
     clipped: int
+    notes: tuple[Note, ...]
     traffic: Mapping[str, Any]
 
     @classmethod
@@ -95,7 +97,7 @@ class LiveSettings:
         seed = count(conf, "seed", "live", low=0)
         vocab_size, context = _model(conf, model_path, common)
         traffic = section(conf.get("traffic"), "traffic")
-        requests, clipped = load_traffic(traffic, seed, context - CONTEXT_MARGIN)
+        loaded = load_traffic(traffic, seed, context - CONTEXT_MARGIN)
         return cls(
             name=name,
             server_args=("--model-path", model_path, *common),
@@ -114,8 +116,9 @@ class LiveSettings:
             ),
             start_timeout_s=number(conf, "start_timeout_s", "live", above=0.0),
             vocab_size=vocab_size,
-            requests=tuple(requests),
-            clipped=clipped,
+            requests=loaded.requests,
+            clipped=loaded.clipped,
+            notes=loaded.notes,
             traffic=traffic,
         )
 

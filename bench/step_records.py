@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.checks import choice, count, number
-from bench.traffic.fields import open_trace
+from bench.traffic.files import open_trace
 from roofline_policies.batch import BatchShape
 from roofline_policies.errors import InputError
 from roofline_policies.model import ModelShape

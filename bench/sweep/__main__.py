@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = SweepSettings.from_config(read_config("sweep", arguments.overrides))
         writable(settings.out_dir, "sweep")
+        for told, cells in settings.notes.items():
+            others = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+            print(f"traffic of {cells[0]}{others}: {told}", file=sys.stderr)
         with ResultFile(settings.out_dir / "results.jsonl") as results:
             outcomes = _finish(settings, results)
     except InputError as error:

@@ -14,6 +14,7 @@ from bench.slo import Slo
 from bench.sweep.grid import Place, label, places
 from bench.sweep.keys import arm_digest, cell_digest, environment_digest, run_digest, unit_key
 from bench.sweep.task import Judge
+from bench.traffic.notes import Note
 from bench.virtual.arms import FIXED, VirtualArm, read_arms
 from bench.virtual.settings import Experiment, usd_per_h
 from roofline_policies.errors import InputError
@@ -29,8 +30,9 @@ SECTIONS = ("axes", "arms", "overrides")
 class Cell:
     """One virtual experiment of the grid.
 
-    rate_scale: of its traffic. clipped: requests that were cut to fit. keys: per arm, of bench/sweep/keys.py;
-    runs: per arm, equal for cells that differ in nothing but what a run of it is judged by.
+    rate_scale: of its traffic. clipped: requests that were cut; notes: what was done to the trace.
+    keys: per arm, of bench/sweep/keys.py; runs: per arm, equal for cells that differ in nothing but what a run of it is
+    judged by.
     """
 
     place: Place
@@ -38,6 +40,7 @@ class Cell:
     usd_per_h: float | None
     rate_scale: float
     clipped: int
+    notes: tuple[Note, ...]
     keys: Mapping[str, str]
     runs: Mapping[str, str]
 
@@ -61,6 +64,7 @@ class Cell:
         return {
             "requests": len(self.experiment.requests),
             "requests_clipped": self.clipped,
+            "traffic_notes": [note.described() for note in self.notes],
             "offered_per_s": self.offered_per_s,
             "rate_scale": self.rate_scale,
             "last_arrival_s": self.experiment.requests[-1].arrival_s,
@@ -97,6 +101,15 @@ class SweepSettings:
         for arm in self.arms:
             if arm.oracle is not None:
                 found.setdefault(arm.oracle, []).append(arm.name)
+        return found
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """What was done to the traffic, each sentence once, with the names of the cells that it is true of."""
+        found: dict[str, list[str]] = {}
+        for cell in self.cells:
+            for note in cell.notes:
+                found.setdefault(note.text, []).append(cell.name)
         return found
 
     @classmethod
@@ -165,7 +178,7 @@ class _Composer:
         """
         try:
             conf = read_config("virtual", overrides)
-            experiment, clipped = Experiment.from_config(conf)
+            experiment, loaded = Experiment.from_config(conf)
             experiment = replace(experiment, percentiles=self._percentiles)
             price = usd_per_h(conf, experiment)
             arms = self.arms(experiment.slo)
@@ -176,7 +189,8 @@ class _Composer:
         digest = cell_digest(run, experiment.slo, price, experiment.percentiles)
         keys = {arm.name: unit_key(digest, of_arm, environment_digest(arm)) for arm, of_arm in arms.items()}
         runs = {arm.name: keys[arm.name] if arm.policy else unit_key(run, of_arm, "") for arm, of_arm in arms.items()}
-        return Cell(place, experiment, price, float(conf["traffic"]["rate_scale"]), clipped, keys, runs)
+        faster = float(conf["traffic"]["rate_scale"])
+        return Cell(place, experiment, price, faster, loaded.clipped, loaded.notes, keys, runs)
 
 
 def _only_parameters(conf: Mapping[str, Any]) -> None:

@@ -1,20 +1,28 @@
-"""From the ``traffic`` section of a configuration to a list of requests."""
+"""From the ``traffic`` section of a configuration to a list of requests, and what was done to make them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from bench.checks import choice, number, only, optional_count, optional_number, section, text
-from bench.traffic.azure import read_azure
+from bench.checks import choice, count, number, only, optional_count, optional_number, section, text
 from bench.traffic.classes import assign, read_classes, read_shifts
-from bench.traffic.mooncake import read_mooncake
+from bench.traffic.clock import span
+from bench.traffic.fields import UNITS_PER_S
+from bench.traffic.formats import FORMATS
+from bench.traffic.notes import Note, Tally, cut_note
 from bench.traffic.phased import Phase, draw_phased
+from bench.traffic.plausible import check_times
 from bench.traffic.request import Request
+from bench.traffic.trace import ANY, TraceKeys, read_trace
 from bench.traffic.transform import clip_lengths, rate_scale, scale_lengths, window
 from roofline_policies.errors import InputError
 
-KINDS = ("azure", "mooncake", "phased")
+PHASED = "phased"
+KINDS = (ANY, *FORMATS, PHASED)
+TRACE = ("path", "time_unit", "block_tokens", "sort", "rate_per_s", "tokenizer", "turns", "turn_gap_s")
 TRANSFORMS = (
     "start_s",
     "window_s",
@@ -32,19 +40,30 @@ PHASE_KEYS = (
 )  # fmt: skip
 
 
-def load_traffic(conf: Mapping[str, Any], seed: int, max_total_tokens: int | None = None) -> tuple[list[Request], int]:
-    """The requests of ``conf`` in order of arrival, and how many of them were cut to fit.
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Requests in order of arrival. clipped: how many were cut. notes: what was done to the trace they are of."""
 
-    ``conf``: kind (azure, mooncake, phased), path or phases, and the transforms, applied in this order: window (in the
-    trace's own seconds), rate_scale, prompt_scale and output_scale, clipping; then classes and shifts give those a
-    priority that have none of their phase's. ``max_total_tokens``: what the model's context holds.
+    requests: tuple[Request, ...]
+    clipped: int
+    notes: tuple[Note, ...]
+
+
+def load_traffic(
+    conf: Mapping[str, Any], seed: int, max_total_tokens: int | None = None, held_by: str = "the model's context"
+) -> Traffic:
+    """The requests of ``conf`` and what was done to make them.
+
+    ``conf``: kind (a format of traces, ``trace`` for whichever it is, or phased), path or phases, and the transforms,
+    applied in this order: window (in the trace's own seconds), rate_scale, prompt_scale and output_scale, clipping;
+    then classes and shifts give those a priority that have none of their phase's. ``max_total_tokens``: prompt and
+    output together that ``held_by`` has room for.
 
     Raises:
         InputError: a key, the file or one of its lines cannot be used, or no request is left.
     """
     kind = choice(conf, "kind", "traffic", KINDS)
-    source = "phases" if kind == "phased" else "path"
-    only(conf, "traffic", ["kind", source, *TRANSFORMS, *CLASSES])
+    only(conf, "traffic", ["kind", *(("phases",) if kind == PHASED else TRACE), *TRANSFORMS, *CLASSES])
     start_s = number(conf, "start_s", "traffic", default=0.0, low=0.0)
     window_s = optional_number(conf, "window_s", "traffic", above=0.0)
     faster = number(conf, "rate_scale", "traffic", default=1.0, above=0.0)
@@ -55,29 +74,83 @@ def load_traffic(conf: Mapping[str, Any], seed: int, max_total_tokens: int | Non
     most = optional_count(conf, "max_requests", "traffic")
     classes, shifts = read_classes(conf.get("classes"), "traffic"), read_shifts(conf.get("shifts"), "traffic")
 
-    everything = draw_phased(_phases(conf), seed) if kind == "phased" else _read(kind, text(conf, "path", "traffic"))
-    requests: list[Request] = []
-    for request in window(everything, start_s, window_s):
-        requests.append(request)
-        if len(requests) == most:
-            break
+    tally = Tally()
+    source: Iterable[Request]
+    if kind == PHASED:
+        source = window(draw_phased(_phases(conf), seed), start_s, window_s)
+    else:
+        keys = _trace_keys(conf, kind, start_s, window_s)
+        source = read_trace(keys, seed, tally)
+    requests = list(islice(source, most))
+    if kind != PHASED:
+        check_times(keys, tally)
     if not requests:
-        where = str(conf["path"]) if kind != "phased" else "traffic"
-        until = "the end" if window_s is None else f"{start_s + window_s:g} s"
-        raise InputError(
-            f"no request arrives between {start_s:g} s and {until}",
-            where=where,
-            key="traffic.window_s",
-            value=window_s,
-            allowed="a window with at least one request",
-        )
-    requests = scale_lengths(rate_scale(requests, faster), prompt, output)
-    requests, clipped = clip_lengths(requests, max_prompt, max_output, max_total_tokens)
-    return assign(requests, classes, shifts, seed), clipped
+        raise _nothing(conf, tally, start_s, window_s)
+    notes = list(tally.notes())
+    read = scale_lengths(rate_scale(requests, faster), prompt, output)
+    wanted, _ = clip_lengths(read, max_prompt, max_output, None)
+    fitted, _ = clip_lengths(wanted, None, None, max_total_tokens)
+    most_told = [
+        f"{key} = {limit:,}"
+        for key, limit in (("max_prompt_tokens", max_prompt), ("max_output_tokens", max_output))
+        if limit is not None
+    ]
+    for note in (
+        cut_note("cut_to_limits", " and ".join(most_told), read, wanted),
+        cut_note("cut_to_fit", f"the {max_total_tokens or 0:,} tokens that {held_by} holds", wanted, fitted),
+    ):
+        notes += [] if note is None else [note]
+    clipped = sum(a != b for a, b in zip(read, fitted, strict=True))
+    return Traffic(tuple(assign(fitted, classes, shifts, seed)), clipped, tuple(notes))
 
 
-def _read(kind: str, path: str) -> Iterable[Request]:
-    return read_azure(path) if kind == "azure" else read_mooncake(path)
+def _trace_keys(conf: Mapping[str, Any], kind: str, start_s: float, window_s: float | None) -> TraceKeys:
+    """What ``conf`` says of a trace.
+
+    Raises:
+        InputError: a value out of range, or a key that the format has no use for.
+    """
+    for key in ("tokenizer", "turns", "turn_gap_s"):
+        if conf.get(key) is not None and kind != ANY and key not in FORMATS[kind].options:
+            takers = [name for name, form in FORMATS.items() if key in form.options]
+            allowed = f"null; it is for {', '.join(takers)}"
+            raise InputError(f"says nothing of {kind}", where="traffic", key=key, value=conf[key], allowed=allowed)
+    if conf.get("sort") not in (None, True, False):
+        allowed = "true, false, null"
+        raise InputError("is not a choice", where="traffic", key="sort", value=conf["sort"], allowed=allowed)
+    unit, turns = conf.get("time_unit"), conf.get("turns")
+    return TraceKeys(
+        path=text(conf, "path", "traffic"),
+        kind=kind,
+        start_s=start_s,
+        window_s=window_s,
+        time_unit=None if unit is None else choice(conf, "time_unit", "traffic", UNITS_PER_S),
+        block_tokens=optional_count(conf, "block_tokens", "traffic"),
+        sort=conf.get("sort"),
+        rate_per_s=optional_number(conf, "rate_per_s", "traffic", above=0.0),
+        tokenizer=None if conf.get("tokenizer") is None else text(conf, "tokenizer", "traffic"),
+        turns=1 if turns is None else None if turns == "all" else count(conf, "turns", "traffic"),
+        turn_gap_s=30.0 if conf.get("turn_gap_s") is None else number(conf, "turn_gap_s", "traffic", above=0.0),
+    )
+
+
+def _nothing(conf: Mapping[str, Any], tally: Tally, start_s: float, window_s: float | None) -> InputError:
+    """What to say where no request is left: when there are some."""
+    where = str(conf["path"]) if tally.form is not None else "traffic"
+    until = "the end" if window_s is None else f"{start_s + window_s:g} s"
+    seen = []
+    if tally.without_output or tally.without_prompt:
+        seen.append(f"{tally.without_output + tally.without_prompt} rows in it have no tokens")
+    if tally.before_s is not None:
+        last = "the last request comes" if tally.next_s is None else "the last before it comes"
+        seen.append(f"{last} {span(tally.before_s)} after the first")
+    if tally.next_s is not None:
+        seen.append(f"the next one after it comes at {span(tally.next_s)}")
+    told = f" ({'; '.join(seen)})" if seen else ""
+    return InputError(
+        f"no request arrives between {start_s:g} s and {until}{told}", where=where, key="traffic.window_s",
+        value=window_s, allowed="a window with at least one request",
+    )  # fmt: skip
 
 
 def _phases(conf: Mapping[str, Any]) -> list[Phase]:

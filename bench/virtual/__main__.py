@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.composition import choices, read_config, writable
-from bench.headlines import verdict_lines
+from bench.headlines import note_lines, verdict_lines
 from bench.metrics import Metrics, paired_ratios, summarise
 from bench.records import ArmRun, write_run
 from bench.report import verdict_table, write_report
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
+    for note in settings.notes:  # while there is time to think better of it
+        print(f"traffic: {note.text}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _leave)
     try:
         runs, rows = run_all(settings)
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = write_report(settings.out_dir / "report.html", result, runs)
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(verdict_table(result))
-    for line in verdict_lines(result):
+    for line in [*note_lines(result), *verdict_lines(result)]:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
     print(json.dumps(result))
@@ -122,6 +124,7 @@ def result_of(settings: VirtualSettings, rows: Sequence[Metrics]) -> dict[str, A
         "percentiles": list(experiment.percentiles),
         "requests": len(experiment.requests),
         "requests_clipped": settings.clipped,
+        "traffic_notes": [note.described() for note in settings.notes],
         "traffic": dict(settings.traffic),
         "server_args": list(experiment.server_args),
         "arms": {arm.name: arm.launched for arm in settings.arms},

@@ -10,8 +10,8 @@ from typing import Any
 from bench.checks import count, number, only, optional_count, optional_number, section, text, texts
 from bench.percentiles import PERCENTILES, read_percentiles
 from bench.slo import Slo
-from bench.traffic import Request
-from bench.traffic.load import load_traffic
+from bench.traffic import Request, Traffic, load_traffic
+from bench.traffic.notes import Note
 from bench.virtual.arms import VirtualArm, read_arms
 from bench.virtual.device import Device
 from bench.virtual.draft import Draft
@@ -48,8 +48,8 @@ class Experiment:
     percentiles: tuple[float, ...] = PERCENTILES
 
     @classmethod
-    def from_config(cls, conf: Mapping[str, Any]) -> tuple[Experiment, int]:
-        """What arms share, of a composed configuration, and how many requests were cut to fit; reads the traffic.
+    def from_config(cls, conf: Mapping[str, Any]) -> tuple[Experiment, Traffic]:
+        """What arms share, of a composed configuration, and the traffic that its requests are of.
 
         Raises:
             InputError: a key, a value or a file cannot be used, the model does not fit the device, or the trace is
@@ -60,9 +60,10 @@ class Experiment:
         seed = count(conf, "seed", "virtual", low=0)
         traffic = section(conf.get("traffic"), "traffic")
         most_tokens = min(device.model.context_length, device.kv_tokens) - CONTEXT_MARGIN
-        requests, clipped = load_traffic(traffic, seed, most_tokens)
-        _in_time(requests[-1].arrival_s, optional_number(conf, "most_s", "virtual", above=0.0))
-        requests = _phased(requests, optional_number(conf, "phase_s", "virtual", above=0.0))
+        held_by = "the model's context" if device.model.context_length <= device.kv_tokens else "the KV cache"
+        loaded = load_traffic(traffic, seed, most_tokens, held_by)
+        _in_time(loaded.requests[-1].arrival_s, optional_number(conf, "most_s", "virtual", above=0.0))
+        requests = _phased(loaded.requests, optional_number(conf, "phase_s", "virtual", above=0.0))
         price = section(conf.get("price"), "price")
         only(price, "price", ("bias", "noise"))
         host, path = _times(conf, device)
@@ -82,7 +83,7 @@ class Experiment:
             sample_every_s=number(conf, "sample_every_s", "virtual", above=0.0),
             percentiles=read_percentiles(conf, "virtual"),
         )
-        return experiment, clipped
+        return experiment, loaded
 
     def check(self, arms: Sequence[VirtualArm]) -> None:
         """Nothing, if this experiment can run every arm.
@@ -100,7 +101,7 @@ class Experiment:
 
 @dataclass(frozen=True, slots=True)
 class VirtualSettings:
-    """A checked configuration; ``clipped``: requests that were cut to fit."""
+    """A checked configuration; ``clipped``: requests that were cut; ``notes``: what was done to the trace."""
 
     name: str
     experiment: Experiment
@@ -110,6 +111,7 @@ class VirtualSettings:
     out_dir: Path
     processes: int
     clipped: int
+    notes: tuple[Note, ...]
     traffic: Mapping[str, Any]
 
     @classmethod
@@ -127,7 +129,7 @@ class VirtualSettings:
         baseline = text(conf, "baseline", "virtual")
         if baseline not in names:
             raise InputError("is not an arm", where="virtual", key="baseline", value=baseline, allowed=names)
-        experiment, clipped = Experiment.from_config(conf)
+        experiment, loaded = Experiment.from_config(conf)
         experiment.check(arms)
         return cls(
             name=text(conf, "name", "virtual"),
@@ -137,7 +139,8 @@ class VirtualSettings:
             usd_per_h=usd_per_h(conf, experiment),
             out_dir=Path(text(conf, "out_dir", "virtual")),
             processes=count(conf, "processes", "virtual"),
-            clipped=clipped,
+            clipped=loaded.clipped,
+            notes=loaded.notes,
             traffic=section(conf.get("traffic"), "traffic"),
         )
 

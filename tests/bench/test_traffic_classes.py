@@ -18,7 +18,7 @@ ONLY = [{"priority": 5, "share": 1}]
 
 
 def load(seed: int = 0, **conf: Any) -> list[Request]:
-    return load_traffic({**PHASED, **conf}, seed)[0]
+    return list(load_traffic({**PHASED, **conf}, seed).requests)
 
 
 def priorities(requests: list[Request]) -> list[int | None]:

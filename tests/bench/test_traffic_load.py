@@ -29,13 +29,13 @@ def test_transforms_apply_in_the_documented_order(tmp_path: Path) -> None:
         "prompt_scale": 2,
         "max_prompt_tokens": 250,
     }
-    requests, clipped = load_traffic(conf, seed=0)
-    assert [(r.arrival_s, r.prompt_tokens) for r in requests] == [(0.0, 220), (5.0, 240), (10.0, 250)]
-    assert clipped == 1
+    loaded = load_traffic(conf, seed=0)
+    assert [(r.arrival_s, r.prompt_tokens) for r in loaded.requests] == [(0.0, 220), (5.0, 240), (10.0, 250)]
+    assert loaded.clipped == 1
 
 
 def test_the_first_requests_only(tmp_path: Path) -> None:
-    assert len(load_traffic({**trace(tmp_path), "max_requests": 2}, seed=0)[0]) == 2
+    assert len(load_traffic({**trace(tmp_path), "max_requests": 2}, seed=0).requests) == 2
 
 
 def test_phased_traffic_follows_the_seed() -> None:
@@ -46,7 +46,7 @@ def test_phased_traffic_follows_the_seed() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "vllm"}, "traffic: kind = 'vllm': is not a choice; allowed: azure, mooncake, phased"),
+        ({"kind": "vllm"}, "traffic: kind = 'vllm': is not a choice; allowed: trace, azure, mooncake, bailian"),
         ({"rate_scale": 0}, "traffic: rate_scale = 0: is out of range; allowed: a number > 0"),
         ({"rate_scale": "fast"}, "traffic: rate_scale = 'fast': is not a finite number; allowed: a number > 0"),
         ({"rate_scale": float("nan")}, "traffic: rate_scale = nan: is not a finite number; allowed: a number > 0"),

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from traces import shared_trace
+from traces import read, shared_trace
 
-from bench.traffic.mooncake import read_mooncake
 from bench.traffic.request import Request
 from roofline_policies.errors import InputError
 
@@ -26,10 +25,10 @@ def changed(**fields: Any) -> str:
 
 
 def test_reads_milliseconds_lengths_and_blocks(tmp_path: Path) -> None:
-    path = write(tmp_path, json.dumps(GOOD), "", changed(timestamp=1500.5, hash_ids=[]))
-    assert list(read_mooncake(path)) == [
-        Request(1.5, 1100, 6, (7, 8, 9), "mooncake", 512),
-        Request(1.5005, 1100, 6, (), "mooncake", 512),
+    path = write(tmp_path, json.dumps(GOOD), "", changed(timestamp=91500.5, hash_ids=[]))
+    assert read(path, "mooncake") == [
+        Request(0.0, 1100, 6, (7, 8, 9), "mooncake", 512),
+        Request(90.0005, 1100, 6, (), "mooncake", 512),
     ]
 
 
@@ -43,22 +42,29 @@ def test_reads_milliseconds_lengths_and_blocks(tmp_path: Path) -> None:
         ("[1]", "'[1]': is not an object; allowed: one JSON object per line"),
         (
             '{"timestamp": 1, "input_length": 2}',
-            "columns = 'timestamp,input_length': has no column output_length, hash_ids; "
-            "allowed: timestamp, input_length, output_length, hash_ids",
+            "columns = 'timestamp,input_length': has no column output_length; "
+            "allowed: a trace with timestamp, input_length, output_length",
         ),
-        (changed(timestamp=-1), "timestamp = -1: is not a time; allowed: milliseconds >= 0"),
-        (changed(timestamp=float("nan")), "timestamp = nan: is not a time; allowed: milliseconds >= 0"),
-        (changed(timestamp="1"), "timestamp = '1': is not a time; allowed: milliseconds >= 0"),
+        (
+            changed(timestamp=-1),
+            "timestamp = -1: is not a time; allowed: a number >= 0, or YYYY",
+        ),
+        (
+            changed(timestamp=float("nan")),
+            "timestamp = nan: is not a time; allowed: a number >= 0, or YYYY",
+        ),
+        (changed(timestamp="now"), "timestamp = 'now': is not a time; allowed: YYYY-MM-DD HH:MM:SS[.fraction]"),
+        (
+            changed(timestamp="2024-01-01"),
+            "timestamp = '2024-01-01': is a date among numbers",
+        ),
         (
             changed(timestamp=1000),
-            "timestamp = 1000: lies 0.5 s before the line above; allowed: times that never decrease",
+            "timestamp = 1000: lies 0.5 s before the line above; allowed: times that never decrease, or traffic.sort",
         ),
-        (
-            changed(input_length=0, hash_ids=[]),
-            "input_length = 0: a request needs at least one token; allowed: whole number >= 1",
-        ),
-        (changed(output_length=1.5), "output_length = 1.5: is not a whole number; allowed: whole number >= 1"),
-        (changed(output_length=True), "output_length = True: is not a whole number; allowed: whole number >= 1"),
+        (changed(input_length=-1), "input_length = -1: a length is not negative; allowed: whole number >= 0"),
+        (changed(output_length=1.5), "output_length = 1.5: is not a whole number; allowed: whole number >= 0"),
+        (changed(output_length=True), "output_length = True: is not a whole number; allowed: whole number >= 0"),
         (changed(hash_ids="7"), "hash_ids = '7': is not a list; allowed: list of whole numbers >= 0"),
         (changed(hash_ids=[1, -2]), "hash_ids = -2: is not a block id; allowed: list of whole numbers >= 0"),
         (
@@ -71,10 +77,10 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = write(tmp_path, json.dumps(GOOD), line)
     expected = f"{path}: line 2: " + message.replace("{{", "{")
     with pytest.raises(InputError, match="^" + re.escape(expected)):
-        list(read_mooncake(path))
+        read(path, "mooncake")
 
 
 def test_reads_the_published_trace_whole() -> None:
-    requests = list(read_mooncake(shared_trace("mooncake_synthetic.jsonl")))
+    requests = read(shared_trace("mooncake_synthetic.jsonl"), "mooncake")
     assert len(requests) == 3993
     assert requests[-1].arrival_s == pytest.approx(1022.025)
