@@ -7,11 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 import roofline_policies.conf
 from roofline_policies.controller import ControllerSettings
@@ -20,6 +16,7 @@ from roofline_policies.efficiency import Efficiency, load_efficiency
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.fields import build
 from roofline_policies.hardware import Ceilings, from_catalogue
+from roofline_policies.overrides import composed
 from roofline_policies.policies.base import Policy
 from roofline_policies.slo import Objectives, Slo
 from roofline_policies.targets import instantiate, resolve
@@ -276,20 +273,7 @@ def _compose(path: Path, shown: str, overrides: Sequence[str]) -> dict[str, Any]
             f"cannot be read: {reason}", where=shown, allowed=f"a .yaml file, or one of {', '.join(SHIPPED)}"
         ) from error
     search = f"hydra.searchpath=[pkg://{roofline_policies.conf.__name__}]"
-    try:
-        with initialize_config_dir(config_dir=str(path.resolve().parent), version_base="1.3"):
-            tree = OmegaConf.to_container(compose(path.stem, overrides=[*overrides, search]), resolve=True)
-    except MissingConfigException as error:
-        choices = ", ".join(error.options) if error.options else None
-        raise InputError("no such choice", where=shown, value=error.missing_cfg_file, allowed=choices) from error
-    except ConfigCompositionException as error:
-        raise InputError(_one_line(error.__cause__ or error), where=shown) from error
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise InputError(_one_line(error), where=shown) from error
-    if not isinstance(tree, dict):
-        raise InputError("must be a mapping", where=shown, value=tree)
-    return {str(key): value for key, value in tree.items()}
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    with initialize_config_dir(config_dir=str(path.resolve().parent), version_base="1.3"):
+        return composed(
+            lambda words: compose(path.stem, overrides=[*words, search]), overrides, where=shown, option="--policy-set"
+        )

@@ -47,10 +47,10 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["rate=3"], "configuration: Could not override 'rate'. To append to your config use +rate=3"),
+        (["rate=3"], "live: rate = 3: unknown key; allowed: traffic, name, model_path"),
         (["+rate=3"], "live: rate = 3: unknown key; allowed: name, model_path"),
-        (["experiment=nope"], "configuration: In 'live': Could not find 'experiment/nope'"),
-        (["a..b="], "configuration: "),
+        (["experiment=nope"], "live: experiment = 'nope': no such choice; allowed: demo, "),
+        (["a..b="], "live: 'a..b=': has a dot too many in its key; allowed: key=value"),
         (["traffic=azure"], "live: traffic.path: is missing; allowed: traffic.path=VALUE"),
         (["traffic=azure", "traffic.path=/nowhere.csv"], "/nowhere.csv: no such file"),
         (["traffic.rate_scale=-1"], "traffic: rate_scale = -1: is out of range; allowed: a number > 0"),

@@ -18,7 +18,7 @@ LAYERS = [
     {"decision", "slo"},
     {"view"},
     {"policies"},
-    {"window", "transitions", "controller", "status", "fields", "targets", "config"}
+    {"window", "transitions", "controller", "status", "fields", "targets", "config", "overrides"}
     | {"fitted_steps", "host_time"}
     | {"admission", "deadlines", "output_lengths", "pace", "running_targets"},
     {"testing"},
