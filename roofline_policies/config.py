@@ -118,6 +118,21 @@ class Settings:
         ranges = {knob: self.bounds.narrow(knob, r, where=self.source) for knob, r in launch.items()}
         return Bounds(ranges, dict(immovable))
 
+    def bounds_near(
+        self, launch: Mapping[Knob, Range], immovable: Mapping[Knob, str]
+    ) -> tuple[Bounds, Sequence[InputError]]:
+        """As ``bounds_for``, but a knob keeps its launch range where the two do not meet; and what was not met.
+
+        For what is known only once a server has sized its memory, when it is too late to refuse.
+        """
+        ranges, unmet = dict(launch), []
+        for knob, whole in launch.items():
+            try:
+                ranges[knob] = self.bounds.narrow(knob, whole, where=self.source)
+            except InputError as error:
+                unmet.append(error)
+        return Bounds(ranges, dict(immovable)), unmet
+
 
 def load(source: str | Policy, *, overrides: Sequence[str] = (), packages: Sequence[str] = ()) -> Settings:
     """Settings from a YAML path, a shipped name, ``package.module:attribute``, or a policy object.

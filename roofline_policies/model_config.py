@@ -237,6 +237,20 @@ def read_flag(config: Mapping[str, object], key: str, where: str) -> bool:
     return value
 
 
+def served_precision(config: Mapping[str, object], where: str) -> Precision:
+    """What a server runs a dense checkpoint in unless it is told a dtype: 32 bits, and a configuration that names no
+    dtype, become float16.
+
+    Raises:
+        InputError: see ``read_precision``.
+    Source: SGLang 0.5.23, ``configs/model_config.py``, ``--dtype auto``.
+    """
+    if config.get("dtype") is None and config.get("torch_dtype") is None:
+        return Precision.FP16
+    precision = read_precision(config, where)
+    return Precision.FP16 if precision is Precision.FP32 else precision
+
+
 def read_precision(config: Mapping[str, object], where: str) -> Precision:
     """The checkpoint's own precision, under either spelling of the key.
 

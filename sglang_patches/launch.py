@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,10 +16,9 @@ from roofline_policies.config import Settings, load
 from roofline_policies.decision import Knob, Range
 from roofline_policies.errors import InputError
 from roofline_policies.hardware import CALIBRATE, Ceilings, from_catalogue, match_device
-from roofline_policies.model import ModelShape
 from roofline_policies.nvml import open_nvml
 from roofline_policies.policies.base import Policy
-from sglang_patches import compat, recorder, reload
+from sglang_patches import compat, recorder, reload, served_model
 from sglang_patches.hooks import SCHEDULER_HOOKS, SETTINGS
 from sglang_patches.http import add_routes
 from sglang_patches.launched import Launched, words
@@ -53,9 +51,12 @@ def prepare(
     named = tuple(name for name in packages.split(",") if name)
     settings = load(policy, overrides=words(overrides), packages=named)
     check_server(server_args, settings)
+    model = served_model.launched_with(server_args)
     if settings.record is not None:
         recorder.check(settings.record, where=settings.source)
     settings = with_ceilings(settings, server_args)
+    assert settings.ceilings is not None
+    settings.ceilings.compute_ceiling(model.weight_precision)
     reload.pickled(settings)
     reload.register()
     compat.apply((*SCHEDULER_HOOKS, *reload.MANAGER_HOOKS))
@@ -65,13 +66,11 @@ def prepare(
 
 
 def check_server(server_args: Any, settings: Settings) -> None:
-    """Refuse what can be known to be impossible from the launch arguments alone.
+    """Refuse what can be known to be impossible from the launch arguments alone, whatever the model is.
 
     Raises:
-        InputError: a model that is not covered, a layout that is not, or bounds on a knob that cannot move.
+        InputError: a layout that is not covered, or bounds on a knob that cannot move.
     """
-    if (Path(server_args.model_path) / "config.json").is_file():
-        ModelShape.from_directory(server_args.model_path)
     for key, allowed in UNSUPPORTED.items():
         value = getattr(server_args, key)
         if value != allowed:

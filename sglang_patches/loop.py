@@ -92,7 +92,9 @@ class Loop:
             tree_cache=scheduler.tree_cache,
         )
         self._ranges = launch_ranges(scheduler)  # now: the actuator moves what they are read from
-        bounds = self.bounds_of(settings)
+        bounds, unmet = settings.bounds_near(*self._ranges)
+        for error in unmet:
+            logger.warning(f"Roofline: {error}. The knob moves within the launch range.")
         for knob, reason in bounds.immovable.items():
             logger.warning(f"Roofline: {knob.value} cannot be moved: {reason}. Policies that ask for it idle.")
         self.controller = Controller(

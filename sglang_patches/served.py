@@ -48,7 +48,7 @@ def of_server(scheduler: Any, settings: Settings, counters: Counters | None) -> 
     """What a real server's scheduler runs.
 
     Raises:
-        InputError: a model that is not covered, or efficiencies that do not cover its kernels.
+        InputError: a model that is not covered.
     """
     whole = served_model.whole(scheduler.model_config, scheduler.tp_worker)
     graph_sizes = sorted(scheduler.tp_worker.get_decode_cuda_graph_bs())
@@ -73,7 +73,7 @@ def roofline_times(served: Served, settings: Settings, rows_per_request: int) ->
 def _predictor(
     scheduler: Any, settings: Settings, whole: ModelShape, graph_sizes: Sequence[int]
 ) -> StepPredictor | None:
-    """What the settings ask for. Where nobody named a device, a server that is not covered has no predictor."""
+    """What the settings ask for, None where that does not cover this server's kernels."""
     choice = settings.efficiency
     if choice is None:
         return None
@@ -89,10 +89,9 @@ def _predictor(
             tp_size=get_parallel().tp_size,
             captured=graph_sizes,
         )
-    except InputError as error:
-        if choice != AUTO:
-            raise
-        logger.info(f"Roofline: step times are not predicted: {error}.")
+    except InputError as error:  # known only now that SGLang has chosen its kernels; the server starts all the same
+        level = logging.INFO if choice == AUTO else logging.WARNING
+        logger.log(level, f"Roofline: step times are not predicted: {error}.")
         return None
     logger.info(f"Roofline: step times are predicted with the {efficiency.device}'s efficiencies ({efficiency.date}).")
     return predictor

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.runtime_context import get_serving
 
 from roofline_policies.errors import InputError
@@ -19,6 +20,36 @@ _PRECISIONS = {
     torch.float8_e4m3fn: Precision.FP8,
     torch.float8_e5m2: Precision.FP8,
 }
+
+
+_KV_UNCOVERED = ("nvfp4", "fp4_mx_block16")
+"""Values of --kv-cache-dtype that store less than a byte per element.
+
+Source: SGLang 0.5.23, ``mem_cache/kv_cache_dtype.py``.
+"""
+
+
+def launched_with(server_args: Any) -> ModelShape:
+    """One rank's share of the model that a server is asked to run, before anything is loaded.
+
+    SGLang's own reading of its arguments decides, so overrides of the configuration, a dtype that only the command
+    line names, and what a configuration without one means are what they will be once the server runs.
+
+    Raises:
+        InputError: a model that SGLang cannot read, or that the closed forms do not cover; see ``check``.
+    """
+    try:
+        config = ModelConfig.from_server_args(server_args)
+    except Exception as error:  # SGLang, transformers and a model's own code raise what they like
+        reason = " ".join(str(error).split()) or type(error).__name__
+        path = server_args.model_path
+        raise InputError(f"SGLang cannot read it: {reason}", where="server", key="model_path", value=path) from error
+    kv_dtype = server_args.kv_cache_dtype
+    if kv_dtype in _KV_UNCOVERED:
+        raise InputError(
+            "is not counted", where="served model", key="kv_cache_dtype", value=kv_dtype, allowed="8 bits and more"
+        )
+    return check(config).shard(server_args.tp_size)
 
 
 def check(model_config: Any) -> ModelShape:

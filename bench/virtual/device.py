@@ -17,6 +17,7 @@ from roofline_policies.errors import InputError
 from roofline_policies.fitted_steps import FittedSteps
 from roofline_policies.hardware import Ceilings, match_device
 from roofline_policies.model_catalogue import CatalogueModel, model_from_section, shape_from_config
+from roofline_policies.model_config import served_precision
 from roofline_policies.predict import StepPredictor
 from roofline_policies.step_times import StepTimes
 
@@ -32,6 +33,8 @@ KEYS = (
 )
 LEAST_KV_TOKENS = 1024
 """Fewer token slots than this are no server."""
+MOST_RANKS = 1024
+"""Ranks that are tried for a model that does not fit; more than any model has heads to split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,19 +175,43 @@ def kv_tokens(model: CatalogueModel, ceilings: Ceilings, tp_size: int, mem_fract
     Raises:
         InputError: the model leaves no room for a request.
     """
-    shard = model.shape.shard(tp_size)
-    static = ceilings.memory_bytes * mem_fraction_static
-    tokens = int((static - shard.weight_bytes) // shard.kv_bytes_per_token)
+    tokens, weight_bytes = _slots(model, ceilings, tp_size, mem_fraction_static)
     if tokens < LEAST_KV_TOKENS:
+        least = _least_tp_size(model, ceilings, mem_fraction_static)
+        static = ceilings.memory_bytes * mem_fraction_static
         raise InputError(
-            f"does not fit: its weights take {shard.weight_bytes / 1e9:.1f} GB of the {static / 1e9:.1f} GB that "
+            f"does not fit: its weights take {weight_bytes / 1e9:.1f} GB of the {static / 1e9:.1f} GB that "
             f"{ceilings.device} has for weights and KV",
             where="virtual",
             key="model",
             value=model.name,
-            allowed="a smaller model, a larger device, device.tp_size=2 and more",
+            allowed="a smaller model, a larger device"
+            + (f", device.tp_size={least}, the least that holds it" if least is not None else ""),
         )
     return tokens
+
+
+def _slots(model: CatalogueModel, ceilings: Ceilings, tp_size: int, mem_fraction_static: float) -> tuple[int, int]:
+    """Token slots and bytes of weights of one of ``tp_size`` ranks.
+
+    Raises:
+        InputError: the model cannot be split over so many.
+    """
+    shard = model.shape.shard(tp_size)
+    static = ceilings.memory_bytes * mem_fraction_static
+    return int((static - shard.weight_bytes) // shard.kv_bytes_per_token), shard.weight_bytes
+
+
+def _least_tp_size(model: CatalogueModel, ceilings: Ceilings, mem_fraction_static: float) -> int | None:
+    """The fewest ranks that hold the model; None where no number that it can be split over does."""
+    for tp_size in range(1, MOST_RANKS + 1):
+        try:
+            tokens, _ = _slots(model, ceilings, tp_size, mem_fraction_static)
+        except InputError:  # heads or layers that do not divide
+            continue
+        if tokens >= LEAST_KV_TOKENS:
+            return tp_size
+    return None
 
 
 def _ceilings(conf: Mapping[str, Any]) -> Ceilings:
@@ -226,7 +253,8 @@ def _model(conf: Mapping[str, Any]) -> CatalogueModel:
     except ValueError:
         raise InputError("is not JSON", where=str(file)) from None
     context = count(config, "max_position_embeddings", str(file))
-    return CatalogueModel(file.parent.name, context, shape_from_config(config, where=str(file)))
+    weights = served_precision(config, str(file))
+    return CatalogueModel(file.parent.name, context, shape_from_config(config, weights, where=str(file)))
 
 
 def _efficiency(value: object, ceilings: Ceilings) -> Efficiency:

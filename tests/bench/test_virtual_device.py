@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from roofline_policies.hardware import from_catalogue
 from roofline_policies.host_time import HostTime, RequestPath
 from roofline_policies.model_catalogue import shipped_model
 from roofline_policies.predict import StepPredictor
+from roofline_policies.work import Precision
 
 NONE, PROMPT, ROW = BatchShape(), BatchShape.of(prefill=[(512, 0)]), BatchShape.of(decode_contexts=[700])
 
@@ -54,6 +56,48 @@ def test_a_device_that_holds_the_weights_and_no_request_is_refused() -> None:
     assert kv_tokens(model, ceilings, 1, just) == 1024
     with pytest.raises(InputError, match=r"does not fit: its weights take 16\.1 GB of the 16\.2 GB that NVIDIA H200"):
         kv_tokens(model, ceilings, 1, just - 131_072 / ceilings.memory_bytes)
+
+
+@pytest.mark.parametrize(
+    ("name", "hardware", "least"), [("llama_3_1_70b", "l4", 8), ("llama_3_1_70b", "h200", 2), ("llama_3_1_8b", "l4", 1)]
+)
+def test_a_model_that_does_not_fit_is_told_how_many_devices_hold_it(name: str, hardware: str, least: int) -> None:
+    model, ceilings = shipped_model(name), from_catalogue(hardware)
+    fraction = 0.9
+    room = ceilings.memory_bytes * fraction - 1024 * model.shape.kv_bytes_per_token / least
+    assert model.shape.weight_bytes / least < room  # what is on every rank is small beside this margin
+    assert least == 1 or 2 * model.shape.weight_bytes / least > ceilings.memory_bytes * fraction
+    kv_tokens(model, ceilings, least, fraction)
+    for fewer in range(1, least):
+        with pytest.raises(InputError) as raised:
+            kv_tokens(model, ceilings, fewer, fraction)
+        if least % fewer == 0:  # else the heads do not divide, which is said first
+            assert str(raised.value).endswith(f"a larger device, device.tp_size={least}, the least that holds it")
+
+
+def test_a_model_that_no_number_of_devices_holds_names_none() -> None:
+    tiny = replace(from_catalogue("l4"), memory_bytes=10_000_000)
+    with pytest.raises(InputError, match=r"allowed: a smaller model, a larger device$"):
+        kv_tokens(shipped_model("llama_3_1_70b"), tiny, 1, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [
+        ({}, Precision.FP16), ({"torch_dtype": None}, Precision.FP16), ({"dtype": "float32"}, Precision.FP16),
+        ({"torch_dtype": "bfloat16"}, Precision.BF16), ({"dtype": "float16"}, Precision.FP16),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_is_modelled_in_the_dtype_that_a_server_gives_it(
+    tmp_path: Path, dtype: dict[str, Any], precision: Precision
+) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 512, "vocab_size": 1024,
+        "tie_word_embeddings": False, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({**config, **dtype}))
+    assert device(f"model_path={tmp_path}").model.shape.weight_precision is precision
 
 
 def test_kv_tokens_that_are_given_stand() -> None:

@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from live_server import roofline
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import prepare_server_args
 
 from bench.demo_model import build
+from bench.server import Server
 from roofline_policies.errors import EXIT_BAD_INPUT
 from sglang_patches.hooks import SETTINGS
 
@@ -25,6 +28,14 @@ def model(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def plugin():
     load_plugins()
+
+
+def changed(model, folder, **changes):
+    """The model's folder with other keys in its configuration; None takes a key out."""
+    copy = shutil.copytree(model, folder / "changed")
+    config = {**json.loads((copy / "config.json").read_text()), **changes}
+    (copy / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return str(copy)
 
 
 def refused(capsys, model, *arguments):
@@ -71,6 +82,75 @@ def test_a_model_whose_work_is_not_known_is_refused_by_name(capsys, tmp_path):
     line = refused(capsys, str(tmp_path), "--policy", "adaptive")
     assert "mamba2" in line.lower()
     assert "LlamaForCausalLM" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "parts"),
+    [
+        ({}, ["--quantization", "fp8"], ["quantization = 'fp8'", "is not counted"]),
+        ({}, ["--quantization", "w8a8_int8"], ["quantization = 'w8a8_int8'", "is not counted"]),
+        ({}, ["--kv-cache-dtype", "nvfp4"], ["kv_cache_dtype = 'nvfp4'", "is not counted"]),
+        ({}, ["--tp-size", "5"], ["tp_size = 5", "does not divide"]),
+        ({}, ["--json-model-override-args", '{"num_experts": 8}'], ["num_experts = 8", "mixture-of-experts"]),
+        ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}, [],
+         ["quantization = 'fp8'"]),
+        ({"torch_dtype": "float64", "dtype": None}, ["--dtype", "nonsense"], ["nonsense"]),
+        ({"model_type": "llama", "architectures": ["NobodyForCausalLM"]}, [], ["NobodyForCausalLM"]),
+    ],
+)  # fmt: skip
+def test_what_the_scheduler_would_refuse_is_refused_before_anything_loads(
+    capsys, model, tmp_path, changes, arguments, parts
+):
+    launch = ["--policy", "static", "--policy-set", "hardware=l4", *arguments]
+    with pytest.raises(SystemExit) as raised:
+        prepare_server_args(["--model-path", changed(model, tmp_path, **changes), *launch])
+    assert raised.value.code == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    for part in parts:
+        assert part in error
+
+
+def test_a_precision_without_a_ceiling_is_refused_before_anything_loads(capsys, model, tmp_path):
+    policy = tmp_path / "mine.yaml"
+    policy.write_text(
+        "defaults: [slo: interactive, policy: static, _self_]\n"
+        "hardware: {device: mine, flops_per_s: {bf16: 1.0e+12}, bytes_per_s: 1.0e+11, memory_bytes: 1000000000,"
+        " source: measured}\n"
+    )
+    line = refused(capsys, model, "--policy", str(policy), "--dtype", "half")
+    assert "ceilings of mine: precision = 'fp16': the device has no compute ceiling for this precision" in line
+    assert "allowed: bf16" in line
+
+
+@pytest.mark.parametrize(
+    ("dtype", "arguments"),
+    [
+        (None, []), (None, ["--dtype", "bfloat16"]), ("float32", []), ("float64", ["--dtype", "bfloat16"]),
+        ("bfloat16", ["--dtype", "half"]),
+    ],
+)  # fmt: skip
+def test_a_dtype_that_the_configuration_lacks_or_has_otherwise_is_sglangs_business(
+    model, tmp_path, monkeypatch, dtype, arguments
+):
+    monkeypatch.setenv("SGLANG_ROOFLINE_ACTIVE", "")
+    path = changed(model, tmp_path, torch_dtype=dtype, dtype=None)
+    launch = ["--model-path", path, "--policy", "static", "--policy-set", "hardware=h200", *arguments]
+    assert hasattr(prepare_server_args(launch), SETTINGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "precision"), [(["--dtype", "bfloat16"], "bf16"), ([], "fp16")])
+def test_a_server_whose_configuration_has_no_dtype_serves(model, tmp_path, arguments, precision):
+    path = changed(model, tmp_path, torch_dtype=None, dtype=None)
+    command = ["--model-path", path, "--policy", "static", "--policy-set",
+               "bounds.max_running_requests.low=100000 bounds.max_running_requests.high=200000",
+               "--max-total-tokens", "4096", *arguments]  # fmt: skip
+    with Server(command, tmp_path / "log") as server:
+        page = roofline(server.base_url)
+    log = (tmp_path / "log").read_text()
+    assert page["precision"] == precision
+    assert "the server was launched with no such setting" in log
+    assert "The knob moves within the launch range" in log
 
 
 def test_an_untested_sglang_is_refused_and_the_flag_overrides_it(capsys, model, monkeypatch):
