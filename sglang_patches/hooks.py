@@ -8,7 +8,7 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_parallel
 
-from sglang_patches import counters, served_model
+from sglang_patches import counters, part_way, served_model
 from sglang_patches.agree import KnobsUpdate
 from sglang_patches.compat import Hook, verify
 from sglang_patches.loop import Loop
@@ -157,4 +157,5 @@ SCHEDULER_HOOKS = (
         ("chunked_req", "waiting_queue", "budget", "page_size"),
     ),
     Hook(f"{SCHEDULER}.get_internal_state", HookType.AFTER, get_internal_state, ("recv_req",)),
+    *part_way.HOOKS,
 )

@@ -12,6 +12,7 @@ from roofline_policies.testing.device import CEILINGS, LinearSteps, work_of
 from roofline_policies.testing.machine import Machine
 from roofline_policies.testing.plant import Plant
 from roofline_policies.testing.results import Answer, Moment, Request, Run, Step
+from roofline_policies.testing.storm import Storm
 from roofline_policies.testing.views import fake_bounds, fake_knobs, fake_point, fake_view
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Request",
     "Run",
     "Step",
+    "Storm",
     "fake_bounds",
     "fake_knobs",
     "fake_point",

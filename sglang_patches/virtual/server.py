@@ -167,6 +167,10 @@ class VirtualServer:
         self._worker = worker
         return worker
 
+    def status(self) -> dict[str, Any] | None:
+        """An entry of ``ranks`` in GET /roofline, None without a policy."""
+        return None if self._loop is None else self._loop.status()
+
     def run(self) -> None:
         """Serve the traffic to its end.
 
@@ -222,6 +226,6 @@ class VirtualServer:
                 len(scheduler.waiting_queue),
                 kv_use,
                 self.retractions,
-                None if self._loop is None else self._loop.status(),
+                self.status(),
             )
         )

@@ -23,6 +23,8 @@ class VirtualRequest:
     prompt_tokens, output_tokens: lengths, at least 1. The output's is hidden from the scheduler.
     cap_tokens: the ``max_new_tokens`` that the scheduler sees; None: it is told ``output_tokens``.
     priority: as a client would send it; None: it sends none.
+    leaves_s: when its client goes away, served or not; None: it stays. SGLang then aborts every request whose id begins
+        with this one's.
     """
 
     rid: str
@@ -32,6 +34,7 @@ class VirtualRequest:
     output_tokens: int
     cap_tokens: int | None = None
     priority: int | None = None
+    leaves_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -75,6 +78,8 @@ class VirtualTraffic:
         self.requests = {request.rid: request for request in requests}
         self.deliveries = {request.rid: Delivery() for request in requests}
         self._arrivals = sorted(requests, key=lambda request: request.arrival_s)
+        leaving = [(request.leaves_s, request.rid) for request in requests if request.leaves_s is not None]
+        self._leaving = sorted(leaving, reverse=True)
         self._clock = clock
         self._next = 0
         self._open = len(requests)
@@ -95,14 +100,18 @@ class VirtualTraffic:
         """When the next request arrives, on the virtual clock; None after the last."""
         return EPOCH_S + self._arrivals[self._next].arrival_s if self._next < len(self._arrivals) else None
 
-    def pull(self) -> list[TokenizedGenerateReqInput]:
-        """The requests that have arrived since the last call."""
+    def pull(self) -> list[TokenizedGenerateReqInput | AbortReq]:
+        """The requests that have arrived since the last call, and aborts of those whose clients have gone."""
         if self.now_s > self._most_s:
             raise TimeIsUp(f"{self._open} of {len(self.requests)} requests were open after {self._most_s:g} s")
-        arrived = []
+        arrived: list[TokenizedGenerateReqInput | AbortReq] = []
         while (due_s := self.next_arrival_s()) is not None and due_s <= self._clock.now_s:
             arrived.append(_message(self._arrivals[self._next]))
             self._next += 1
+        while self._leaving and self._leaving[-1][0] <= self.now_s:
+            _, rid = self._leaving.pop()
+            if not self.deliveries[rid].done:
+                arrived.append(AbortReq(rid=rid))
         return arrived
 
     def started(self, rid: str) -> None:

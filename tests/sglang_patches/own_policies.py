@@ -42,3 +42,10 @@ class MixesNowAndThen:
             Proposal("MixesNowAndThen", Knob.PREFILL_CHUNK_TOKENS, 64, "many passes"),
             Proposal("MixesNowAndThen", Knob.MIXED_CHUNK, self.calls % 3 > 0, "two passes of three"),
         )
+
+
+class OrdersByDeadline:
+    """Admits prompts by when they are due, passes nobody over, and leaves every other knob alone."""
+
+    def propose(self, view):
+        return (Proposal("OrdersByDeadline", Knob.DEADLINE_ORDER, True, "always"),)
