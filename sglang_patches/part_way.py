@@ -1,13 +1,16 @@
 """At most one prompt is part-way through its chunks: the one invariant of SGLang's admission that knobs could break.
 
-SGLang keeps one unfinished prompt (``Scheduler.chunked_req``), and asserts that a pass leaves no second one. By itself it
-needs no rule for that: a prompt that stays unfinished takes all that is left of its pass's chunk. Here something can be
-left beside it, because ``Waiting.chunk_limit`` keeps room for prompts that are due before it, and what enters there may
-need less than was kept: a prefix that has come into the cache since, a request that is skipped, a cap on running
-requests. The next prompt would be cut to fit into the rest, and be a second one.
+SGLang keeps one unfinished prompt (``Scheduler.chunked_req``). It asserts that a pass which began with one leaves no
+second, and forgets the first of two that become so in the same pass. By itself it hardly needs a rule: a prompt that
+stays unfinished takes all that is left of its pass's chunk. With knobs that move, room is left beside it:
 
-So, whatever left the room: **while a prompt stays part-way, or has become so in this pass, others enter whole or not at
-all.** SGLang decides in two methods how much of a prompt enters, and both are held to it here.
+- ``Waiting.chunk_limit`` keeps room for prompts that are due before it, and they need less or more than was kept, because
+  their prefix has come into the cache since, or has left it;
+- decode rows take single tokens of the chunk, so that a prompt which is cut to whole pages leaves a part of a page.
+
+The next prompt would be cut to fit into the rest, and be the second one. So, whatever left the room: **while a prompt
+stays part-way, or has become so in this pass, others enter whole or not at all.** SGLang decides in two methods how much
+of a prompt enters, and both are held to it here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mixed load in which every way of admitting a prompt comes up: long and short ones, shared prefixes, clients that leave."""
+"""Mixed load for every way of admitting a prompt: long and short ones, shared prefixes, clients that leave."""
 
 from __future__ import annotations
 

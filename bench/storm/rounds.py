@@ -1,11 +1,18 @@
-"""What a round of a storm is, what is left of it, and rounds drawn at random: every kind of server that a policy may meet."""
+"""Rounds of a storm on the virtual clock, drawn at random: every kind of server that a policy may meet."""
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from bench.storm.load import URGENT
+from bench.virtual.processes import Crash, run_each
 from roofline_policies.slo import Objectives, Slo
 
 OVERRIDES = ("controller.dwell_s=0", "controller.hysteresis=0", "controller.budget_s=1")
@@ -15,6 +22,9 @@ OBJECTIVES = Objectives(Slo(ttft_s=2.0, itl_s=0.05), {URGENT: Slo(ttft_s=0.05)})
 """So close together that prompts overtake one another, and so tight that many are late."""
 
 CONTEXT_TOKENS = 8192
+
+LEAST_ITERATIONS = 50
+"""Of a round, for knowing how many rounds will do."""
 
 CHUNKS = (64, 128, 256, 1000, 2048)
 PAGES = (1, 1, 16, 64)
@@ -83,8 +93,58 @@ def draw_round(seed: int, requests: int, policy: str | None = None) -> Round:
         seed,
         requests,
         tuple(arguments),
-        kv_tokens=8192 if pressed else 65_536,
-        pace_s=draw.choice((0.02, 0.1, 0.3)),
+        kv_tokens=4096 if pressed else 65_536,
+        most_prompt_tokens=1500 if pressed else 6000,
+        most_output_tokens=400 if pressed else 128,
+        pace_s=0.02 if pressed else draw.choice((0.02, 0.1, 0.3)),
         leaving=draw.choice((0.0, 0.05, 0.3)),
         policy=policy,
     )
+
+
+def run(
+    *,
+    iterations: int,
+    seconds: float,
+    requests: int,
+    seed: int,
+    processes: int,
+    policy: str | None,
+    retract_every: int | None,
+) -> list[tuple[str, Result]]:
+    """Rounds on the virtual clock, until so many iterations are done or so many seconds of this machine have passed.
+
+    Each round's server, and what became of its requests, as rounds end. A round that dies is one of them.
+    """
+    os.environ.update(retracting(retract_every))  # the processes' own: SGLang reads it when it is imported
+    begin_s, done, results = time.monotonic(), 0, list[tuple[str, Result]]()
+    drawn = [draw_round(seed + place, requests, policy) for place in range(max(1, iterations // LEAST_ITERATIONS))]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("iterations", total=iterations)
+        for index, outcome in run_each(serve_in_child, [(one,) for one in drawn], processes, lambda *_: None):
+            one = drawn[index]
+            name = " ".join([f"seed {one.seed}", *one.server_args, f"({one.kv_tokens} tokens of KV)"])
+            if isinstance(outcome, Crash):
+                outcome = Result(
+                    one.requests, 0, 0, one.requests, 0, 0, 0, 0.0, " | ".join([outcome.problem, *outcome.tail[-2:]])
+                )
+            results.append((name, outcome))
+            done += outcome.iterations
+            lost = sum(result.lost for _, result in results)
+            progress.update(bar, completed=min(done, iterations), description=f"{len(results)} servers, {lost} lost")
+            if done >= iterations or time.monotonic() - begin_s > seconds:
+                break
+    return results
+
+
+def retracting(every: int | None) -> dict[str, str]:
+    """The environment in which SGLang retracts in every so many-th step, as its own tests have it do; None: none."""
+    return {} if every is None else {"SGLANG_TEST_RETRACT": "true", "SGLANG_TEST_RETRACT_INTERVAL": str(every)}
+
+
+def serve_in_child(one: Round, told: Callable[[int, float], None]) -> Result:
+    """What a process does for one round."""
+    from bench.storm.virtual import serve  # here: it imports SGLang, which the process that asks for this need not do
+
+    return serve(one, told)

@@ -1,4 +1,4 @@
-"""One round of a storm on the virtual clock, in a process of its own: SGLang's real scheduler, none of its forward passes."""
+"""One round of a storm, in a process of its own: SGLang's real scheduler on the virtual clock."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LEAVE_WITHIN_S = 2.0
 def serve(
     round_: Round, told: Callable[[int, float], None], prepare: Callable[[VirtualServer], None] | None = None
 ) -> Result:
-    """Run one round to its end. What ends the scheduler is in the result, as a line. ``prepare``: see the server first."""
+    """Run one round to its end. What ends the scheduler is in the result, as a line. ``prepare`` sees the server first."""
     clock = VirtualClock()
     requests = _requests(round_)
     traffic = VirtualTraffic(clock, requests, most_s=MOST_S, closed=told)

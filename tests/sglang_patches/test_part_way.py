@@ -21,8 +21,8 @@ def own(case, outcome):
 
 
 def late_hits(page):
-    """A late prompt in flight. Twelve short ones have room beside it; once the first of them are in the cache, the others
-    need a token each, and most of the room is left to the long one behind them."""
+    """A late prompt in flight. Twelve short ones have room beside it; once the first of them are in the cache, the
+    others need a token each, and most of the room is left to the long one behind them."""
     asks = (Ask(0.0, 7900, 4, None), *[Ask(2.0, 61, 4, None, 60)] * 12, Ask(2.0, 1000, 4, None))
     return Case(
         asks, ("--chunked-prefill-size", str(CHUNK), "--page-size", str(page)), script=SLOW,
