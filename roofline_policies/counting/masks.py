@@ -147,10 +147,29 @@ def compare(trace: Trace, left: Shape, operator: str, right: Shape) -> Shape:
 
 @traced
 def both(trace: Trace, left: Shape, right: Shape) -> Shape:
+    return _both(left, right)
+
+
+def _both(left: Shape, right: Shape) -> Opaque | Box:
     one, other = as_box(left), as_box(right)
     if isinstance(one, Opaque) or isinstance(other, Opaque):
         return OPAQUE
     return intersect(one, other)
+
+
+@traced
+def conjunction(trace: Trace, left: Shape, right: Shape) -> Shape:
+    """``left and right``: compiled, the lanes active in both; interpreted, what Python makes of it.
+
+    A block of more than one element is true to the interpreter, so ``and`` gives what stands to its right.
+    """
+    shape = _shape(left)
+    scalar = isinstance(shape, Linear) or (isinstance(shape, Box) and not shape.rank)
+    if scalar or trace.generator is not None:
+        return _both(left, right)
+    if not isinstance(shape, Box) or shape.flags:  # with flags it may be a block, or a scalar that decided before
+        return OPAQUE
+    return _shape(right) if any(interval.extent > 1 for interval in shape.intervals.values()) else OPAQUE
 
 
 @traced

@@ -78,6 +78,11 @@ _REFUSED_STATEMENTS = {
 }
 
 
+def _leaves(statements: list[ast.stmt]) -> bool:
+    """Whether a ``return`` is among statements."""
+    return any(isinstance(node, ast.Return) for statement in statements for node in ast.walk(statement))
+
+
 class Rewriter:
     """Rewrites one function, statement by statement; ``_flow`` follows along."""
 
@@ -309,7 +314,8 @@ class Rewriter:
         variable = self._flow.assign(node.target.id)
         scope = Scope(node.target.id)
         bounds = self._bounds(node.iter, changes)
-        if bounds is not None:
+        # What leaves a loop on its way would pass by what is counted behind it.
+        if bounds is not None and not _leaves(node.body):
             scope.loop, scope.bounds = Loop(variable, outside, changes), bounds
         kept: list[ast.stmt] = []
         if node.target.id in assigned(node.body):

@@ -258,7 +258,7 @@ class Translator:
             case ast.BoolOp(op=ast.And(), values=values):
                 first, *others = [self._shape(value, uses) for value in values]
                 for other in others:
-                    first = traced_call("both", first, other)
+                    first = traced_call("conjunction", first, other)
                 return first
             case ast.Compare(left=left, ops=[operator], comparators=[right]) if type(operator) in _COMPARISONS:
                 symbol = ast.Constant(_COMPARISONS[type(operator)])

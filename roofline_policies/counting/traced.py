@@ -23,6 +23,7 @@ from roofline_policies.counting.masks import (
     both,
     cast,
     compare,
+    conjunction,
     expand_dims,
     given,
     index,
@@ -46,6 +47,7 @@ __all__ = [
     "both",
     "cast",
     "compare",
+    "conjunction",
     "dot",
     "dot_scaled",
     "expand_dims",
@@ -144,20 +146,13 @@ def _element_bytes(element: tl.dtype) -> int:
 def _active(trace: Trace, mask: Any, shape: tuple[int, ...]) -> Scalar:
     """Active lanes of ``mask`` broadcast to ``shape``, by looking at each."""
     semantic = trace.semantic
-    if not is_block(mask):
-        mask = semantic.to_tensor(mask)
-        total = semantic.cast(mask, tl.int32)
-        size = 1
-    else:
-        size = 1
-        for extent in _sizes(mask.shape):
-            size *= extent
-        ones = semantic.cast(semantic.not_equal(mask, semantic.cast(trace.number.tensor(0), mask.dtype)), tl.int32)
-        total = core.reduce(ones, None, tl.standard._sum_combine, _semantic=semantic, _generator=trace.generator)
-    lanes_of_shape = 1
-    for extent in shape:
-        lanes_of_shape *= extent
-    return trace.number.multiply(total, lanes_of_shape // size)
+    mask = semantic.to_tensor(mask)
+    # Triton's interpreter takes any number as a mask of a load: a lane is active where it is not zero.
+    total = semantic.cast(semantic.not_equal(mask, semantic.cast(trace.number.tensor(0), mask.dtype)), tl.int32)
+    size = math.prod(_sizes(mask.shape))
+    if is_block(mask):
+        total = core.reduce(total, None, tl.standard._sum_combine, _semantic=semantic, _generator=trace.generator)
+    return trace.number.multiply(total, math.prod(shape) // size)
 
 
 _FROM_MASK = object()

@@ -25,6 +25,7 @@ from zoo import reductions
 from zoo import autotuning
 from zoo import reviewed
 from zoo import narrow_and_wide
+from zoo import logic
 # isort: on
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "helper_on_diagonal_kernel",
     "helpers_kernel",
     "histogram_kernel",
+    "logic",
     "loops_in_helpers",
     "matmul_steps_kernel",
     "matmul_tiles_kernel",
