@@ -17,6 +17,7 @@ from triton.language import core
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import ConstexprFunction, JITFunction
 
+from roofline_policies.counting.pure import is_pure
 from roofline_policies.counting.sites import Kind
 
 Kernel: TypeAlias = JITFunction | InterpretedFunction
@@ -121,11 +122,6 @@ _HARMLESS_METHODS = frozenset(name for name in dir(core.tensor) if not name.star
 _TYPES = frozenset({"dtype", "type", "element_ty", "scalar"})
 """Attributes whose value is a type."""
 
-_HARMLESS_BUILTINS = frozenset(
-    {"float", "getattr", "hasattr", "int", "isinstance", "len", "list", "max", "min", "print", "range"}
-)
-"""Python's own functions that Triton lets a kernel call (CodeGenerator.builtin_namespace)."""
-
 _REGISTER_ASSEMBLY = """
 abs activemask add addc and bfe bfi bfind bmsk brev clz cnot copysign cos cvt dp2a dp4a div ex2 fma fns lg2 lop3 mad
 mad24 madc max min mov mul mul24 neg not or popc prmt rcp redux rem rsqrt sad selp set setp shf shfl shl shr sin slct
@@ -211,15 +207,11 @@ def classify(call: ast.Call, names: Names, parameters: frozenset[str]) -> Callee
         return Other.PURE if is_of_the_language(target) else Helper(target)
     if target is core.inline_asm_elementwise:
         return Other.ASSEMBLY
-    try:
-        access = _ACCESSES.get(target)
-    except TypeError:  # not hashable, so not one of them
-        access = None
-    if access is not None:
-        return access
+    if is_access(target):
+        return _ACCESSES[target]
     if isinstance(target, ConstexprFunction) or _is_tritons(target):
         return Other.PURE
-    if getattr(target, "__name__", "") in _HARMLESS_BUILTINS and getattr(builtins, target.__name__, None) is target:
+    if is_pure(target):
         return Other.PURE
     if isinstance(target, type) and issubclass(target, BaseException):
         return Other.PURE
@@ -247,6 +239,14 @@ def _classify_unresolved(
         if function.attr in _HARMLESS_METHODS or hasattr(str, function.attr):
             return Other.PURE
     return Other.UNKNOWN
+
+
+def is_access(value: Any) -> bool:
+    """Whether ``value`` is a function of Triton's that moves bytes or multiplies matrices."""
+    try:
+        return value in _ACCESSES
+    except TypeError:  # not hashable
+        return False
 
 
 def assembly_touches_memory(call: ast.Call, names: Names) -> bool:

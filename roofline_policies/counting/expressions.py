@@ -17,6 +17,7 @@ from roofline_policies.counting.callees import (
     Kernel,
     Other,
     assembly_touches_memory,
+    is_access,
     is_of_the_language,
 )
 from roofline_policies.counting.count_sites import Scope, SiteCounter
@@ -29,6 +30,7 @@ from roofline_policies.counting.structure import (
     Flow,
     Translator,
     Untranslatable,
+    assigned,
     loaded,
     traced_call,
 )
@@ -63,6 +65,7 @@ class Expressions:
         self._before: list[ast.stmt] = []
         self._guards: list[ast.expr] = []
         self._hoisting = False
+        self._in_place = False
         self._counting = False
         self._roots: tuple[ast.expr | None, ...] = ()
         self._discards = False
@@ -84,13 +87,12 @@ class Expressions:
 
         root: the expression is all of the statement, or all that it assigns. discards: nobody looks at its value.
         """
-        self._discards = discards
         effects = [call for node in nodes if node is not None for call in self.effects(node)]
-        outer = self._before, self._hoisting, self._counting, self._roots
+        outer = self._before, self._hoisting, self._counting, self._roots, self._discards
         # Where something that may write is taken out of an expression, what was evaluated before it goes out first.
         moves = [call for call in effects if self._must_move(call)]
         self._before, self._hoisting = [], len(effects) > 1 and bool(moves)
-        self._counting, self._roots = bool(effects), nodes
+        self._counting, self._roots, self._discards = bool(effects), nodes, discards
         try:
             result = [
                 None if node is None else self._expression(node, root=root and isinstance(node, ast.Call))
@@ -98,11 +100,15 @@ class Expressions:
             ]
             return self._before, result
         finally:
-            self._before, self._hoisting, self._counting, self._roots = outer
+            self._before, self._hoisting, self._counting, self._roots, self._discards = outer
 
     def _must_move(self, call: ast.Call) -> bool:
         callee = self._source.callee(call)
         return not isinstance(callee, Access) or callee.kind is Kind.ATOMIC
+
+    def _is_involved(self, call: ast.Call) -> bool:
+        """Whether ``call`` is more than one plain access."""
+        return self._must_move(call) or len(self.effects(call)) > 1
 
     def effects(self, node: ast.AST) -> list[ast.Call]:
         """The calls in ``node`` that are counted."""
@@ -122,11 +128,19 @@ class Expressions:
         return isinstance(callee, Access) or callee is Other.PARAMETER
 
     def needs_room(self, choice: ast.IfExp) -> bool:
-        """Whether a conditional expression has to become a statement: to count a helper in it, or before its test."""
-        return self.has_effects(choice.test) or any(
-            not isinstance(self._source.callee(call), Access)
-            for branch in (choice.body, choice.orelse)
-            for call in self.effects(branch)
+        """Whether a conditional expression has to become a statement: to count before its test, or more than
+        plain accesses in its branches."""
+        return self.has_effects(choice.test) or any(map(self._needs_room, (choice.body, choice.orelse)))
+
+    def _needs_room(self, node: ast.expr) -> bool:
+        """Whether something in ``node`` has to be evaluated into a name, or is evaluated several times."""
+        return any(
+            self.has_effects(one)
+            and (
+                isinstance(one, ast.ListComp | ast.GeneratorExp)
+                or (isinstance(one, ast.Call) and self._is_effect(one) and self._is_involved(one))
+            )
+            for one in ast.walk(node)
         )
 
     def _may_write(self, call: ast.Call) -> bool:
@@ -144,26 +158,14 @@ class Expressions:
             case ast.Call():
                 return self._call(node, root=root, hoist=hoist or self._hoisting)
             case ast.IfExp():
-                node.test = self._expression(node.test, hoist=True)  # it is evaluated again, to count what it guards
-                with self._guarded(node.test):
-                    node.body = self._expression(node.body, hoist=hoist)
-                with self._guarded(negated(node.test)):
-                    node.orelse = self._expression(node.orelse, hoist=hoist)
-                return node
+                return self._choice(node, hoist=hoist or self._hoisting)
             case ast.BoolOp():
-                operator = ast.Constant("and" if isinstance(node.op, ast.And) else "or")
-                for position, value in enumerate(node.values):
-                    if not position or not self.has_effects(value):
-                        node.values[position] = self._expression(value, hoist=hoist)
-                        continue
-                    if any(self._may_write(call) for one in node.values[:position] for call in self.effects(one)):
-                        self._source.refuse(node, ast.unparse(node), "an operand that writes decides what is evaluated")
-                    with self._guarded(traced_call("reached", operator, *node.values[:position])):
-                        node.values[position] = self._expression(value, hoist=hoist)
-                return node
-            case ast.ListComp() | ast.GeneratorExp() | ast.SetComp() | ast.DictComp() | ast.Lambda():
+                return self._decision(node, hoist=hoist or self._hoisting)
+            case ast.ListComp() | ast.GeneratorExp():
+                return self._comprehension(node, hoist=hoist or self._hoisting)
+            case ast.SetComp() | ast.DictComp() | ast.Lambda():
                 if self.has_effects(node):
-                    self._source.refuse(node, "comprehension", "with an access or a product inside")
+                    self._source.refuse(node, type(node).__name__, "Triton does not compile it")
                 return node
             case ast.NamedExpr(target=target):
                 node.value = self._expression(node.value, hoist=hoist)
@@ -176,6 +178,92 @@ class Expressions:
                 value[:] = [self._expression(one, hoist=hoist) if isinstance(one, ast.expr) else one for one in value]
         return node
 
+    def _choice(self, node: ast.IfExp, *, hoist: bool) -> ast.expr:
+        room = not self._guards and self.has_effects(node) and (hoist or self.needs_room(node))
+        if room and self._source.is_constant(node.test):
+            # Only one branch is looked at, and not as a region of its own.
+            node.body, node.orelse = self._where_it_stands(node.body), self._where_it_stands(node.orelse)
+            return self._hoist(node) if hoist else node
+        if room and not self._in_place:
+            return self._chosen_before(node)
+        node.test = self._expression(node.test, hoist=True)  # it is evaluated again, to count what it guards
+        with self._guarded(node.test):
+            node.body = self._expression(node.body, hoist=hoist)
+        with self._guarded(negated(node.test)):
+            node.orelse = self._expression(node.orelse, hoist=hoist)
+        return node
+
+    def _chosen_before(self, node: ast.IfExp) -> ast.expr:
+        """``a if c else b`` as a statement, which Triton treats alike and which has room for counting."""
+        test = self._expression(node.test)
+        name = self.temporary("t")
+        branches = []
+        scope = self._scopes[-1]
+        scope.branches += 1
+        for value in (node.body, node.orelse):
+            before, (rewritten,) = self.rewrite(value)
+            assert rewritten is not None
+            branches.append([*before, assign(name, rewritten)])
+        scope.branches -= 1
+        self._before.append(ast.If(test, *branches))
+        self.bind(ast.Name(name, ast.Store()), None)
+        return use(name)
+
+    def _decision(self, node: ast.BoolOp, *, hoist: bool) -> ast.expr:
+        """``and`` and ``or``: what is counted of an operand is counted only where it is evaluated."""
+        operator = ast.Constant("and" if isinstance(node.op, ast.And) else "or")
+        moved = hoist and any(map(self.has_effects, node.values[1:]))
+        for position, value in enumerate(node.values):
+            earlier = node.values[:position]
+            if not position or not self.has_effects(value):
+                node.values[position] = self._expression(value, hoist=hoist and not moved)
+            elif (
+                moved
+                or self._needs_room(value)
+                or any(self._may_write(call) for one in earlier for call in self.effects(one))
+            ):
+                node.values[position] = self._where_it_stands(value)
+            else:
+                with self._guarded(traced_call("reached", operator, *earlier)):
+                    node.values[position] = self._expression(value)
+        return self._hoist(node) if moved else node
+
+    def _comprehension(self, node: ast.ListComp | ast.GeneratorExp, *, hoist: bool) -> ast.expr:
+        """What is counted of an element is counted as part of it, once for each."""
+        first, *others = node.generators
+        first.iter = self._expression(first.iter, hoist=hoist)
+        if any(self.has_effects(one.iter) for one in others):
+            self._source.refuse(node, "comprehension", "Triton compiles none over more than one tuple")
+        moved = hoist and self.has_effects(node)
+        names = assigned([one.target for one in node.generators])
+        self._flow.forget(names)
+        for one in node.generators:
+            one.ifs = [self._where_it_stands(test) for test in one.ifs]
+        node.elt = self._where_it_stands(node.elt)
+        self._flow.forget(names)
+        return self._hoist(node) if moved else node
+
+    def _where_it_stands(self, node: ast.expr) -> ast.expr:
+        """Rewrite ``node`` so that it is counted as it is evaluated, however often that is: by assignments in it."""
+        if self._guards:
+            self._source.refuse(node, self._source.text(node), "it is part of a conditional expression; give it a name")
+        outer, self._in_place = self._in_place, True
+        before, (value,) = self.rewrite(node)
+        self._in_place = outer
+        assert value is not None
+        if not before:
+            return value
+        parts: list[ast.expr] = []
+        for statement in before:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=assigned_value):
+                    parts.append(ast.NamedExpr(ast.Name(name, ast.Store()), assigned_value))
+                case ast.Expr(value=call):
+                    parts.append(call)
+                case _:
+                    raise AssertionError(ast.dump(statement))
+        return ast.Subscript(ast.Tuple([*parts, value], ast.Load()), ast.Constant(len(parts)), ast.Load())
+
     def _call(self, node: ast.Call, *, root: bool, hoist: bool) -> ast.expr:
         callee = self._source.callee(node)
         construct = ast.unparse(node)
@@ -184,7 +272,9 @@ class Expressions:
                 self._look_for_function(node)
                 self._arguments_of(node, hoist=False, needed=self._sites.needed(node, callee))
                 self._add_before(
-                    self._sites.count(node, callee, self._scopes[-1], construct, guarded=bool(self._guards))
+                    self._sites.count(
+                        node, callee, self._scopes[-1], construct, guarded=self._in_place or bool(self._guards)
+                    )
                 )
                 self.counts = True
                 if self._library.shadow and callee.writes and not (root and self._discards):
@@ -219,6 +309,8 @@ class Expressions:
         """Functions passed to ``tl.reduce`` and its kin run out of our sight."""
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
             target = self._source.names.resolve(argument)
+            if is_access(target):
+                self._source.refuse(node, f"{self._source.text(argument)} as an argument", "it is called out of sight")
             if not isinstance(target, Kernel) or is_of_the_language(target):
                 continue
             if self._library.helper(target).counts:
@@ -283,6 +375,11 @@ class Expressions:
         return use(name)
 
     def _add_before(self, statement: ast.stmt) -> None:
+        if self._in_place and isinstance(statement, ast.Assign):
+            for guard in reversed(self._guards):
+                statement.value = traced_call("where", copy.deepcopy(guard), statement.value, use(COUNTS))
+            self._before.append(statement)
+            return
         for guard in reversed(self._guards):
             statement = ast.If(copy.deepcopy(guard), [statement], [])
         self._before.append(statement)

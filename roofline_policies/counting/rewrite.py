@@ -12,6 +12,7 @@ import ast
 import copy
 import inspect
 from types import FunctionType
+from typing import TypeGuard
 
 from triton.language import core
 
@@ -81,6 +82,10 @@ _REFUSED_STATEMENTS = {
 def _leaves(statements: list[ast.stmt]) -> bool:
     """Whether a ``return`` is among statements."""
     return any(isinstance(node, ast.Return) for statement in statements for node in ast.walk(statement))
+
+
+def _is_named(node: ast.AST) -> bool:
+    return isinstance(node, ast.NamedExpr)
 
 
 class Rewriter:
@@ -211,7 +216,10 @@ class Rewriter:
         callee = self._source.callee(call)
         before, (value,) = self._expressions.rewrite(call, root=True, discards=True)
         if isinstance(callee, Access) and callee.writes and self._library.shadow:
-            return before  # the twin writes nothing; what led to the address is still there, where counting needs it
+            # The twin writes nothing; what led to the address is still there, where counting needs it, and what counts
+            # itself as it is evaluated is evaluated.
+            counting = [one for one in ast.iter_child_nodes(call) if any(map(_is_named, ast.walk(one)))]
+            return [*before, *(ast.Expr(one.value if isinstance(one, ast.keyword) else one) for one in counting)]
         # Where a helper was called, what is left is its value, and nobody wants that.
         return [*before, ast.Expr(value)] if isinstance(value, ast.Call) else before
 
@@ -370,10 +378,16 @@ class Rewriter:
         self._scopes.append(Scope())
         before, (test,) = self._expressions.rewrite(node.test)
         self._scopes.pop()
-        if test is None or ast.dump(test) != as_it_was:
-            self._source.refuse(
-                node.test, "condition of while", "calls a helper that accesses memory, or one access inside another"
-            )
+        assert test is not None
+        if ast.dump(test) != as_it_was:
+            # What was taken out of the condition has to be evaluated where there are statements, and so the condition.
+            value = test.args[0] if self._is_condition(test) else test
+            name = self._expressions.temporary("w")
+            before.append(assign(name, value))
+            if isinstance(test, ast.Call) and value is not test:
+                test.args[0] = use(name)
+            else:
+                node.test = use(name)
         self._scopes.append(Scope())
         body = self._block(node.body)
         self._scopes.pop()
@@ -381,3 +395,7 @@ class Rewriter:
         # The condition is evaluated once before the loop and once after each pass through its body.
         node.body = body + copy.deepcopy(before)
         return [*before, node]
+
+    def _is_condition(self, test: ast.expr) -> TypeGuard[ast.Call]:
+        """Whether the test of a ``while`` is ``tl.condition(test, ...)``."""
+        return isinstance(test, ast.Call) and self._source.names.resolve(test.func) is core.condition

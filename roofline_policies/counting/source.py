@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import inspect
 import textwrap
 from types import FunctionType
@@ -11,7 +10,8 @@ from typing import NoReturn
 
 from triton.runtime.jit import ConstexprFunction, JITFunction
 
-from roofline_policies.counting.callees import UNRESOLVED, Callee, Kernel, Names, classify
+from roofline_policies.counting.callees import Callee, Kernel, Names, classify
+from roofline_policies.counting.pure import is_pure
 from roofline_policies.counting.structure import assigned, loaded
 from roofline_policies.errors import Uncountable
 
@@ -97,7 +97,8 @@ class Source:
                 lines, first = self.kernel.raw_src, self.kernel.starting_line_number
             else:
                 lines, first = inspect.getsourcelines(self.function)
-            tree = ast.parse(textwrap.dedent("".join(lines)))
+            self._text = textwrap.dedent("".join(lines))
+            tree = ast.parse(self._text)
         except (OSError, TypeError, SyntaxError) as error:
             raise Uncountable(
                 self.function.__qualname__, "source", f"not available ({error}); define the kernel in a file"
@@ -126,6 +127,11 @@ class Source:
     def line(self, node: ast.AST) -> int:
         """The line of ``node`` in its file."""
         return self.first_line + getattr(node, "lineno", 1) - 1
+
+    def text(self, node: ast.AST) -> str:
+        """``node`` as its author wrote it, on one line."""
+        written = ast.get_source_segment(self._text, node)
+        return " ".join((written or ast.unparse(node)).split())
 
     def refuse(self, node: ast.AST, construct: str, why: str) -> NoReturn:
         """Say that ``node`` cannot be counted."""
@@ -161,9 +167,7 @@ class Source:
     def _is_constant_call(self, call: ast.Call) -> bool:
         """Whether a call in a test gives a constant for constant arguments: Triton runs it in Python."""
         target = self.names.resolve(call.func)
-        if isinstance(target, ConstexprFunction):
-            return True
-        if target is not UNRESOLVED and getattr(builtins, getattr(target, "__name__", ""), None) is target:
+        if isinstance(target, ConstexprFunction) or is_pure(target):
             return True
         # A question to a type, `x.dtype.is_fp8()`.
         return (

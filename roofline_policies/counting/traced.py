@@ -69,6 +69,7 @@ __all__ = [
     "tile",
     "transpose",
     "variable",
+    "where",
 ]
 
 Counts = Any
@@ -309,6 +310,16 @@ def method(trace: Trace, receiver: Any, name: str, kernel: str, construct: str, 
     if isinstance(function, Kernel) and not is_of_the_language(function):
         why = f"{function.fn.__qualname__} is held by an argument; pass it as an argument of its own"
         raise Uncountable(unwrap(kernel), unwrap(construct), why, file=unwrap(file), line=unwrap(line))
+
+
+@traced
+def where(trace: Trace, condition: Any, counts: Counts, otherwise: Counts) -> Counts:
+    """``counts`` where a scalar condition holds, else ``otherwise``; both have been computed."""
+    condition = unwrap(condition)
+    if not isinstance(condition, tl.tensor):
+        return counts if condition else otherwise
+    holds = trace.semantic.cast(condition, tl.int1)
+    return tl.tuple([trace.semantic.where(holds, one, other) for one, other in zip(counts, otherwise, strict=True)])
 
 
 @traced

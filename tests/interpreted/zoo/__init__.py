@@ -26,6 +26,7 @@ from zoo import autotuning
 from zoo import reviewed
 from zoo import narrow_and_wide
 from zoo import logic
+from zoo import inside_expressions
 # isort: on
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "helper_on_diagonal_kernel",
     "helpers_kernel",
     "histogram_kernel",
+    "inside_expressions",
     "logic",
     "loops_in_helpers",
     "matmul_steps_kernel",
