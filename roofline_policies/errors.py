@@ -67,14 +67,19 @@ class FieldError(RooflineError, ValueError):
 class Uncountable(RooflineError):
     """A Triton kernel contains something whose bytes or FLOPs cannot be counted; ``counted`` refuses it.
 
-    The message is one line: ``file:line: kernel: construct: why``.
+    The message is one line: ``file:line: kernel: construct: why``, and behind it the line as its author wrote it, where
+    the construct does not show it.
+
+    text: that line.
     """
 
-    def __init__(self, kernel: str, construct: str, why: str, *, file: str = "", line: int = 0) -> None:
+    def __init__(self, kernel: str, construct: str, why: str, *, file: str = "", line: int = 0, text: str = "") -> None:
         self.kernel = kernel
         self.construct = construct
         self.why = why
         self.file = file
         self.line = line
+        self.text = text
         where = f"{file}:{line}: " if file else ""
-        super().__init__(f"{where}{kernel}: {construct}: {why}")
+        shown = f": {text}" if text and text not in construct else ""
+        super().__init__(f"{where}{kernel}: {construct}: {why}{shown}")

@@ -6,6 +6,7 @@ import __future__
 import hashlib
 import inspect
 import linecache
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import FunctionType
@@ -53,7 +54,13 @@ class Builder:
             function = self._function(rewritten)
             self.sources[function.__code__.co_filename] = rewritten
             self._built[id(rewritten)] = _under_jit(function, like, self.sources)
+            # Only now, because a helper may call itself.
+            function.__globals__.update(self._helpers(rewritten, rewritten.helpers))
         return self._built[id(rewritten)]
+
+    def _helpers(self, rewritten: Rewritten, names: Iterable[str]) -> dict[str, Kernel]:
+        helpers = {name: rewritten.helpers[name] for name in names}
+        return {name: self.build(helper, helper.kernel) for name, helper in helpers.items()}
 
     def _function(self, rewritten: Rewritten) -> FunctionType:
         original: Any = rewritten.original
@@ -62,12 +69,10 @@ class Builder:
         filename = f"<counting {original.__module__}.{original.__qualname__} {digest}>"
         # inspect, and with it Triton, finds the source of a function by its file name, here in the cache of lines.
         linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-        helpers = {name: self.build(helper, helper.kernel) for name, helper in rewritten.helpers.items()}
         namespace: dict[str, Any] = {
             **original.__globals__,
             **inspect.getclosurevars(original).nonlocals,
-            **helpers,
-            **_defaults(rewritten, helpers),
+            **_defaults(rewritten, self._helpers(rewritten, filter(None, rewritten.defaults.values()))),
             MODULE: traced,
         }
         # Annotations were evaluated when the original was defined.

@@ -49,11 +49,11 @@ class SiteCounter:
         if self._source.names.resolve(node.func) is not UNRESOLVED:
             receiver = []
         if any(isinstance(one, ast.Starred) for one in node.args) or any(one.arg is None for one in node.keywords):
-            self._source.refuse(node, ast.unparse(node), "its arguments are not spelt out")
+            self._source.refuse(node, self._source.text(node), "its arguments are not spelt out")
         try:
             bound = access.signature.bind(*receiver, *node.args, **{str(one.arg): one.value for one in node.keywords})
         except TypeError as error:
-            self._source.refuse(node, ast.unparse(node), str(error))
+            self._source.refuse(node, self._source.text(node), str(error))
         return bound.arguments
 
     def needed(self, node: ast.Call, access: Access) -> frozenset[int]:

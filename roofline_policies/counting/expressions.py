@@ -35,6 +35,7 @@ from roofline_policies.counting.structure import (
     traced_call,
 )
 from roofline_policies.counting.twin import Helpers, Rewritten
+from roofline_policies.errors import Uncountable
 
 _REDUCTIONS = frozenset({"sum", "max", "min", "argmax", "argmin", "xor_sum", "reduce_or", "item"})
 
@@ -124,7 +125,10 @@ class Expressions:
     def _is_effect(self, call: ast.Call) -> bool:
         callee = self._source.callee(call)
         if isinstance(callee, Helper):
-            return self._library.helper(callee.function).counts
+            try:
+                return self._library.helper(callee.function).counts
+            except Uncountable:  # it says so where it is called
+                return True
         return isinstance(callee, Access) or callee is Other.PARAMETER
 
     def needs_room(self, choice: ast.IfExp) -> bool:
@@ -182,16 +186,37 @@ class Expressions:
         room = not self._guards and self.has_effects(node) and (hoist or self.needs_room(node))
         if room and self._source.is_constant(node.test):
             # Only one branch is looked at, and not as a region of its own.
-            node.body, node.orelse = self._where_it_stands(node.body), self._where_it_stands(node.orelse)
+            node.body, node.orelse = (self._if_reached(one, in_place=True) for one in (node.body, node.orelse))
             return self._hoist(node) if hoist else node
         if room and not self._in_place:
             return self._chosen_before(node)
+        constant = self._source.is_constant(node.test)
         node.test = self._expression(node.test, hoist=True)  # it is evaluated again, to count what it guards
+        rewrite = self._if_reached if constant else self._expression
         with self._guarded(node.test):
-            node.body = self._expression(node.body, hoist=hoist)
+            node.body = rewrite(node.body, hoist=hoist)
         with self._guarded(negated(node.test)):
-            node.orelse = self._expression(node.orelse, hoist=hoist)
+            node.orelse = rewrite(node.orelse, hoist=hoist)
         return node
+
+    def _if_reached(self, node: ast.expr, *, hoist: bool = False, in_place: bool = False) -> ast.expr:
+        """Rewrite what a constant may leave out: what is wrong with it is said where it is."""
+        before, guards, sites = len(self._before), len(self._guards), len(self._sites.sites)
+        original = copy.deepcopy(node)
+        outer = self._in_place
+        try:
+            return self._where_it_stands(node) if in_place else self._expression(node, hoist=hoist)
+        except Uncountable as refusal:
+            del self._before[before:], self._guards[guards:], self._sites.sites[sites:]
+            self._in_place = outer
+            return self.refused_if_reached(refusal, original)
+
+    def refused_if_reached(self, refusal: Uncountable, node: ast.AST) -> ast.expr:
+        """What takes the place of ``node``, which cannot be counted: it refuses the kernel where it is compiled."""
+        self.counts = True
+        self._sites.report(Kind.REFUSAL, Cost.IF_COMPILED, node, f"{refusal.construct}: {refusal.why}")
+        told = (refusal.kernel, refusal.construct, refusal.why, refusal.file, refusal.line, refusal.text)
+        return traced_call("refuse", *(ast.Constant(one) for one in told))
 
     def _chosen_before(self, node: ast.IfExp) -> ast.expr:
         """``a if c else b`` as a statement, which Triton treats alike and which has room for counting."""
@@ -216,7 +241,8 @@ class Expressions:
         for position, value in enumerate(node.values):
             earlier = node.values[:position]
             if not position or not self.has_effects(value):
-                node.values[position] = self._expression(value, hoist=hoist and not moved)
+                rewrite = self._if_reached if any(map(self._source.is_constant, earlier)) else self._expression
+                node.values[position] = rewrite(value, hoist=hoist and not moved)
             elif (
                 moved
                 or self._needs_room(value)
@@ -266,7 +292,7 @@ class Expressions:
 
     def _call(self, node: ast.Call, *, root: bool, hoist: bool) -> ast.expr:
         callee = self._source.callee(node)
-        construct = ast.unparse(node)
+        construct = self._source.text(node)
         match callee:
             case Access():
                 self._look_for_function(node)
@@ -298,7 +324,9 @@ class Expressions:
                 why = "what it does to memory is not known" if known else "it is not defined, or not yet"
                 self._source.refuse(node, f"call of {node.func.id}", why)
             case Other.UNKNOWN:
-                self._source.refuse(node, f"call of {ast.unparse(node.func)}", "what it does to memory is not known")
+                self._source.refuse(
+                    node, f"call of {self._source.text(node.func)}", "what it does to memory is not known"
+                )
             case Other.PURE:
                 self._refuse_hidden_access(node)
                 self._look_for_function(node)
@@ -314,7 +342,7 @@ class Expressions:
             if not isinstance(target, Kernel) or is_of_the_language(target):
                 continue
             if self._library.helper(target).counts:
-                self._source.refuse(node, f"{ast.unparse(argument)} as an argument", "it accesses memory")
+                self._source.refuse(node, f"{self._source.text(argument)} as an argument", "it accesses memory")
 
     def _look_for_function(self, node: ast.Call) -> None:
         """A method of an argument may be a function that the argument holds: what it is shows when it is compiled."""
@@ -351,7 +379,9 @@ class Expressions:
         """Evaluate ``node`` into a name of its own, before the statement."""
         if self._guards:
             self._source.refuse(
-                node, ast.unparse(node), "its result is needed to count something else, but it may not be evaluated"
+                node,
+                self._source.text(node),
+                "its result is needed to count something else, but it may not be evaluated",
             )
         name = self.temporary("t")
         self._before.append(assign(name, node))
@@ -367,10 +397,12 @@ class Expressions:
         """``name := value`` as a statement of its own: what is counted before the expression's needs the name too."""
         name = node.target.id
         if self._guards:
-            self._source.refuse(node, ast.unparse(node), "it may not be evaluated, and stands beside an access")
+            self._source.refuse(node, self._source.text(node), "it may not be evaluated, and stands beside an access")
         statement = ast.Tuple([root for root in self._roots if root is not None], ast.Load())
         if any(name in loaded(one) for one in _earlier(statement, node) or ()):
-            self._source.refuse(node, ast.unparse(node), f"{name} is used before it, and beside it stands an access")
+            self._source.refuse(
+                node, self._source.text(node), f"{name} is used before it, and beside it stands an access"
+            )
         self._before.append(ast.copy_location(assign(name, node.value), node))
         return use(name)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
+from dataclasses import replace
 from types import FunctionType
 from typing import TypeGuard
 
@@ -41,20 +42,51 @@ class Library:
     def __init__(self, version: str, *, shadow: bool = False) -> None:
         self.version = version
         self.shadow = shadow
-        self._helpers: dict[FunctionType, Rewritten] = {}
-        self._open: list[FunctionType] = []
+        self._helpers: dict[FunctionType, Rewritten | Uncountable] = {}
+        self._open: dict[FunctionType, Rewritten] = {}
+        self._recursive: set[FunctionType] = set()
 
     def helper(self, kernel: Kernel) -> Rewritten:
-        """The counting form of a function called inside kernels."""
+        """The counting form of a function called inside kernels.
+
+        Raises:
+            Uncountable: something in it cannot be counted.
+        """
         if kernel.fn in self._open:
-            raise Uncountable(kernel.fn.__qualname__, "recursion", "it calls itself, which Triton does not compile")
+            self._recursive.add(kernel.fn)
+            return self._open[kernel.fn]
         if kernel.fn not in self._helpers:
-            self._open.append(kernel.fn)
             try:
-                self._helpers[kernel.fn] = Rewriter(kernel, self, helper=True).rewritten()
+                self._helpers[kernel.fn] = self._fixed(kernel)
+            except Uncountable as refusal:
+                self._helpers[kernel.fn] = refusal
+        known = self._helpers[kernel.fn]
+        if isinstance(known, Uncountable):
+            raise known
+        return known
+
+    def _fixed(self, kernel: Kernel) -> Rewritten:
+        """The form of a helper that may call itself: what its calls take it for is what it turns out to be."""
+        assumed = Rewritten(kernel, "", (), False, {}, (), frozenset(), {}, {})
+        before = set(self._helpers)
+        while True:
+            self._open[kernel.fn] = assumed
+            self._recursive.discard(kernel.fn)
+            try:
+                result = Rewriter(kernel, self, helper=True).rewritten()
             finally:
-                self._open.pop()
-        return self._helpers[kernel.fn]
+                del self._open[kernel.fn]
+            made = self._helpers.keys() - before
+            found = replace(result, source="", helpers={}, defaults={}, places={})
+            if found == assumed or kernel.fn not in self._recursive:
+                break
+            assumed = found
+            for function in made:  # with what was assumed
+                del self._helpers[function]
+        for one in (result, *(self._helpers[fn] for fn in made)):
+            if isinstance(one, Rewritten):
+                one.helpers.update({name: result for name, helper in one.helpers.items() if helper is assumed})
+        return result
 
 
 def rewrite(kernel: Kernel, library: Library) -> Rewritten:
@@ -67,15 +99,21 @@ def rewrite(kernel: Kernel, library: Library) -> Rewritten:
 
 
 _TRITON_RANGE = core.range  # the interpreter has another in its place for a while
-_REFUSED_STATEMENTS = {
+_NOT_COMPILED = {
     ast.Break: "break",
     ast.Continue: "continue",
+    ast.Delete: "del",
+    ast.Import: "import",
+    ast.ImportFrom: "import",
     ast.FunctionDef: "function inside a kernel",
     ast.ClassDef: "class inside a kernel",
     ast.Try: "try",
     ast.Match: "match",
     ast.Global: "global",
     ast.Nonlocal: "nonlocal",
+    ast.AsyncFor: "async for",
+    ast.AsyncWith: "async with",
+    ast.AsyncFunctionDef: "function inside a kernel",
 }
 
 
@@ -104,6 +142,7 @@ class Rewriter:
         translator = Translator(self._flow, self._source.names, self._source.is_constant, self._want_shape)
         self._sites = SiteCounter(self._source, translator)
         self._scopes: list[Scope] = [Scope()]
+        self._optional = 0  # constant conditions around the statement at hand
         self._expressions = Expressions(self._source, library, self._flow, translator, self._sites, self._scopes)
 
     def _want_shape(self, parameter: str) -> None:
@@ -132,11 +171,12 @@ class Rewriter:
         self._source.tree.body = body
         module = ast.fix_missing_locations(ast.Module([self._source.tree], []))
         source = ast.unparse(module) + "\n"
+        own = self._sites.sites
         return Rewritten(
             kernel=self._source.kernel,
             source=source,
             places=places(module, source, self._source.first_line),
-            sites=(*self._sites.sites, *dict.fromkeys(self._expressions.inherited)),
+            sites=(*own, *(one for one in dict.fromkeys(self._expressions.inherited) if one not in own)),
             counts=self._expressions.counts,
             helpers=self._expressions.helpers,
             shapes=tuple(self._shapes),
@@ -164,17 +204,27 @@ class Rewriter:
     def _block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         result: list[ast.stmt] = []
         for statement in statements:
-            result += self._statement(statement)
+            result += self._statement(statement) if not self._optional else self._statement_if_reached(statement)
             if isinstance(statement, ast.Return):  # what follows is never reached, and Triton does not look at it
                 break
         return result
 
+    def _statement_if_reached(self, node: ast.stmt) -> list[ast.stmt]:
+        """A statement of a branch that may never be compiled: what is wrong with it is said where it is."""
+        scope, depth = self._scopes[-1], len(self._scopes)
+        branches, sites = scope.branches, len(self._sites.sites)
+        try:
+            return self._statement(node)
+        except Uncountable as refusal:
+            del self._scopes[depth:], self._sites.sites[sites:]
+            scope.branches = branches
+            self._flow.forget(assigned([node]))
+            return [ast.Expr(self._expressions.refused_if_reached(refusal, node))]
+
     def _statement(self, node: ast.stmt) -> list[ast.stmt]:
-        refused = _REFUSED_STATEMENTS.get(type(node))
+        refused = _NOT_COMPILED.get(type(node))
         if refused is not None:
-            self._source.refuse(
-                node, refused, "Triton does not compile it" if refused in ("break", "continue") else "not followed"
-            )
+            self._source.refuse(node, refused, "Triton does not compile it")
         match node:
             case ast.If():
                 return self._if(node)
@@ -218,8 +268,8 @@ class Rewriter:
         if isinstance(callee, Access) and callee.writes and self._library.shadow:
             # The twin writes nothing; what led to the address is still there, where counting needs it, and what counts
             # itself as it is evaluated is evaluated.
-            counting = [one for one in ast.iter_child_nodes(call) if any(map(_is_named, ast.walk(one)))]
-            return [*before, *(ast.Expr(one.value if isinstance(one, ast.keyword) else one) for one in counting)]
+            arguments = [call.func, *call.args, *(keyword.value for keyword in call.keywords)]
+            return [*before, *(ast.Expr(one) for one in arguments if any(map(_is_named, ast.walk(one))))]
         # Where a helper was called, what is left is its value, and nobody wants that.
         return [*before, ast.Expr(value)] if isinstance(value, ast.Call) else before
 
@@ -258,11 +308,13 @@ class Rewriter:
         loop = self._scopes[-1].loop
         # A constant that the loop's body defines is none behind the loop.
         lasting = constant and not (loop and loaded(original_test) & loop.changes)
+        self._optional += constant
         node.body = self._branch(node.body, original_test if lasting else None, self._certain(original_test))
         then = self._flow.now
         self._flow.now = start
         node.orelse = self._branch(node.orelse, negated(original_test) if lasting else None, None)
         orelse = self._flow.now
+        self._optional -= constant
         if node.body and isinstance(node.body[-1], ast.Return):
             self._flow.now = orelse
         elif node.orelse and isinstance(node.orelse[-1], ast.Return):

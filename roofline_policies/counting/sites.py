@@ -14,14 +14,16 @@ class Kind(StrEnum):
     ATOMIC = "atomic"
     DOT = "dot"
     ASSEMBLY = "assembly"  # inline assembly: invisible to us
+    REFUSAL = "refusal"  # something that cannot be counted, under a condition that is a constant
 
 
 class Cost(StrEnum):
-    """How a site is counted. All but the last are exact."""
+    """How a site is counted. All are exact but one; what is refused is never counted wrong."""
 
     CONSTANT = "constant"  # no mask: known when the kernel is compiled
     AFFINE = "affine"  # from the ends of the mask's interval: a few scalar instructions
     REDUCTION = "reduction"  # by adding up the mask: a reduction across the warps of a program
+    IF_COMPILED = "refused if compiled"  # where the constant says so; else the compiler does not look at it
     NOT_EXACT = "not exact"  # not counted; the kernel's counts are lower bounds
 
 

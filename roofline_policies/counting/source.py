@@ -63,6 +63,11 @@ def is_constexpr(annotation: ast.expr) -> bool:
     return "constexpr" in ast.unparse(annotation)
 
 
+def _written(node: ast.AST) -> ast.AST:
+    """``node``, or where rewriting made it the first thing in it that its author wrote."""
+    return next((one for one in ast.walk(node) if getattr(one, "end_lineno", None)), node)
+
+
 class Source:
     """One function under ``triton.jit``.
 
@@ -126,16 +131,17 @@ class Source:
 
     def line(self, node: ast.AST) -> int:
         """The line of ``node`` in its file."""
-        return self.first_line + getattr(node, "lineno", 1) - 1
+        return self.first_line + getattr(_written(node), "lineno", 1) - 1
 
     def text(self, node: ast.AST) -> str:
         """``node`` as its author wrote it, on one line."""
-        written = ast.get_source_segment(self._text, node)
+        written = ast.get_source_segment(self._text, _written(node))
         return " ".join((written or ast.unparse(node)).split())
 
     def refuse(self, node: ast.AST, construct: str, why: str) -> NoReturn:
         """Say that ``node`` cannot be counted."""
-        raise Uncountable(self.function.__qualname__, construct, why, file=self.file, line=self.line(node))
+        text = self._text.splitlines()[self.line(node) - self.first_line].strip()
+        raise Uncountable(self.function.__qualname__, construct, why, file=self.file, line=self.line(node), text=text)
 
     def callee(self, call: ast.Call) -> Callee:
         """What ``call`` does."""

@@ -7,7 +7,7 @@ few instructions that counting needs. Where a kernel is traced without a ledger 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import triton.language as tl
 from triton.language import core
@@ -62,6 +62,7 @@ __all__ = [
     "over",
     "pack",
     "reached",
+    "refuse",
     "scatter",
     "store",
     "store_by_method",
@@ -310,6 +311,13 @@ def method(trace: Trace, receiver: Any, name: str, kernel: str, construct: str, 
     if isinstance(function, Kernel) and not is_of_the_language(function):
         why = f"{function.fn.__qualname__} is held by an argument; pass it as an argument of its own"
         raise Uncountable(unwrap(kernel), unwrap(construct), why, file=unwrap(file), line=unwrap(line))
+
+
+@traced
+def refuse(trace: Trace, kernel: str, construct: str, why: str, file: str, line: int, text: str) -> NoReturn:
+    """Refuse the kernel: what stands here cannot be counted, and here it is compiled."""
+    told = map(unwrap, (kernel, construct, why))
+    raise Uncountable(*told, file=unwrap(file), line=unwrap(line), text=unwrap(text))
 
 
 @traced

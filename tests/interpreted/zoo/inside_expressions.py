@@ -233,3 +233,43 @@ def functions_of_python(kernel, n, d, seed):
     x, out = normal(seed, 32), blank(16)
     kernel[(1,)](x, out, n, D=d, LIST=(1, 2, 3))
     return (out,)
+
+
+def of_another_version(x):
+    """A plain function, which Triton does not compile."""
+    raise NotImplementedError
+
+
+@triton.jit
+def reads_by_another_version(x):
+    of_another_version(x)
+    return tl.load(x)
+
+
+@triton.jit
+def untraced_kernel(x, out, n, NEW: tl.constexpr, SOURCE: tl.constexpr):
+    value = tl.load(x)
+    if NEW:
+        value += of_another_version(x)
+        for i in range(n):
+            if tl.load(x + i) > 0:
+                break
+    else:
+        for i in range(n):
+            value += tl.load(x + i)
+    if SOURCE is None:
+        value += 1.0
+    elif NEW:
+        value += reads_by_another_version(x)
+    value += of_another_version(x) if NEW else tl.load(x + 1)
+    if NEW and of_another_version(x):
+        value += 2.0
+    other = 1.0 + (reads_by_another_version(x) if NEW else tl.load(x + 2))
+    tl.store(out, value + other)
+
+
+@specimen(untraced_kernel, lambda n, **_: Tally(4 * (3 + n), 4), n=small(0, 5), source=st.sampled_from([None, 1]))
+def branches_that_are_not_compiled(kernel, n, source, seed):
+    x, out = normal(seed, 8), blank(1)
+    kernel[(1,)](x, out, n, NEW=False, SOURCE=source)
+    return (out,)

@@ -212,7 +212,7 @@ def return_in_branches_kernel(x, out, n, low):
             tl.store(out, value)
             return
         tl.store(out + 1, value + tl.load(x + 1))
-    elif n == 1:
+    elif n == 2:
         return
     tl.store(out + 2, tl.load(x + 2))
 
@@ -220,7 +220,7 @@ def return_in_branches_kernel(x, out, n, low):
 def return_in_branches_counts(n, low, **_):
     if n > 2:
         return Tally(4, 4) if low > 3 else Tally(12, 8)
-    return Tally() if n == 1 else Tally(4, 4)
+    return Tally() if n == 2 else Tally(4, 4)
 
 
 @specimen(return_in_branches_kernel, return_in_branches_counts, n=small(0, 5), low=small(0, 6))
