@@ -1,6 +1,8 @@
 """What ``counted`` refuses, and how it says so. No kernel runs here."""
 
 import builtins
+import inspect
+import linecache
 import math
 import os
 import re
@@ -273,6 +275,97 @@ def tries(x):
 
 
 @triton.jit
+def found(flags, i):
+    return tl.load(flags + i) != 0
+
+
+@refused("+ (tl.load(x) if", "tl.load(x): its result is needed to count something else")
+@triton.jit
+def nested_access_in_a_conditional_element(sources, out, n):
+    loaded = [
+        # An element over several lines.
+        tl.load(x + 1) + (tl.load(x) if n > 3 else tl.load(x + tl.load(x)))
+        for x in sources
+    ]
+    tl.store(out, loaded[0])
+
+
+@refused("loaded = [(n or", "found(x, n): it is part of a conditional expression; give it a name")
+@triton.jit
+def helper_in_a_conditional_element(sources, out, n):
+    loaded = [(n or found(x, n)) if n > 3 else n for x in sources]
+    tl.store(out, loaded[0])
+
+
+@refused("loaded = [tl.load(x + i) for x", "comprehension: Triton compiles none over more than one tuple")
+@triton.jit
+def access_in_the_second_tuple(sources, out):
+    loaded = [tl.load(x + i) for x in sources for i in (tl.load(x), 1)]
+    tl.store(out, loaded[0])
+
+
+@triton.jit
+def masked(x, mask):
+    return tl.load(x, mask=mask)
+
+
+@refused("value = masked(x)", "call of masked: missing a required argument: 'mask'")
+@triton.jit
+def helper_lacks_an_argument(x, out):
+    value = masked(x)
+    tl.store(out, value)
+
+
+@triton.jit
+def calls_what_it_is_given(x, read):
+    return read(x)
+
+
+@refused("tl.store(out, calls_what_it_is_given(x, len))", "len as an argument: it is called, and is no function")
+@triton.jit
+def passes_a_function_of_python(x, out):
+    tl.store(out, calls_what_it_is_given(x, len))
+
+
+@refused("a = b = tl.load(x)", "assignment: to something else than one name")
+@triton.jit
+def assigns_twice(x, out):
+    a = b = tl.load(x)
+    tl.store(out, a + b)
+
+
+@refused("match tl.load(x):", "match: Triton does not compile it")
+@triton.jit
+def matches(x):
+    match tl.load(x):
+        case _:
+            tl.store(x, 1.0)
+
+
+@refused("global COUNTER", "global: Triton does not compile it")
+@triton.jit
+def changes_a_global(x):
+    global COUNTER
+    COUNTER = tl.load(x)
+
+
+@refused("class Inner:", "class inside a kernel: Triton does not compile it")
+@triton.jit
+def defines_a_class(x):
+    class Inner:
+        pass
+
+    tl.store(x, 1.0)
+
+
+@refused("if (n or found(x, n)) and len(*(", "call of undefined_after_all: it is not defined")
+@triton.jit
+def refused_behind_a_helper(x, n):
+    if (n or found(x, n)) and len(*(found(x, tl.load(x)), undefined_after_all(x))):  # noqa: F821
+        tl.store(x, 1.0)
+
+
+@triton.jit
 def helper_that_is_refused(x):
     for i in range(3):
         if tl.load(x + i) > 0:
@@ -292,7 +385,38 @@ def test_a_refusal_names_file_line_kernel_and_construct(name: str) -> None:
     assert error.construct
     assert str(error).startswith(f"{__file__}:{error.line}: {name}: {error.construct}: ")
     with open(__file__) as file:
-        assert file.read().splitlines()[error.line - 1].strip().startswith(line)
+        written = file.read().splitlines()[error.line - 1].strip()
+    assert written.startswith(line)
+    quotes_the_source(error, written)
+
+
+def quotes_the_source(error: Uncountable, written: str) -> None:
+    """The message shows the line as it was written, and no name that its author did not write."""
+    assert error.text == written
+    assert written in str(error)
+    assert set(re.findall(r"roofline_\w*", f"{error.construct}: {error.why}")) <= set(re.findall(r"\w+", written))
+
+
+@pytest.mark.parametrize("mode", ["inline", "shadow"])
+@pytest.mark.parametrize("name", [name for name in REFUSED if not name.startswith("roofline")])
+def test_what_a_constant_leaves_out_is_not_judged(name: str, mode: Any) -> None:
+    """The same, in a helper under a constant: it is refused where that is compiled, and with the same message."""
+    kernel, *_ = REFUSED[name]
+    parameters = list(inspect.signature(kernel.fn).parameters)
+    namespace = {**kernel.fn.__globals__, name: kernel}
+    arguments = ", ".join(parameters)
+    text = (
+        f"@triton.jit\ndef optional({arguments}, OUT, FLAG: tl.constexpr):\n"
+        f"    if FLAG:\n        {name}({arguments})\n    tl.store(OUT, 1.0)\n"
+    )
+    filename = f"<optional {name}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    exec(compile(text, filename, "exec"), namespace)
+    report = counted(namespace["optional"], mode).exactness()
+    assert report.exact
+    told = [site for site in report.sites if site.kind == "refusal"]
+    assert [site.construct for site in told] == [f"{refusal(kernel).construct}: {refusal(kernel).why}"]
+    assert [site.kind for site in report.sites if site not in told] == ["store"]
 
 
 def test_a_refusal_of_a_helper_names_the_helper() -> None:
