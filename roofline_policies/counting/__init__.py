@@ -3,6 +3,7 @@
 from roofline_policies.counting.kernel import CountedKernel, Counts, Mode, counted
 from roofline_policies.counting.ledger import Ledger, LedgerError, Snapshot, difference, ledger_of
 from roofline_policies.counting.sites import Cost, Exactness, Kind, Site
+from roofline_policies.counting.triton_versions import UntriedTriton
 from roofline_policies.errors import Uncountable
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Site",
     "Snapshot",
     "Uncountable",
+    "UntriedTriton",
     "counted",
     "difference",
     "ledger_of",

@@ -32,6 +32,7 @@ from roofline_policies.counting.explain import explain
 from roofline_policies.counting.kernel import CountedKernel, counted
 from roofline_policies.counting.machine_code import Launch, MachineCodeError
 from roofline_policies.counting.stand_ins import first_line, load
+from roofline_policies.counting.triton_versions import UntriedTriton, require_tried
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError, Uncountable
 
 CASES = "bench.kernels.attention:SERVING"
@@ -59,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     try:
+        require_tried()
         return int(options.command(options))
-    except (InputError, Uncountable) as error:
+    except (InputError, Uncountable, UntriedTriton) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return EXIT_BAD_INPUT
 

@@ -7,7 +7,7 @@ import builtins
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from types import BuiltinMethodType, FunctionType, ModuleType
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from triton.runtime.jit import ConstexprFunction, JITFunction
 
 from roofline_policies.counting.pure import is_pure
 from roofline_policies.counting.sites import Kind
+from roofline_policies.counting.triton_versions import ATOMIC_ACCESSES, ATOMIC_WAITS, BOUNDARY_CHECK
 
 Kernel: TypeAlias = JITFunction | InterpretedFunction
 """A function under ``triton.jit``, compiled or interpreted."""
@@ -30,6 +31,7 @@ class Access:
 
     counts: the function of ``traced`` that counts it.
     needs: the arguments that function needs, in its order, by the names of the call's own parameters.
+    waits: it reads until it finds a value; counted once, which is the least it can be.
     """
 
     kind: Kind
@@ -37,6 +39,7 @@ class Access:
     signature: inspect.Signature
     needs: tuple[str, ...]
     writes: bool = False
+    waits: bool = False
 
 
 class Other(Enum):
@@ -65,15 +68,15 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     )
 
 
-def _access(function: Any, kind: Kind, counts: str, *needs: str, writes: bool = False) -> Access:
-    return Access(kind, counts, _signature(function), needs, writes)
+def _access(function: Any, kind: Kind, counts: str, *needs: str, writes: bool = False, waits: bool = False) -> Access:
+    return Access(kind, counts, _signature(function), needs, writes, waits)
 
 
 _ATOMICS = ("add", "max", "min", "and", "or", "xor", "xchg")
 
 _ACCESSES: dict[Any, Access] = {
-    core.load: _access(core.load, Kind.LOAD, "load", "pointer", "mask", "boundary_check"),
-    core.store: _access(core.store, Kind.STORE, "store", "pointer", "mask", "boundary_check", writes=True),
+    core.load: _access(core.load, Kind.LOAD, "load", "pointer", "mask", *BOUNDARY_CHECK),
+    core.store: _access(core.store, Kind.STORE, "store", "pointer", "mask", *BOUNDARY_CHECK, writes=True),
     core.atomic_cas: _access(core.atomic_cas, Kind.ATOMIC, "atomic", "pointer", writes=True),
     core.dot: _access(core.dot, Kind.DOT, "dot", "input", "other"),
     core.dot_scaled: _access(
@@ -91,6 +94,16 @@ _ACCESSES: dict[Any, Access] = {
         getattr(core, f"atomic_{name}"), Kind.ATOMIC, "atomic", "pointer", "mask", writes=True
     )
     for name in _ATOMICS
+}
+_ACCESSES |= {
+    getattr(core, name): _access(
+        getattr(core, name), Kind.ATOMIC, "atomic", "pointer", "mask", writes=name == "atomic_store"
+    )
+    for name in ATOMIC_ACCESSES
+}
+_ACCESSES |= {
+    getattr(core, name): _access(getattr(core, name), Kind.ATOMIC, "atomic", "pointer", waits=True)
+    for name in ATOMIC_WAITS
 }
 
 
@@ -115,6 +128,11 @@ _METHODS: dict[str, Access] = {
         Kind.ATOMIC, "atomic_by_method", _EITHER, "self", "first", "second", "mask", "offsets", writes=True
     )
     for name in _ATOMICS
+}
+_METHODS |= {  # of pointers alone
+    name: replace(function, signature=_signature(getattr(core.tensor, name)), needs=("self", *function.needs[1:]))
+    for name in (*ATOMIC_ACCESSES, *ATOMIC_WAITS)
+    if (function := _ACCESSES[getattr(core, name)])
 }
 
 _HARMLESS_METHODS = frozenset(name for name in dir(core.tensor) if not name.startswith("_")) - set(_METHODS)

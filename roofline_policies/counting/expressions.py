@@ -303,6 +303,8 @@ class Expressions:
                     )
                 )
                 self.counts = True
+                if self._library.shadow and callee.waits:
+                    self._source.refuse(node, construct, "waits for memory, which its writer might reach only later")
                 if self._library.shadow and callee.writes and not (root and self._discards):
                     self._source.refuse(node, "result of an atomic", "a twin that writes nothing cannot know it")
                 return self._hoist(node) if hoist and not root else node

@@ -25,6 +25,7 @@ from roofline_policies.counting.ledger import MODULUS, Ledger, LedgerError, ledg
 from roofline_policies.counting.rewrite import Library, rewrite
 from roofline_policies.counting.sites import Exactness, Site
 from roofline_policies.counting.source import LEDGER
+from roofline_policies.counting.triton_versions import require_tried
 from roofline_policies.counting.twin import Rewritten
 from roofline_policies.errors import FieldError, Uncountable
 from roofline_policies.work import Precision
@@ -329,7 +330,9 @@ def counted(kernel: Any, mode: Mode = "inline", *, ledger: Ledger | None = None)
         Uncountable: the kernel contains something that cannot be counted; the message names file, line and construct.
         LedgerError: the ledger is full; at a launch, it is on another device than the launch.
         FieldError: ``mode`` is none of the three.
+        UntriedTriton: counting was not tried with the installed Triton.
     """
+    require_tried()
     if mode not in get_args(Mode):
         raise FieldError("mode", mode, ", ".join(get_args(Mode)))
     return CountedKernel(kernel, mode, ledger)

@@ -36,6 +36,7 @@ from roofline_policies.counting.masks import (
 )
 from roofline_policies.counting.scalars import Scalar, is_block, unwrap
 from roofline_policies.counting.trace import Trace, traced
+from roofline_policies.counting.triton_versions import is_block_pointer
 from roofline_policies.errors import Uncountable
 
 __all__ = [
@@ -179,7 +180,7 @@ def _count(
         sizes, element = _sizes(pointer.block_shape), pointer.dtype
         if box is _FROM_MASK:
             shape_of_mask = _inside(trace, pointer, mask)
-    elif getattr(pointer, "__triton_block_ptr__", False):
+    elif is_block_pointer(pointer):
         sizes, element = _sizes(pointer.block_shape), pointer.base.dtype.element_ty
         checked = [unwrap(dim) for dim in unwrap(boundary_check) or ()]
         shape_of_mask = window(sizes, pointer.shape, pointer.offsets, checked)

@@ -12,6 +12,8 @@ import triton.language as tl
 from combinations_of_helpers import early_values
 from combining import COMBINATIONS, Combination, below_three, combination, floats
 
+from roofline_policies.counting.triton_versions import HAS_BLOCK_POINTERS
+
 __all__ = ["COMBINATIONS", "Combination"]
 
 # --- loops ------------------------------------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ def branches_and_loops_four_deep(x, out, n, BLOCK: tl.constexpr):
                         k += 1
 
 
-@combination(floats, floats, 24, 20, BM=8, BN=16)
+@combination(floats, floats, 24, 20, available=HAS_BLOCK_POINTERS, BM=8, BN=16)
 @triton.jit
 def block_pointers_and_descriptors_in_two_loops(x, out, rows, cols, BM: tl.constexpr, BN: tl.constexpr):
     source = tl.make_tensor_descriptor(x, [rows, cols], [cols, 1], [BM, BN])

@@ -43,10 +43,17 @@ class Combination:
 COMBINATIONS: dict[str, Combination] = {}
 
 
-def combination(*makers: Any, interpretable: bool = True, **keywords: Any) -> Callable[[Any], Any]:
-    """Registers a kernel under its name, and under one of its own for each further set of arguments."""
+def combination(
+    *makers: Any, interpretable: bool = True, available: bool = True, **keywords: Any
+) -> Callable[[Any], Any]:
+    """Registers a kernel under its name, and under one of its own for each further set of arguments.
+
+    available: False where the installed Triton has not what the kernel uses; there is no such combination then.
+    """
 
     def register(kernel: Any) -> Any:
+        if not available:
+            return kernel
         name = kernel.fn.__name__
         if name in COMBINATIONS:
             name += f"_{len(COMBINATIONS)}"

@@ -45,3 +45,23 @@ def device_functions_clean_up() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter.InterpretedFunction, "__call__", call)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def truth_values_stay_truth_values() -> Iterator[None]:
+    """Makes the interpreter spread a scalar comparison over a block as truth values.
+
+    It takes them for int32, and the memory functions of Triton 3.9 refuse such a mask: ``tl.load(x + offs, n > 3)``
+    ends in "mask has unsupported dtype", counted or not.
+    """
+    from triton.language import int1
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    spread = InterpreterBuilder.create_splat
+
+    def create_splat(self: Any, shape: Any, value: Any) -> Any:
+        return spread(self, shape, TensorHandle(value.data, int1) if value.data.dtype == bool else value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_splat", create_splat)
+        yield

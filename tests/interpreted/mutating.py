@@ -31,10 +31,11 @@ CONTROLS: dict[str, Mutation] = {}
 
 
 def mutation(
-    *cases: Case, register: dict[str, Mutation] = MUTATIONS
+    *cases: Case, register: dict[str, Mutation] = MUTATIONS, available: bool = True
 ) -> Callable[[Callable[[pytest.MonkeyPatch], None]], Callable[[pytest.MonkeyPatch], None]]:
     def add(apply: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
-        register[apply.__name__] = Mutation(apply, cases)
+        if available:  # else the installed Triton has not what the kernels of the cases use
+            register[apply.__name__] = Mutation(apply, cases)
         return apply
 
     return add

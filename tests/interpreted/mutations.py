@@ -22,6 +22,7 @@ from roofline_policies.counting.lanes import FULL, OPAQUE, Box, Loop
 from roofline_policies.counting.scalars import unwrap
 from roofline_policies.counting.structure import Flow
 from roofline_policies.counting.trace import traced as traceable
+from roofline_policies.counting.triton_versions import HAS_BLOCK_POINTERS
 
 __all__ = ["CONTROLS", "MUTATIONS"]
 
@@ -94,13 +95,13 @@ def a_mask_handed_to_a_helper_is_lost(patch: pytest.MonkeyPatch) -> None:
     wrap(patch, "given", lambda call, value, packed: FULL)
 
 
-@mutation(case("block_pointers_advanced_in_a_loop", rows=5, cols=7))
+@mutation(case("block_pointers_advanced_in_a_loop", rows=5, cols=7), available=HAS_BLOCK_POINTERS)
 def boundary_checks_are_ignored(patch: pytest.MonkeyPatch) -> None:
     inside = traced.window
     patch.setattr(traced, "window", lambda extents, limits, offsets, checked: inside(extents, limits, offsets, ()))
 
 
-@mutation(case("boundary_check_of_named_dimensions", rows=5, cols=7))
+@mutation(case("boundary_check_of_named_dimensions", rows=5, cols=7), available=HAS_BLOCK_POINTERS)
 def every_boundary_is_checked(patch: pytest.MonkeyPatch) -> None:
     inside = traced.window
     patch.setattr(

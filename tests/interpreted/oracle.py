@@ -180,6 +180,7 @@ def observers(seen: Seen) -> dict[str, Callable[..., None]]:
     """What to do before each builder method that touches memory or multiplies matrices.
 
     The other such methods (plain loads and stores, descriptor loads, stores, gathers and scatters) end in these.
+    The last three are of Triton 3.9; what these call is not looked at again.
     """
 
     def create_masked_load(self: Any, ptrs: Any, mask: Any, *args: Any, **kwargs: Any) -> None:
@@ -213,6 +214,15 @@ def observers(seen: Seen) -> dict[str, Callable[..., None]]:
     ) -> None:
         seen.scaled_dot(acc, lhs, lhs_format.name, rhs_format.name, lhs_k_pack)
 
+    def create_atomic_load(self: Any, ptr: Any, mask: Any, *args: Any, **kwargs: Any) -> None:
+        seen.atomic(ptr, mask)
+
+    def create_atomic_store(self: Any, ptr: Any, val: Any, mask: Any, *args: Any, **kwargs: Any) -> None:
+        seen.atomic(ptr, mask)
+
+    def create_atomic_poll(self: Any, ptr: Any, *args: Any, **kwargs: Any) -> None:
+        seen.atomic(ptr, None)  # once, whether the value is there or has to be waited for
+
     each = (
         create_masked_load,
         create_masked_store,
@@ -220,8 +230,11 @@ def observers(seen: Seen) -> dict[str, Callable[..., None]]:
         create_atomic_cas,
         create_dot,
         create_dot_scaled,
+        create_atomic_load,
+        create_atomic_store,
+        create_atomic_poll,
     )
-    return {observer.__name__: observer for observer in each}
+    return {observer.__name__: observer for observer in each if hasattr(InterpreterBuilder, observer.__name__)}
 
 
 _active = False
@@ -239,11 +252,19 @@ def counting_oracle() -> Iterator[Seen]:
         raise RuntimeError("counting_oracle() does not nest")
     seen = Seen()
     originals: dict[str, Callable[..., Any]] = {}
+    inside = False
 
     def observed(original: Callable[..., Any], observe: Callable[..., None]) -> Callable[..., Any]:
         def method(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            if inside:
+                return original(*args, **kwargs)
             observe(*args, **kwargs)
-            return original(*args, **kwargs)
+            inside = True
+            try:
+                return original(*args, **kwargs)
+            finally:
+                inside = False
 
         return method
 

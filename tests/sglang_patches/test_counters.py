@@ -174,3 +174,12 @@ def test_a_twin_that_cannot_be_launched_gives_way_to_the_original(caplog):
         assert len(launches) == 2
     finally:
         vars(kernel).pop("run")
+
+
+def test_a_triton_that_nobody_tried_leaves_the_closed_form(monkeypatch, caplog):
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", "3.10.0")
+    caplog.set_level("INFO")
+    assert install(arguments()) is None
+    assert "work is the closed form: Triton 3.10.0: counting was not tried with it; allowed: 3.8.0" in caplog.text

@@ -1,4 +1,4 @@
-"""Block pointers and tensor descriptors."""
+"""Block pointers, where Triton has them, and tensor descriptors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from oracle import Tally
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from roofline_policies.counting.triton_versions import HAS_BLOCK_POINTERS
 from zoo.specimen import blank, integers, interval, normal, small, specimen, total
 
 
@@ -29,7 +30,11 @@ def block_pointer_kernel(x, out, rows, cols, BM: tl.constexpr, BN: tl.constexpr)
 
 
 @specimen(
-    block_pointer_kernel, lambda rows, cols, **_: Tally(4 * rows * cols, 4 * rows * cols), rows=small(), cols=small()
+    block_pointer_kernel,
+    lambda rows, cols, **_: Tally(4 * rows * cols, 4 * rows * cols),
+    available=HAS_BLOCK_POINTERS,
+    rows=small(),
+    cols=small(),
 )
 def block_pointers_advanced_in_a_loop(kernel, rows, cols, seed):
     x, out = normal(seed, rows, cols), blank(rows, cols)
@@ -55,7 +60,13 @@ def named_boundaries_counts(rows, cols, **_):
     return Tally(2 * (padded * width + rows * 16 + padded * 16 + rows * width), 2 * (rows * 16 + padded * 16))
 
 
-@specimen(named_boundaries_kernel, named_boundaries_counts, rows=small(1, 20), cols=small(1, 16))
+@specimen(
+    named_boundaries_kernel,
+    named_boundaries_counts,
+    available=HAS_BLOCK_POINTERS,
+    rows=small(1, 20),
+    cols=small(1, 16),
+)
 def boundary_check_of_named_dimensions(kernel, rows, cols, seed):
     blocks = triton.cdiv(rows, 8)
     x, out = normal(seed, blocks * 8, 16, dtype=torch.float16), blank(2 * blocks * 8, 16, dtype=torch.float16)
@@ -75,6 +86,7 @@ def block_pointer_offset_kernel(x, out, n, start, BLOCK: tl.constexpr):
 @specimen(
     block_pointer_offset_kernel,
     lambda n, start, **_: Tally(4 * interval(n, start, start + 24), 4 * 24),
+    available=HAS_BLOCK_POINTERS,
     n=small(1, 30),
     start=st.integers(-30, 40),
 )

@@ -34,13 +34,22 @@ ZOO: dict[str, Specimen] = {}
 
 
 def specimen(
-    kernel: Any, closed_form: Callable[..., Tally] | None = None, uncountable: bool = False, **params: Any
+    kernel: Any,
+    closed_form: Callable[..., Tally] | None = None,
+    uncountable: bool = False,
+    available: bool = True,
+    **params: Any,
 ) -> Callable[[Launch], Launch]:
-    """Registers a launch under its own name."""
+    """Registers a launch under its own name.
+
+    available: False where the installed Triton has not what the kernel uses; there is no such specimen then.
+    """
 
     def register(launch: Launch) -> Launch:
         name = launch.__name__
         assert name not in ZOO, name
+        if not available:
+            return launch
         drawn = st.fixed_dictionaries({**params, "seed": st.integers(0, 999)})
         ZOO[name] = Specimen(name, kernel, drawn, launch, closed_form, uncountable)
         return launch
