@@ -36,7 +36,7 @@ def require_tried() -> None:
 
 
 BOUNDARY_CHECK = tuple(name for name in ("boundary_check",) if name in inspect.signature(core.load).parameters)
-"""The parameter in which an access through a block pointer names the dimensions that are checked; none from 3.9.0 on."""
+"""The parameter in which an access through a block pointer names the dimensions to check; none from 3.9.0 on."""
 
 HAS_BLOCK_POINTERS = bool(BOUNDARY_CHECK)
 """Whether ``tl.make_block_ptr`` makes block pointers, as it does before 3.9.0."""

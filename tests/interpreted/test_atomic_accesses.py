@@ -66,5 +66,5 @@ def test_how_often_a_wait_reads_is_not_known() -> None:
 
 def test_a_twin_that_only_counts_does_not_wait() -> None:
     assert ATOMIC_WAITS
-    with pytest.raises(Uncountable, match="wait_kernel: tl.atomic_poll.*: waits for memory"):
+    with pytest.raises(Uncountable, match=r"wait_kernel: tl.atomic_poll.*: waits for memory"):
         counted(wait_kernel, mode="shadow")

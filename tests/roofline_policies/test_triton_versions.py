@@ -47,9 +47,8 @@ def test_a_local_build_is_the_release_it_was_built_from(monkeypatch: pytest.Monk
 
 def test_what_differs_is_as_it_is_written_down() -> None:
     """3.8.0 has block pointers, 3.9.0 atomics that do not compute; each is there where its release says so."""
-    before = triton.__version__ == "3.8.0"
-    assert before is triton_versions.HAS_BLOCK_POINTERS
-    assert triton_versions.BOUNDARY_CHECK == (("boundary_check",) if before else ())
-    assert triton_versions.ATOMIC_ACCESSES == (() if before else ("atomic_load", "atomic_store"))
-    assert triton_versions.ATOMIC_WAITS == (() if before else ("atomic_poll",))
-    assert ("boundary_check" in inspect.signature(core.store).parameters) is before
+    old = triton.__version__ == "3.8.0"
+    here = (triton_versions.BOUNDARY_CHECK, triton_versions.ATOMIC_ACCESSES, triton_versions.ATOMIC_WAITS)
+    assert here == ((("boundary_check",), (), ()) if old else ((), ("atomic_load", "atomic_store"), ("atomic_poll",)))
+    assert triton_versions.HAS_BLOCK_POINTERS is old
+    assert ("boundary_check" in inspect.signature(core.store).parameters) is old
