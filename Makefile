@@ -7,10 +7,13 @@ READY := $(VENV)/.ready
 
 # Servers start in many processes; without compiled bytecode each of them compiles SGLang anew.
 export PYTHONDONTWRITEBYTECODE :=
+# What is there of counting beside tests/interpreted.
+COUNTING := census changed_globals counting_bad_input counting_command counting_compiles lanes ledger machine_code occupancy triton_versions
+COUNTING_TESTS := $(COUNTING:%=tests/roofline_policies/test_%.py)
 # Models and data are local; nothing is fetched at run time.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test test-fast lint bench kernels requirements clean
+.PHONY: setup demo test test-fast test-triton lint bench kernels requirements clean
 
 setup: $(READY)
 
@@ -34,6 +37,18 @@ test: setup
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" tests/interpreted
+
+# Counting under another release of Triton, in an environment of its own: make test-triton TRITON=3.9.0
+TRITON ?= 3.9.0
+OTHER := .cache/triton-$(TRITON)
+test-triton: setup
+	PATH="$$PATH:$(CURDIR)/.uv/bin"; \
+	mkdir -p .cache && sed "s/^triton==.*/triton==$(TRITON)/" requirements.txt | sort -u > $(OTHER).txt && \
+	uv venv --quiet --allow-existing --python $(PYTHON) $(OTHER) && \
+	uv pip sync --quiet --python $(OTHER)/bin/python $(OTHER).txt && \
+	uv pip install --quiet --python $(OTHER)/bin/python --no-deps --no-build-isolation --editable .
+	$(OTHER)/bin/python -m pytest $(COUNTING_TESTS)
+	TRITON_INTERPRET=1 $(OTHER)/bin/python -m pytest tests/interpreted
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import reprlib
+import weakref
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,6 +79,8 @@ class _Launcher(KernelInterface[Any]):
         self._row = -1
         self._counters: torch.Tensor | None = None
         self._binding = Lock()
+        self._give_back: weakref.finalize[..., Any] | None = None
+        self._closed = False
         self._benchmarking = False
 
     def bind(self, ledger: Ledger | None) -> None:
@@ -86,11 +89,25 @@ class _Launcher(KernelInterface[Any]):
             if ledger is not None and self._ledger is None:
                 self._row = ledger.open_row(self._original.fn.__qualname__)
                 self._counters = ledger.row(self._row)
+                self._give_back = weakref.finalize(self, ledger.close_row, self._row)
+                self._give_back.atexit = False
                 self._ledger = ledger
 
     @property
     def bound(self) -> tuple[Ledger, int] | None:
-        return None if self._ledger is None else (self._ledger, self._row)
+        return None if self._ledger is None or self._closed else (self._ledger, self._row)
+
+    def close(self) -> None:
+        """Give the row back; there is no launch after this."""
+        self._closed = True
+        if self._give_back is not None:
+            self._give_back()
+
+    def _keep_row_where_captured(self) -> None:
+        """A graph adds to the row whenever it is replayed, also when this object is gone: then nobody else gets it."""
+        if self._give_back is not None and torch.cuda.is_current_stream_capturing():
+            self._give_back.detach()
+            self._give_back = None
 
     @contextmanager
     def benchmarking(self) -> Any:
@@ -109,6 +126,8 @@ class _Launcher(KernelInterface[Any]):
     def run(self, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         if self._benchmarking:
             return self._launch_original(*args, grid=grid, warmup=warmup, **kwargs)
+        if self._closed:
+            raise LedgerError(f"{self._original.fn.__qualname__} is closed; allowed: counted(kernel), made anew")
         device = self._device()
         if self._ledger is None:
             self.bind(ledger_of(device))
@@ -118,6 +137,8 @@ class _Launcher(KernelInterface[Any]):
                 f"{self._original.fn.__qualname__} is launched on {device} and counts into a ledger on "
                 f"{self._ledger.device}; allowed: a ledger on the device of the launch"
             )
+        if device.type == "cuda":
+            self._keep_row_where_captured()
         counting = {**kwargs, LEDGER: self._counters}
         args_counting, counting = self._with_functions(args, counting)
         if self._mode == "inline":
@@ -209,7 +230,7 @@ class CountedKernel(KernelInterface[Any]):
         self.original = original
         self.mode = mode
         self._total = [0] * slots.USED
-        self._last: tuple[int, ...] = (0,) * slots.USED
+        self._last: tuple[int, ...] | None = None
         self._launcher: _Launcher | None = None
         self._kernel: Any = original
         self._innermost = _innermost(original)
@@ -272,15 +293,24 @@ class CountedKernel(KernelInterface[Any]):
         Right as long as less than 2**64 is counted between two calls.
         """
         bound = self._launcher.bound if self._launcher is not None else None
-        if bound is None:
-            return Counts()
-        ledger, row = bound
-        now = ledger.read()[row]
-        self._total = [
-            total + (new - old) % MODULUS for total, new, old in zip(self._total, now, self._last, strict=True)
-        ]
-        self._last = now
+        if bound is not None:
+            ledger, row = bound
+            now, last = ledger.totals_of(row), self._last or ledger.opened_at(row)
+            self._total = [
+                total + (new - old) % MODULUS for total, new, old in zip(self._total, now, last, strict=True)
+            ]
+            self._last = now
         return Counts.of(tuple(self._total))
+
+    def close(self) -> None:
+        """Give the row in the ledger back, as garbage collection does; waits for the device.
+
+        ``counts()`` stays what it is, a launch is an error. A kernel that was launched into a CUDA graph keeps its row:
+        the graph may still be replayed.
+        """
+        self.counts()
+        if self._launcher is not None:
+            self._launcher.close()
 
 
 def _innermost(kernel: Any) -> Kernel:
@@ -328,7 +358,7 @@ def counted(kernel: Any, mode: Mode = "inline", *, ledger: Ledger | None = None)
 
     Raises:
         Uncountable: the kernel contains something that cannot be counted; the message names file, line and construct.
-        LedgerError: the ledger is full; at a launch, it is on another device than the launch.
+        LedgerError: at a launch: the ledger is on another device, or full while a CUDA graph is captured.
         FieldError: ``mode`` is none of the three.
         UntriedTriton: counting was not tried with the installed Triton.
     """

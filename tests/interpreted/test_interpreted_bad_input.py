@@ -51,18 +51,25 @@ def test_a_ledger_on_another_device_is_refused_at_the_launch() -> None:
         launch(kernel)
 
 
-def test_a_ledger_that_is_full_when_a_kernel_is_first_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ledger_that_is_full_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot grow then. A stand-in for a CUDA stream under capture; the ledger itself is real, on the CPU."""
     from roofline_policies.counting import kernel as kernel_module
 
     small = Ledger("cpu", rows=1)
     monkeypatch.setattr(kernel_module, "ledger_of", lambda device: small)
     first, second = counted(add_kernel), counted(add_kernel)
     launch(second)
-    with pytest.raises(LedgerError, match="no row left for add_kernel"):
+    small.device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(
+        LedgerError, match=r"no row left for add_kernel, .* captured; allowed: to launch add_kernel once"
+    ):
         launch(first)
+    small.device = torch.device("cpu")
+    launch(first)  # where none is captured it grows
     launch(second)
     assert second.counts().load_bytes == 2 * LOADED
-    assert first.counts().load_bytes == 0
+    assert first.counts().load_bytes == LOADED
 
 
 @pytest.mark.parametrize("start", [2**63 - 3, 2**64 - 3])

@@ -83,7 +83,7 @@ def test_a_snapshot_whose_memory_was_used_again_says_so(later: int, overwritten:
     """There is room for IN_FLIGHT snapshots: so many later, the memory of the first holds another one."""
     ledger: Any = SimpleNamespace(snapshots=1 + later, device=torch.device("cuda", 0))
     arrived: Any = SimpleNamespace(query=lambda: True, synchronize=lambda: None)
-    snapshot = Snapshot(torch.zeros((1, slots.WIDTH), dtype=torch.int64), 1, arrived, ledger, 1)
+    snapshot = Snapshot(("kernel",), (torch.zeros((1, slots.WIDTH), dtype=torch.int64),), arrived, ledger, 1)
     if overwritten:
         with pytest.raises(LedgerError, match="snapshot 1 of the ledger of cuda:0 was overwritten"):
             snapshot.totals()
