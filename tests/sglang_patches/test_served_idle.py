@@ -32,7 +32,7 @@ def served(model, tmp_path_factory, request):
     arguments = ["--model-path", str(model), "--dtype", "float32", "--max-running-requests", "8", "--random-seed", "0"]
     arguments += ["--chunked-prefill-size", "128", "--max-total-tokens", "8192", "--enable-metrics"]
     arguments += ["--policy", "adaptive", *LAYOUTS[request.param]]
-    with Server(arguments, tmp_path_factory.mktemp("log") / "server.log", env=ENV, start_timeout_s=400) as running:
+    with Server(arguments, tmp_path_factory.mktemp("log") / "server.log", env=ENV, start_timeout_s=900) as running:
         running.ranks = 2 if request.param == "two_replicas" else 1
         yield running
 
@@ -45,6 +45,13 @@ def series(server):
     """Our series: value by name and labels."""
     found = re.findall(r"^(roofline_\w+)\{(.*)\} (\S+)$", get(server.base_url, "/metrics"), re.MULTILINE)
     return {(name, labels): float(value) for name, labels, value in found}
+
+
+def names(server, accept):
+    """Names of our samples as a scraper is served that asks for this format."""
+    asked = urllib.request.Request(f"{server.base_url}/metrics", headers={"Accept": accept})
+    with urllib.request.urlopen(asked, timeout=30) as response:
+        return set(re.findall(r"^(roofline\w*)\{", response.read().decode(), re.MULTILINE))
 
 
 def total(values, name):
@@ -68,6 +75,8 @@ def test_series_are_there_before_anybody_asks_for_anything(served):
         assert len([labels for found, labels in values if found == name]) == 3 * served.ranks, name
     assert total(values, "roofline_policy_fallback") == 0
     assert total(values, "roofline_compute_ceiling_flops_per_second") > 0
+    for accept in ("text/plain;version=1.0.0;escaping=underscores", "application/openmetrics-text;version=1.0.0"):
+        assert names(served, accept) == {name for name, _ in values}
     assert {re.search(r'dp_rank="(\d)"', labels)[1] for _, labels in values} == {str(n) for n in range(served.ranks)}
 
 
