@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from roofline_policies.controller import Controller, State
@@ -33,7 +34,8 @@ class Metrics:
     lists them. All of them are there from the start, and gauges are 0 where nothing runs.
 
     Constructed in the scheduler process after SGLang has chosen its multi-process directory: prometheus_client reads
-    that when it is first imported. Gauges of a process that ends are taken away with it, counters stay.
+    that when it is first imported. Gauges of a process that ends are taken away with it, or by the next server that uses
+    the directory where it was killed; counters stay.
 
     Source of the names: Prometheus, "Metric and label naming": base units, ``_total`` for counters, ``_ratio`` for
     shares; no colon, which is for recording rules.
@@ -79,9 +81,7 @@ class Metrics:
         self._next_s, self._busy = float("-inf"), False
         self._set(controller, float("-inf"), busy=False)
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            from prometheus_client.multiprocess import mark_process_dead
-
-            atexit.register(mark_process_dead, os.getpid())
+            _forget_the_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
 
     def iteration(self, loop_s: float) -> None:
         """Count what the loop took in one iteration, seconds."""
@@ -119,3 +119,18 @@ class Metrics:
         if more:
             counter.inc(more)  # type: ignore[attr-defined]
             self._counted[key] = total
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Have gauges end with their process: this one's when it ends, those of processes that were killed now."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    atexit.register(mark_process_dead, os.getpid())
+    numbers = {file.stem.rpartition("_")[2] for file in folder.glob("gauge_live*.db")}
+    for number in (int(one) for one in numbers if one.isdecimal()):
+        try:
+            os.kill(number, 0)
+        except ProcessLookupError:
+            mark_process_dead(number)  # type: ignore[no-untyped-call]
+        except PermissionError:
+            continue  # it lives, as another user's

@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
@@ -30,12 +32,26 @@ ACCEPT = {
 """What Prometheus 2 and 3 and an OpenMetrics scraper ask for."""
 
 
-def published(folder: Path, rank: int, runs_s: float, state: str = "busy") -> int:
-    """Runs a process that publishes and ends; its process number."""
+def process(folder: Path, rank: int, runs_s: float, state: str, end: str) -> subprocess.Popen[str]:
+    """A process that publishes; see metrics_process."""
     env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
-    process = subprocess.Popen([sys.executable, str(PROCESS), str(rank), str(runs_s), state, "keep"], env=env)
-    assert process.wait(120) == 0
-    return process.pid
+    command = [sys.executable, str(PROCESS), str(rank), str(runs_s), state, end]
+    return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def published(folder: Path, rank: int, runs_s: float, state: str = "busy", end: str = "killed") -> None:
+    """Runs a process that publishes and ends."""
+    process(folder, rank, runs_s, state, end).communicate(timeout=120)
+
+
+@contextmanager
+def publishing(folder: Path, rank: int, runs_s: float) -> Iterator[subprocess.Popen[str]]:
+    """A process that has published and lives on."""
+    with process(folder, rank, runs_s, "busy", "waits") as there:
+        assert there.stdout is not None
+        assert there.stdout.readline() == "published\n"
+        yield there
+        there.communicate(timeout=120)
 
 
 def scraped(folder: Path, accept: str = ACCEPT["text"]) -> dict[str, dict[str, float]]:
@@ -141,28 +157,37 @@ def test_a_phase_that_no_longer_runs_is_zero_while_others_do(tmp_path: Path) -> 
 
 
 def test_data_parallel_ranks_are_told_apart(tmp_path: Path) -> None:
-    published(tmp_path, 0, 2.5)
-    published(tmp_path, 1, 0.0)
-    page = scraped(tmp_path)
+    with publishing(tmp_path, 0, 2.5), publishing(tmp_path, 1, 0.0):
+        page = scraped(tmp_path)
     assert page["roofline_compute_ratio"]["0,decode"] == 0.5
     assert page["roofline_compute_ratio"]["1,decode"] == 0.0
     assert page["roofline_knob"]["1,max_running_requests"] == 64
     assert len(page["roofline_loop_seconds_count"]) == 2
 
 
-def test_the_gauges_of_a_process_that_is_gone_go_with_it_and_its_counts_stay(tmp_path: Path) -> None:
-    gone = published(tmp_path, 0, 2.5)
-    published(tmp_path, 1, 2.5)
-    mark_process_dead(gone, str(tmp_path))
-    page = scraped(tmp_path)
-    assert set(page["roofline_compute_ratio"]) == {f"1,{phase.value}" for phase in ForwardMode}
-    assert set(page["roofline_policy_fallback"]) == {"1"}
-    assert page["roofline_issued_flops_total"]["0,decode"] == 100
+def only_counts(page: dict[str, dict[str, float]], rank: str) -> None:
+    """Of this rank there are counts and no gauges."""
+    for name, values in page.items():
+        here = {labels for labels in values if labels.startswith(rank)}
+        counts = name.endswith("_total") or name.startswith("roofline_loop_seconds")
+        assert bool(here) is counts, name
+    assert page["roofline_issued_flops_total"][f"{rank},decode"] == 100
 
 
-def test_a_process_that_ends_in_order_takes_its_gauges_with_it(tmp_path: Path) -> None:
-    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, str(PROCESS), "0", "2.5", "busy"], env=env, check=True, timeout=120)
-    page = scraped(tmp_path)
-    assert "roofline_compute_ratio" not in page
-    assert page["roofline_issued_flops_total"]["0,decode"] == 100
+def test_a_process_that_ends_in_order_takes_its_gauges_with_it_and_its_counts_stay(tmp_path: Path) -> None:
+    with publishing(tmp_path, 1, 2.5):
+        published(tmp_path, 0, 2.5, end="orderly")
+        page = scraped(tmp_path)
+    only_counts(page, "0")
+    assert page["roofline_compute_ratio"]["1,decode"] == 0.5
+
+
+def test_the_gauges_of_a_process_that_was_killed_go_when_the_next_server_starts(tmp_path: Path) -> None:
+    """As with a directory that somebody chose, which outlives the server."""
+    with publishing(tmp_path, 2, 2.5):
+        published(tmp_path, 1, 2.5, end="killed")
+        assert scraped(tmp_path)["roofline_compute_ratio"]["1,decode"] == 0.5
+        published(tmp_path, 0, 2.5)
+        page = scraped(tmp_path)
+    only_counts(page, "1")
+    assert page["roofline_compute_ratio"]["0,decode"] == page["roofline_compute_ratio"]["2,decode"] == 0.5
