@@ -34,8 +34,8 @@ class Metrics:
     lists them. All of them are there from the start, and gauges are 0 where nothing runs.
 
     Constructed in the scheduler process after SGLang has chosen its multi-process directory: prometheus_client reads
-    that when it is first imported. Gauges of a process that ends are taken away with it, or by the next server that uses
-    the directory where it was killed; counters stay.
+    that when it is first imported. Gauges of a process end with it, or, where it was killed, with the next server that
+    uses the directory; counters stay.
 
     Source of the names: Prometheus, "Metric and label naming": base units, ``_total`` for counters, ``_ratio`` for
     shares; no colon, which is for recording rules.
