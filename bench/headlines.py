@@ -71,7 +71,7 @@ def _long_tails(runs: Sequence[Row]) -> list[str]:
     lines = []
     for arm, lived in _by_arm(runs).items():
         run = max(lived, key=_tail_s)
-        if _tail_s(run) <= LONG_TAIL * run["duration_s"]:
+        if not _long(run):
             continue
         of_arrivals = run["goodput_arrivals_per_s"]
         figures = f"{run['goodput_per_s']:.3g} req/s over the whole run"
@@ -82,6 +82,28 @@ def _long_tails(runs: Sequence[Row]) -> list[str]:
             f"{run['ended_99_s']:.1f} s, the last at {run['duration_s']:.1f} s; goodput {figures}."
         )
     return lines
+
+
+def sweep_lines(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences on the units of a sweep: how many have requests that were not completed, or were made long by a few."""
+    units = [unit for cell in cells for unit in cell["arms"].values() if unit["status"] == "ok"]
+    lines = []
+    counts = {name: sum(unit.get(name) or 0 for unit in units) for name in NOT_COMPLETED}
+    hit = sum(any(unit.get(name) for name in NOT_COMPLETED) for unit in units)
+    if hit:
+        told = ", ".join(f"{count} {NOT_COMPLETED[name]}" for name, count in counts.items() if count)
+        lines.append(f"In {hit} of {len(units)} runs requests were not completed: {told}.")
+    long = sum(_long(unit) for unit in units)
+    if long:
+        lines.append(
+            f"In {long} of {len(units)} runs the last hundredth of the requests added more than a tenth to the "
+            "duration, and with it to what goodput is divided by; attainment is not divided by it."
+        )
+    return lines
+
+
+def _long(run: Row) -> bool:
+    return _tail_s(run) > LONG_TAIL * (run.get("duration_s") or 0.0)
 
 
 def _tail_s(run: Row) -> float:

@@ -17,7 +17,7 @@ LIMITS = ("ttft_s", "itl_s", "itl_kind", "e2e_s")
 class ItlKind(StrEnum):
     """What ``itl_s`` limits. The kind decides who wins, so it is configuration, not a detail."""
 
-    PER_GAP = "per_gap"  # a share of the gaps between tokens must keep it
+    PER_GAP = "per_gap"  # a share of the gaps per token must keep it
     MEAN_TPOT = "mean_tpot"  # the request's mean time per output token must keep it
 
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from bench.composition import choices, read_config, writable
+from bench.headlines import sweep_lines
 from bench.sweep.capacity import Point, capacities
 from bench.sweep.page import write_page
 from bench.sweep.run import run_missing, units_of
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     for table in [*tables(result), cells_table(result)]:
         console.print(table.rich())
+    for line in sweep_lines(result["cells"]):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"every cell and arm: {page}", highlight=False, soft_wrap=True)
     print(json.dumps(result))
     return 1 if all(outcome.crashed for outcome in outcomes.values()) else 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.columns import Column, endings, latency_columns
+from bench.headlines import sweep_lines
 from bench.percentiles import PERCENTILES
 from bench.report import ABSENT, render
 from bench.sweep.figures import attainment_figure, cell_label, ratio_figure
@@ -47,6 +48,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> Path:
         figures,
         result=result,
         tables=tables(result),
+        lines=sweep_lines(result["cells"]),
         columns=[column.title for column in columns],
         cells=[{**cell, "label": cell_label(cell, result["least_attainment"])} for cell in result["cells"]],
         unit_rows={cell["cell"]: unit_rows(cell, columns) for cell in result["cells"]},

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sweep_cells import crashed
 from test_itl import streamed
 from test_report import result_of
+from test_sweep_summary import result as swept
 
-from bench.headlines import verdict_lines
+from bench.headlines import sweep_lines, verdict_lines
 from bench.metrics import summarise
 from bench.records import ArmRun, RequestRecord
 from bench.slo import Slo
+from bench.sweep.page import write_page
+from bench.sweep.summary import cell_result, judged
 from bench.tail import tail
 
 SLO = Slo(1.0, 0.1)
@@ -85,3 +90,20 @@ def test_of_repeats_the_worst_is_told() -> None:
     ]
     (line,) = (line for line in verdict_lines(result_of(runs)) if "the last at" in line)
     assert "the last at 99.0 s" in line
+
+
+def test_a_sweep_says_how_many_runs_a_few_requests_decided_and_what_was_not_completed(tmp_path: Path) -> None:
+    well = summarise(ArmRun("well", 0, steady(100, 10.0), ()), SLO, None)
+    hung = summarise(ArmRun("hung", 0, (*steady(100, 10.0), hangs(5.0, 600.0)), ()), SLO, None)
+    cell = cell_result(judged("half", {}, [well, hung], ["well"]))
+    assert cell["arms"]["hung"]["ratio"] == pytest.approx(10.15 / 600)
+    assert cell["arms"]["hung"]["attainment_ratio"] == pytest.approx(100 / 101)
+    assert cell["arms"]["hung"]["regret_attainment"] == pytest.approx(1 / 101)
+    lines = sweep_lines([cell, {"arms": {"dead": crashed("dead")}}])
+    assert [line.partition(":")[0] for line in lines[:1]] == ["In 1 of 2 runs requests were not completed"]
+    assert lines[0].endswith("1 ended by an error.")
+    assert lines[1].startswith("In 1 of 2 runs the last hundredth of the requests added more than a tenth")
+    assert sweep_lines([{"arms": {"well": well}}]) == []
+    whole = swept()
+    whole["cells"][0]["arms"]["default"]["errors"] = 2
+    assert "requests were not completed: 2 ended by an error." in write_page(tmp_path / "s.html", whole).read_text()
