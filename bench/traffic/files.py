@@ -23,7 +23,7 @@ CHUNK = 1 << 20
 LONGEST = 1 << 27
 """Characters of the longest line or object: what is longer belongs to no trace, and would fill the memory."""
 
-_PACKED: Mapping[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
+_PACKED: Mapping[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _FOREIGN: Mapping[bytes, str] = {
     b"PAR1": "Parquet", b"PK\x03\x04": "a zip archive", b"\x28\xb5\x2f\xfd": "packed with zstd", b"\x89HDF": "HDF5",
 }  # fmt: skip

@@ -130,7 +130,7 @@ class Tally:
             )
             yield Note("times", f"times are {unit}: {came}{goes_on}", self.requests)
             if clock.first and clock.unit is not None:
-                stands = f"{clock.first:.17g} {clock.unit}{_date(clock.first, clock.unit)}"
+                stands = f"{clock.first} {clock.unit}{_date(clock.first, clock.unit)}"
                 text = f"the first request, at {stands}, comes at 0 s; traffic.start_s counts from there"
                 yield Note("anchored", text)
         if self.sorted:

@@ -199,7 +199,7 @@ def test_classes_are_a_mapping(write):
 
 def test_an_unknown_choice_of_a_group_lists_the_choices(write):
     refused(write("defaults:\n- adaptive\n- override policy: rigde\n"), "policy = 'rigde'", "ridge, sla_bisection")
-    refused("adaptive", "hardware/h900", "h200", overrides=["hardware=h900"])
+    refused("adaptive", "hardware = 'h900'", "h200", overrides=["hardware=h900"])
 
 
 @pytest.mark.parametrize(
