@@ -163,7 +163,11 @@ def cut_note(what: str, limit: str, before: Sequence[Request], after: Sequence[R
         return None
     prompt = sum(a.prompt_tokens - b.prompt_tokens for a, b in pairs)
     output = sum(a.output_tokens - b.output_tokens for a, b in pairs)
-    parts = [f"{lost:,} {kind} tokens" for kind, lost in (("prompt", prompt), ("output", output)) if lost]
+    lengths = (
+        ("prompt", prompt, sum(one.prompt_tokens for one in before)),
+        ("output", output, sum(one.output_tokens for one in before)),
+    )
+    parts = [f"{lost:,} of {of:,} {kind} tokens" for kind, lost, of in lengths if lost]
     text = f"{len(pairs):,} of {_requests(len(before))} cut to {limit}: {' and '.join(parts)} are gone"
     return Note(what, text, len(pairs), prompt + output)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 import bench.arms
 from bench.composition import read_config
@@ -159,3 +160,27 @@ def test_a_server_that_dies_in_mid_run_is_reported_and_nothing_but_crashes_exits
     assert (row["status"], row["crash"]) == ("crashed", "server exited with code 9")
     assert 0 < row["completed"] < row["requests"]
     assert "made to crash" in captured.err
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_was_done_to_a_trace_is_said_before_and_after_in_the_json_and_on_the_page(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, trace = tmp_path / "out", tmp_path / "t.csv"
+    rows = ["2024-05-10 00:00:00,3000,4", "2024-05-10 00:00:00.2,50,0", "2024-05-10 00:00:00.4,50,4"]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    overrides = ["traffic=trace", f"traffic.path={trace}", "repeats=1", "warmup_requests=1", *PLAIN]
+    assert main([model, f"out_dir={out}", *overrides]) == 0
+    shown, told = capsys.readouterr()
+    table, line = shown.rstrip("\n").rsplit("\n", 1)
+    notes = {note["what"]: note for note in json.loads(line)["traffic_notes"]}
+    assert [*notes] == ["format", "without_output", "times", "cut_to_fit"]
+    cut = (
+        "1 of 2 requests cut to the 1,008 tokens that the model's context holds: 1,996 of 3,050 prompt tokens are gone"
+    )
+    assert notes["cut_to_fit"] == {"what": "cut_to_fit", "text": cut, "requests": 1, "tokens": 1996}
+    page = (out / "report.html").read_text()
+    for note in notes.values():
+        assert f"traffic: {note['text']}\n" in table
+        assert f"traffic: {note['text']}\n" in told
+        assert f"<li>{escape(note['text'])}</li>" in page

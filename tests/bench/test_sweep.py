@@ -246,3 +246,18 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture[str]) -> None:
         "~axes.traffic.mooncake",
     ):
         assert part in shown
+
+
+def test_what_was_done_to_the_traffic_is_told_once_and_stands_beside_every_cell(
+    runner: Runner, tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    shown, told = capsys.readouterr()
+    cells = json.loads(shown.splitlines()[-1])["cells"]
+    notes = [note["text"] for note in cells[0]["traffic_notes"]]
+    assert any("cut to max_prompt_tokens = 300 and max_output_tokens = 6: " in text for text in notes)
+    page = (tmp_path / "out" / "sweep.html").read_text()
+    for text in notes:
+        assert told.count(text) == 1
+        assert f"traffic of low and 1 more: {text}" in told
+        assert page.count(f"<li>{text}</li>") == 2

@@ -29,11 +29,6 @@ CSV = (
 )
 
 
-def fields(path: Path) -> list[dict[str, Any]]:
-    with open_trace(path) as file:
-        return [dict(row.fields) for row in rows(file, path)]
-
-
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, bytes])
 @pytest.mark.parametrize("text", [LINES, CSV])
 def test_packed_files_are_read_whatever_their_names(tmp_path: Path, pack: Callable[[bytes], bytes], text: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bench.composition import choices, read_config
 from bench.slo import ItlKind, Slo
 from bench.traffic import Request
 from bench.virtual.arms import VirtualArm, read_arms
+from bench.virtual.processes import Crash
 from bench.virtual.settings import VirtualSettings
 from roofline_policies.config import Settings
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
@@ -299,3 +301,34 @@ def test_help_names_every_choice_and_needs_no_sglang() -> None:
             assert choice in lines[group], group
     assert "python -m bench.virtual" in done.stdout
     assert done.stderr == ""
+
+
+def test_prompts_beyond_the_context_are_cut_and_the_terminal_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crashes(work: object, tasks: Sequence[object], processes: int, progress: object) -> Iterator[tuple[int, Crash]]:
+        yield from ((index, Crash("was not run", ())) for index in range(len(tasks)))
+
+    monkeypatch.setattr(command, "run_each", crashes)
+    trace = tmp_path / "long.jsonl"
+    row = {"input_length": 128_000, "output_length": 100}
+    trace.write_text("\n".join(json.dumps({"timestamp": 1000 * place, **row}) for place in range(5)))
+    overrides = ["model=qwen3_32b", "traffic=trace", f"traffic.path={trace}", f"out_dir={tmp_path / 'out'}"]
+    assert command.main(overrides) == 1
+    out, error = capsys.readouterr()
+    text = (
+        "5 of 5 requests cut to the 40,944 tokens that the model's context holds: "
+        "435,780 of 640,000 prompt tokens are gone"
+    )
+    assert f"traffic: {text}\n" in out
+    assert f"traffic: {text}\n" in error
+    assert text.replace("'", "&#39;") in (tmp_path / "out" / "report.html").read_text()
+    result = json.loads(out.splitlines()[-1])
+    assert result["traffic_notes"][-1] == {"what": "cut_to_fit", "text": text, "requests": 5, "tokens": 435_780}
+
+
+def test_what_cuts_prompts_is_called_by_its_name() -> None:
+    small = settings("device.kv_tokens=2048", "traffic.max_output_tokens=40")
+    limits, memory = (note.text for note in small.notes)
+    assert "requests cut to max_output_tokens = 40: " in limits
+    assert "requests cut to the 2,032 tokens that the KV cache holds: " in memory
