@@ -116,6 +116,9 @@ def _bench(options: argparse.Namespace) -> int:
         same = Counter(row.same_without_ledger for row in rows)
         told = f"{same[True]} of {same[True] + same[False]}"
         print(f"compiled without a ledger: the machine code of the original in {told} launches")
+        for row in rows:
+            if row.audit is not None:
+                print(row.audit)
     for name, problem in problems.items():
         print(f"{name}: {problem}", file=sys.stderr)
     result = {

@@ -11,6 +11,7 @@ rewriting added, and nothing that a user wrote is there.
 
 from __future__ import annotations
 
+import ast
 import linecache
 import math
 from collections import Counter, defaultdict
@@ -24,6 +25,7 @@ from triton.compiler import make_backend
 from roofline_policies.counting import slots
 from roofline_policies.counting.callees import works_on_registers
 from roofline_policies.counting.sites import Audit
+from roofline_policies.counting.structure import MODULE
 from roofline_policies.counting.trace import MARK, marking
 from roofline_policies.counting.ttir import Operation, Place, accessed, operations, parts, shape_of, split
 from roofline_policies.counting.twin import Rewritten
@@ -56,7 +58,7 @@ _HARMLESS = frozenset(
 )
 """Triton's operations that move no bytes and multiply no matrices."""
 
-_HARMLESS_DIALECTS = ("arith.", "math.", "scf.", "cf.", "ub.", "llvm.intr.assume")
+_HARMLESS_DIALECTS = ("arith.", "math.", "scf.", "cf.", "ub.", "llvm.intr.assume", "ttg.barrier", "gpu.barrier")
 _MATH_LIBRARIES = ("__nv_", "__ocml_")
 
 _SLOTS: Mapping[str, int] = {
@@ -96,7 +98,8 @@ class _Trace:
     """A module as it was traced, with its marks.
 
     counted: places of the accesses that have a mark. merged: of the calls whose counts are added up. ledger: of the
-    statements that write counts to the ledger.
+    statements that write counts to the ledger. repeats: of accesses inside statements that count, which ask for a value
+    that the kernel loads anyhow; the compiler makes one of the two.
     """
 
     def __init__(self, text: str, sources: Mapping[str, Rewritten]) -> None:
@@ -105,6 +108,7 @@ class _Trace:
         self.counted: dict[tuple[Place, str], Operation] = {}
         self.merged: set[Place] = set()
         self.ledger: set[Place] = set()
+        self.repeats = {place for file, rewritten in sources.items() for place in _repeats(file, rewritten.source)}
         self._functions: dict[str, _Function] = defaultdict(_Function)
         for operation in operations(text):
             self._read(operation)
@@ -150,7 +154,8 @@ class _Trace:
                 case _:
                     function.marks.append(mark)
         elif operation.name in _KINDS and not is_of_the_ledger(operation, self.ledger):
-            function.accesses.append(operation)
+            if not chain or chain[0] not in self.repeats:
+                function.accesses.append(operation)
         elif operation.name == "tt.call":
             function.calls.append(operation)
 
@@ -339,11 +344,15 @@ def audit(kernel: str, traced: str, compiled: str, sources: Mapping[str, Rewritt
     trace = _Trace(traced, sources)
     problems = list(trace.problems)
     kept: set[tuple[Place, str]] = set()
+    repeated: set[tuple[Place, str]] = set()
     for operation in operations(compiled):
         chain = operation.location.chain
         why = _unknown(operation)
         if operation.name in _KINDS and not is_of_the_ledger(operation, trace.ledger):
             key = (chain[0] if chain else ("", 0, 0), _KINDS[operation.name])
+            if key[0] in trace.repeats:
+                repeated.add((trace.original(key[0]), key[1]))
+                continue
             kept.add(key)
             if key not in trace.counted:
                 why = f"{operation.name} is not counted"
@@ -351,6 +360,11 @@ def audit(kernel: str, traced: str, compiled: str, sources: Mapping[str, Rewritt
                 why = f"{operation.name} is not counted in one of the calls that lead to it"
         if why:
             problems.append(f"{trace.where(chain[0] if chain else None)}: {why}")
+    for place, kind in trace.counted:
+        if (trace.original(place), kind) in repeated:
+            if (place, kind) in kept:
+                problems.append(f"{trace.where(place)}: counting makes another {kind} of it")
+            kept.add((place, kind))
     dropped = (f"{trace.where(place)}: {kind}" for place, kind in trace.counted if (place, kind) not in kept)
     return Audit(
         kernel,
@@ -359,6 +373,16 @@ def audit(kernel: str, traced: str, compiled: str, sources: Mapping[str, Rewritt
         problems=_unique(problems),
         dropped=_unique(dropped),
     )
+
+
+def _repeats(file: str, source: str) -> Iterable[Place]:
+    """The calls inside the arguments of the statements that count."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(f"{MODULE}."):
+            for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
+                for one in ast.walk(argument):
+                    if isinstance(one, ast.Call):
+                        yield file, one.lineno, one.col_offset + 1
 
 
 def _unique(lines: Iterable[str]) -> tuple[str, ...]:

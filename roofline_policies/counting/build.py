@@ -52,7 +52,7 @@ class Builder:
         if id(rewritten) not in self._built:
             self._kept.append(rewritten)
             function = self._function(rewritten)
-            self.sources[function.__code__.co_filename] = rewritten
+            self.sources.setdefault(function.__code__.co_filename, rewritten)
             self._built[id(rewritten)] = _under_jit(function, like, self.sources)
             # Only now, because a helper may call itself.
             function.__globals__.update(self._helpers(rewritten, rewritten.helpers))

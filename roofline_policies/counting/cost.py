@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from typing import Any, NamedTuple, Protocol
 
@@ -14,8 +14,17 @@ from rich.table import Table
 
 from roofline_policies.counting.kernel import CountedKernel
 from roofline_policies.counting.ledger import Ledger
-from roofline_policies.counting.machine_code import Launch, MachineCode, compile_for, record_launches, same_machine_code
+from roofline_policies.counting.machine_code import (
+    Launch,
+    MachineCode,
+    compile_for,
+    compile_launch,
+    read,
+    record_launches,
+    same_machine_code,
+)
 from roofline_policies.counting.sass import main_loops
+from roofline_policies.counting.sites import Audit
 from roofline_policies.counting.source import LEDGER
 
 _COLUMNS = ("main_loop_instructions", "registers", "spill_store_bytes", "shared_bytes", "barriers", "resident_blocks")
@@ -35,12 +44,14 @@ class CostRow(NamedTuple):
 
     same_without_ledger: whether the counting form compiled without a ledger is the original, bit for bit; None where
         that was not tried.
+    audit: of the counting form's TTIR.
     """
 
     kernel: str
     original: MachineCode
     counted: MachineCode | None = None
     same_without_ledger: bool | None = None
+    audit: Audit | None = None
 
 
 def launches_of(case: Case) -> list[tuple[str, Launch]]:
@@ -67,8 +78,10 @@ def compare(name: str, launch: Launch, counting: CountedKernel, *, capability: i
     twin = replace(launch, kernel=counting.twin)
     without_ledger = compile_for(twin, capability=capability)
     with_ledger = replace(twin, kwargs=twin.kwargs | {LEDGER: Ledger("cpu", rows=1).row(0)})
-    counted = compile_for(with_ledger, capability=capability)
-    yield CostRow(name, original, counted, same_machine_code(original, without_ledger))
+    compiled = compile_launch(with_ledger, capability=capability)
+    counted = read(compiled.kernel, capability=capability)
+    audited = counting.twin.audit(compiled)
+    yield CostRow(name, original, counted, same_machine_code(original, without_ledger), audited)
     if counted.resident_blocks < original.resident_blocks:
         limit = {"maxnreg": original.registers}
         limited = compile_for(replace(with_ledger, kwargs=with_ledger.kwargs | limit), capability=capability)
@@ -79,7 +92,9 @@ def cost_record(row: CostRow) -> dict[str, Any]:
     """A row as one JSON object: [original, counted] per column, or [original] alone; all main loops' instructions."""
     codes = [code for code in (row.original, row.counted) if code is not None]
     columns = {name: [getattr(code, name) for code in codes] for name in _COLUMNS}
-    record = {"kernel": row.kernel, **columns, "main_loops": [_loops(code) for code in codes]}
+    record: dict[str, Any] = {"kernel": row.kernel, **columns, "main_loops": [_loops(code) for code in codes]}
+    if row.audit is not None:
+        record["audit"] = asdict(row.audit)
     return record if row.same_without_ledger is None else record | {"same_without_ledger": row.same_without_ledger}
 
 

@@ -118,6 +118,11 @@ class Expressions:
     def has_effects(self, node: ast.AST) -> bool:
         return bool(self.effects(node))
 
+    def writes(self, node: ast.AST) -> bool:
+        """Whether an access in ``node`` writes memory."""
+        callees = map(self._source.callee, self.effects(node))
+        return any(isinstance(callee, Access) and callee.writes for callee in callees)
+
     def repeatable(self, node: ast.AST) -> bool:
         """Whether evaluating ``node`` once more changes nothing."""
         return not self.has_effects(node) and not any(isinstance(one, ast.NamedExpr) for one in ast.walk(node))

@@ -13,7 +13,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from roofline_policies.counting.audit import audit, traced_again
-from roofline_policies.counting.machine_code import SM_LIMITS, MachineCodeError, read
+from roofline_policies.counting.machine_code import SM_LIMITS, Compilation, MachineCodeError, read
 from roofline_policies.counting.sites import Audit
 from roofline_policies.counting.source import LEDGER
 from roofline_policies.counting.twin import Rewritten
@@ -56,7 +56,7 @@ class CountingFunction(JITFunction):  # type: ignore[misc]  # Triton is not type
         kernel = super()._do_compile(key, signature, device, constexprs, options, attrs, warmup)
         target = self.device_caches[device][2]
         if isinstance(kernel, CompiledKernel):
-            self.audit(kernel, ASTSource(self, signature, constexprs, attrs), options, target)
+            self.audit(Compilation(kernel, ASTSource(self, signature, constexprs, attrs), options, target))
         if not isinstance(kernel, CompiledKernel) or target.backend != "cuda" or target.arch not in SM_LIMITS:
             return kernel
         # Functions among the arguments are counting ones; the original would take others.
@@ -73,19 +73,23 @@ class CountingFunction(JITFunction):  # type: ignore[misc]  # Triton is not type
         except (MachineCodeError, OSError, subprocess.SubprocessError):  # no cuobjdump: a block may be lost, no launch
             return kernel
 
-    def audit(self, kernel: CompiledKernel, source: ASTSource, options: Any, target: Any) -> None:
-        """Hold what was compiled against what was counted while it was traced. Never raises: launches go on without."""
-        if source.signature.get(LEDGER) == "constexpr":  # compiled without a ledger, it counts nothing
-            return
+    def audit(self, compiled: Compilation) -> Audit | None:
+        """Hold what was compiled against what was counted while it was traced; None where it counts nothing.
+
+        Never raises: a launch goes on without.
+        """
+        if compiled.source.signature.get(LEDGER) == "constexpr":  # compiled without a ledger
+            return None
+        name = self._original.fn.__qualname__
         try:
-            told = audit(
-                self._original.fn.__qualname__, traced_again(source, options, target), kernel.asm["ttir"], self._sources
-            )
+            traced = traced_again(compiled.source, compiled.options, compiled.target)
+            told = audit(name, traced, compiled.kernel.asm["ttir"], self._sources)
         except Exception as error:
-            told = Audit(self._original.fn.__qualname__, failure=f"{type(error).__name__}: {error}".splitlines()[0])
+            told = Audit(name, failure=f"{type(error).__name__}: {error}".splitlines()[0])
         self.audits.append(told)
         if told.problems:
-            logger.warning(f"Counts of {told.kernel} are not exact: {told.problems[0]}")
+            logger.warning(f"Counts of {name} are not exact: {told.problems[0]}")
+        return told
 
     def _keep_blocks(
         self,

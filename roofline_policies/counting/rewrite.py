@@ -274,6 +274,11 @@ class Rewriter:
         return [*before, ast.Expr(value)] if isinstance(value, ast.Call) else before
 
     def _assignment(self, node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[ast.stmt]:
+        if isinstance(node, ast.AnnAssign) and node.value is not None and self._expressions.has_effects(node.value):
+            # Triton evaluates the value of an annotated assignment twice. The compiler makes one load of two.
+            if self._expressions.writes(node.value):
+                self._source.refuse(node, "annotated assignment", "Triton writes twice what is on its right")
+            node = ast.copy_location(ast.Assign([node.target], node.value), node)
         before, (value,) = self._expressions.rewrite(node.value, root=True)
         node.value = value
         match node:

@@ -189,4 +189,4 @@ def accessed(kind: str) -> tuple[int, int] | None:
 def element_bytes(element: str) -> int:
     if element.startswith("!tt.ptr"):
         return 8
-    return ELEMENT_BYTES.get(element, 1 if element.startswith("f8") else 0)
+    return ELEMENT_BYTES.get(element.replace("si", "i").replace("ui", "i"), 1 if element.startswith("f8") else 0)

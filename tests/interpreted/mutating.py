@@ -12,6 +12,7 @@ import pytest
 from roofline_policies.counting import traced
 from roofline_policies.counting.build import Builder
 from roofline_policies.counting.scalars import unwrap
+from roofline_policies.counting.source import places
 from roofline_policies.counting.trace import traced as traceable
 
 COUNTS = "roofline_counts"
@@ -64,7 +65,14 @@ def edit_source(patch: pytest.MonkeyPatch, edit: type[ast.NodeTransformer]) -> N
 
     def edited(self: Builder, rewritten: Any) -> Any:
         tree = ast.fix_missing_locations(edit().visit(ast.parse(rewritten.source)))
-        return build(self, replace(rewritten, source=ast.unparse(tree) + "\n"))
+        source = ast.unparse(tree) + "\n"
+        # An edited call stands for what it stood for before.
+        before = places(tree, source, 1)
+        moved = {here: rewritten.places[there] for here, there in before.items() if there in rewritten.places}
+        changed = replace(rewritten, source=source, places=moved)
+        function = build(self, changed)
+        self.sources[function.__code__.co_filename] = changed
+        return function
 
     patch.setattr(Builder, "_function", edited)
 
