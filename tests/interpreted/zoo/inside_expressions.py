@@ -235,14 +235,9 @@ def functions_of_python(kernel, n, d, seed):
     return (out,)
 
 
-def of_another_version(x):
-    """A plain function, which Triton does not compile."""
-    raise NotImplementedError
-
-
 @triton.jit
 def reads_by_another_version(x):
-    of_another_version(x)
+    of_another_version(x)  # noqa: F821
     return tl.load(x)
 
 
@@ -250,7 +245,7 @@ def reads_by_another_version(x):
 def untraced_kernel(x, out, n, NEW: tl.constexpr, SOURCE: tl.constexpr):
     value = tl.load(x)
     if NEW:
-        value += of_another_version(x)
+        value += of_another_version(x)  # noqa: F821
         for i in range(n):
             if tl.load(x + i) > 0:
                 break
@@ -261,8 +256,8 @@ def untraced_kernel(x, out, n, NEW: tl.constexpr, SOURCE: tl.constexpr):
         value += 1.0
     elif NEW:
         value += reads_by_another_version(x)
-    value += of_another_version(x) if NEW else tl.load(x + 1)
-    if NEW and of_another_version(x):
+    value += of_another_version(x) if NEW else tl.load(x + 1)  # noqa: F821
+    if NEW and of_another_version(x):  # noqa: F821
         value += 2.0
     other = 1.0 + (reads_by_another_version(x) if NEW else tl.load(x + 2))
     tl.store(out, value + other)
