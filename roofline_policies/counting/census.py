@@ -11,7 +11,6 @@ import builtins
 import copy
 import dis
 import importlib.util
-import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from rich.table import Table
 from triton import JITFunction, knobs
 
 from roofline_policies.counting.stand_ins import first_line, load
+from roofline_policies.counting.wrappers import way_in
 
 TRITON = {"triton.jit", "triton.runtime.jit.jit"}
 GLUON = {"gluon.jit", "triton.experimental.gluon.jit"}
@@ -231,11 +231,7 @@ def _functions(namespace: dict[str, Any]) -> Iterator[tuple[tuple[str, int], JIT
     """The kernels a namespace and its classes hold, under their file and first line."""
     held = list(namespace.values())
     held += [value for cls in held if isinstance(cls, type) for value in vars(cls).values()]
-    for value in held:
-        # what wraps a kernel (autotuning, heuristics, a cache) holds it as ``fn``; running no code of strangers
-        for _ in range(16):
-            if not isinstance(value, JITFunction):
-                value = inspect.getattr_static(value, "fn", None)
+    for value in (way_in(one)[1] for one in held):
         if isinstance(value, JITFunction):
             yield (value.fn.__code__.co_filename, value.fn.__code__.co_firstlineno), value
 

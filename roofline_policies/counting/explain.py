@@ -13,9 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofline_policies.counting.callees import Kernel
-from roofline_policies.counting.kernel import CountedKernel, counted
+from roofline_policies.counting.kernel import counted
 from roofline_policies.counting.sites import Cost, Exactness, Site
 from roofline_policies.counting.source import RESERVED
+from roofline_policies.counting.wrappers import way_in
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ class Explanation:
 
 
 def explain(kernel: Any, name: str) -> Explanation:
-    """How ``kernel``, which may count already, is counted.
+    """How ``kernel``, which may count already or be wrapped in anything that ``wrappers.way_in`` sees into, is counted.
 
     Raises:
         Uncountable: it is no Triton kernel, or something in it cannot be counted.
     """
-    counting = counted(kernel.original if isinstance(kernel, CountedKernel) else kernel)
+    inside = way_in(kernel)[1]
+    counting = counted(kernel if inside is None else inside)
     return Explanation(name, counting.exactness(), _sources(counting.twin))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import reprlib
 import weakref
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from triton.runtime.autotuner import Autotuner, Heuristics
 from triton.runtime.interpreter import InterpretedFunction
-from triton.runtime.jit import JITFunction, KernelInterface
+from triton.runtime.jit import KernelInterface
 
 from roofline_policies.counting import slots
 from roofline_policies.counting.build import Builder, version
@@ -28,6 +27,7 @@ from roofline_policies.counting.sites import Exactness, Site
 from roofline_policies.counting.source import LEDGER
 from roofline_policies.counting.triton_versions import require_tried
 from roofline_policies.counting.twin import Rewritten
+from roofline_policies.counting.wrappers import innermost
 from roofline_policies.errors import FieldError, Uncountable
 from roofline_policies.work import Precision
 
@@ -233,7 +233,7 @@ class CountedKernel(KernelInterface[Any]):
         self._last: tuple[int, ...] | None = None
         self._launcher: _Launcher | None = None
         self._kernel: Any = original
-        self._innermost = _innermost(original)
+        self._innermost = innermost(original, counting=CountedKernel)
         if mode == "off":
             return
         library = Library(version(), shadow=mode == "shadow")
@@ -311,20 +311,6 @@ class CountedKernel(KernelInterface[Any]):
         self.counts()
         if self._launcher is not None:
             self._launcher.close()
-
-
-def _innermost(kernel: Any) -> Kernel:
-    inner = kernel
-    while isinstance(inner, Autotuner | Heuristics):
-        inner = inner.fn
-    if isinstance(inner, CountedKernel):
-        raise Uncountable(inner._innermost.fn.__qualname__, "kernel", "counts already")
-    if not isinstance(inner, JITFunction | InterpretedFunction):
-        name = str(getattr(inner, "__qualname__", None) or getattr(inner, "__name__", None) or reprlib.repr(inner))
-        raise Uncountable(name, type(inner).__name__, "is no function under triton.jit")
-    if isinstance(inner, JITFunction) and inner.is_gluon():
-        raise Uncountable(inner.fn.__qualname__, "gluon.jit", "only kernels under triton.jit can be counted")
-    return inner
 
 
 def _with_innermost(kernel: Any, launcher: _Launcher) -> Any:

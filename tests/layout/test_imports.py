@@ -28,8 +28,9 @@ LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
 # The same inside roofline_policies/counting: what kernels call while they are traced, what rewrites, what measures.
 COUNTING_LAYERS = [
     {"sass", "scalars", "sites", "slots", "stand_ins", "triton_versions"},
-    {"callees", "census", "lanes", "ledger", "machine_code", "trace"},
-    {"masks", "occupancy", "structure", "twin"},
+    {"callees", "definitions", "lanes", "ledger", "machine_code", "trace"},
+    {"masks", "occupancy", "structure", "twin", "wrappers"},
+    {"census"},
     {"source", "traced"},
     {"count_sites"},
     {"expressions"},
