@@ -19,7 +19,7 @@ WARM_UP = 5
 """Iterations of a server that are left out: its first ones load and allocate what later ones find ready."""
 
 _MODES = [mode.value for mode in ForwardMode]
-_PAIR = BatchShape(pairs=1, causal_pairs=1)
+_PAIR = BatchShape(causal_pairs=1)
 
 
 class StepRecord(NamedTuple):
@@ -124,11 +124,12 @@ def _shape(conf: Mapping[str, Any], where: str, model: ModelShape) -> BatchShape
     decode = conf.get("mode") == ForwardMode.DECODE.value
     bare = BatchShape(requests, new, count(conf, "context_tokens", where), 0, 0, requests, padded, padded * decode)
     beside, pair = model.work(bare), model.attention_work(_PAIR)
-    pairs, rest = divmod(count(conf, "issued_flops", where) - beside.issued.total, pair.issued.total)
-    causal, rest_of_useful = divmod(count(conf, "useful_flops", where) - beside.useful.total, pair.useful.total)
-    if rest or rest_of_useful or not 0 < causal <= pairs:
+    causal, rest = divmod(count(conf, "useful_flops", where) - beside.useful.total, pair.useful.total)
+    pairs = (count(conf, "issued_flops", where) - beside.issued.total) // pair.useful.total
+    if rest or not 0 < causal <= pairs:
         allowed = "FLOPs of the model that was served"
         raise InputError(
             "is of another model", where=where, key="issued_flops", value=conf["issued_flops"], allowed=allowed
         )
+    # Everything that attention issued, in pairs: the rectangle of a padded product, the tiles of a kernel that skips.
     return bare._replace(pairs=pairs, causal_pairs=causal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from roofline_policies.attention_kernels import Backends, read_keys, seen_pairs
 from roofline_policies.errors import InputError
 
 
@@ -14,13 +15,16 @@ class BatchShape(NamedTuple):
     requests: sequences in the batch.
     new_tokens: valid rows of every linear layer.
     context_tokens: KV tokens visible to the batch, sum over requests of ``prefix + new``.
-    pairs: sum over requests of ``new * (prefix + new)``, the full rectangle of attention scores.
+    pairs: sum over requests of ``new * (prefix + new)``, the full rectangle of attention scores, masked ones included.
     causal_pairs: sum over requests of ``new * prefix + new * (new + 1) / 2``, the scores that are not masked.
     logit_rows: valid rows that go through the output head.
     padded_rows: rows added to reach a captured size; they cost linear FLOPs and carry no request.
     padded_logit_rows: how many of them go through the output head as well.
     shared_tokens: KV tokens of ``context_tokens`` that are one of another request's too: a prefix that n requests share
         is counted n times there and n - 1 times here.
+    masked_flops: FLOPs of one layer's attention beyond those of ``causal_pairs``: masked scores that the kernel does
+        not skip, and what only fills its tiles. Depends on the kernel, so it is 0 where no kernel was named: a bound
+        from below.
     """
 
     requests: int = 0
@@ -32,6 +36,7 @@ class BatchShape(NamedTuple):
     padded_rows: int = 0
     padded_logit_rows: int = 0
     shared_tokens: int = 0
+    masked_flops: int = 0
 
     @classmethod
     def of(
@@ -42,6 +47,7 @@ class BatchShape(NamedTuple):
         *,
         all_logits: bool = False,
         shared_tokens: int = 0,
+        attention: Backends | None = None,
     ) -> BatchShape:
         """Sum up a batch; O(requests).
 
@@ -53,8 +59,9 @@ class BatchShape(NamedTuple):
             all_logits: every new token needs logits, as in a verify step of speculative decoding, or where the
                 logprobs of a whole prompt are asked for. Otherwise one row per request: SGLang computes logits for
                 the last new token of each request, unfinished chunks included.
-
             shared_tokens: KV tokens that several requests read, beyond the first of them.
+            attention: the kernels that run the batch; with prompts in it, that of prefill runs all of it. Their window
+                narrows what is seen and read.
 
         Raises:
             InputError: a length that no batch can have.
@@ -62,23 +69,26 @@ class BatchShape(NamedTuple):
         Source: SGLang 0.5.23, ``LogitsProcessor._get_pruned_states`` and ``DecodeCudaGraphRunner.execute``.
         """
         new = context = pairs = causal_pairs = 0
+        window = None if attention is None else attention.prefill.window
         for tokens, prefix in prefill:
             if tokens < 1 or prefix < 0:
                 raise _refuse("prefill", (tokens, prefix), "(new tokens >= 1, prefix tokens >= 0)")
-            visible = prefix + tokens
             new += tokens
-            context += visible
-            pairs += tokens * visible
-            causal_pairs += tokens * prefix + tokens * (tokens + 1) // 2
+            context += read_keys(tokens, prefix, window)
+            pairs += tokens * (prefix + tokens)
+            causal_pairs += seen_pairs(tokens, prefix, window)
         decodes = len(decode_contexts)
         if decodes:
             if min(decode_contexts) < 1:
                 raise _refuse("decode_contexts", min(decode_contexts), ">= 1, the row itself")
             decode_tokens = sum(decode_contexts)
+            read = decode_tokens
+            if window is not None:
+                read = sum(read_keys(1, length - 1, window) for length in decode_contexts)
             new += decodes
-            context += decode_tokens
+            context += read
             pairs += decode_tokens
-            causal_pairs += decode_tokens
+            causal_pairs += read
         if padded_rows < 0:
             raise _refuse("padded_rows", padded_rows, ">= 0")
         requests = len(prefill) + decodes
@@ -86,9 +96,18 @@ class BatchShape(NamedTuple):
             raise _refuse("shared_tokens", shared_tokens, f"0 to {context - new}, the tokens that are not new")
         logit_rows = new if all_logits else requests
         padded_logit_rows = 0 if prefill and not all_logits else padded_rows
+        masked_flops = 0
+        if attention is not None:
+            if prefill:
+                rows = [*prefill, *((1, length - 1) for length in decode_contexts)]
+                masked_flops = attention.prefill.prefill_flops(rows)
+            else:
+                masked_flops = attention.decode.decode_flops(decode_contexts, padded_rows)
+            masked_flops -= attention.prefill.pair_flops * causal_pairs
         return cls(
-            requests, new, context, pairs, causal_pairs, logit_rows, padded_rows, padded_logit_rows, shared_tokens
-        )
+            requests, new, context, pairs, causal_pairs, logit_rows, padded_rows, padded_logit_rows, shared_tokens,
+            masked_flops,
+        )  # fmt: skip
 
     def __add__(self, other: BatchShape) -> BatchShape:  # type: ignore[override]  # shapes add, they do not concatenate
         return BatchShape(
@@ -101,6 +120,7 @@ class BatchShape(NamedTuple):
             self.padded_rows + other.padded_rows,
             self.padded_logit_rows + other.padded_logit_rows,
             self.shared_tokens + other.shared_tokens,
+            self.masked_flops + other.masked_flops,
         )
 
 

@@ -161,17 +161,20 @@ class ModelShape:
             vocab_size=split_vocabulary(self.vocab_size, tp_size),
         )
 
-    def work(self, batch: BatchShape) -> Work:
+    def work(self, batch: BatchShape, *, linear: Precision | None = None) -> Work:
         """FLOPs and bytes of one forward pass over ``batch``; O(1).
+
+        linear: of the layers' matrices, where these run in another precision than the rest; the head does not.
 
         With L layers, hidden size h, query width q = heads x head_dim, KV width k = KV heads x head_dim, MLP width i,
         vocabulary v, R rows, P pairs and H logit rows, a multiply-add counted as two::
 
             FLOPs = R * 2L (h(q + 2k) + qh + 3hi)  +  P * 4Lq  +  H * 2hv
 
-        issued: R and H with padding, P the full rectangle; what an unmasked attention kernel executes.
-            Attention over padded rows is left out: one key each, in SGLang's graphs.
-        useful: no padding, P the causal pairs. A logit row counts as useful even where a chunk is unfinished.
+        issued: R and H with padding; of attention, the P causal pairs and what its kernel does beside them
+            (``BatchShape.masked_flops``): masked scores, rows and keys in tiles that it does not skip.
+        useful: no padding, P the causal pairs. A logit row counts as useful even where a chunk is unfinished, and
+            where the logprobs of a prompt were asked for.
         compulsory: every weight once (without the head where there are no logit rows; of an untied embedding table,
             one row per new token), the KV of every prefix token read once per layer, the KV of every new token
             written. The new tokens' own KV is not read back, activations and logits never leave the chip: a bound
@@ -181,16 +184,17 @@ class ModelShape:
             operations are embedding, merged QKV, KV store, attention over the whole context, output, merged gate-up,
             down, head. What a kernel reads again tile by tile, or per query head, depends on the kernel.
 
-        All FLOPs have the precision of the weights, attention too, whatever the KV cache is stored in.
+        All FLOPs but those of ``linear`` have the precision of the weights, attention too, whatever the KV cache is
+        stored in.
         Ignored everywhere: norms (but for their weights), rotary embedding, softmax, activation, residuals, sampling,
-        token ids and page tables, input logprobs (unless the batch counts their rows), communication.
+        token ids and page tables, logprobs beside the head's product, communication.
 
         Source: PaLM (arXiv 2204.02311) appendix B and torch.utils.flop_counter for the conventions; the layers of
         SGLang 0.5.23 ``models/llama.py``, ``qwen2.py``, ``qwen3.py``.
         """
         if not batch.new_tokens + batch.padded_rows:
             return Work(provenance=_PROVENANCE)
-        return self.work_beside_attention(batch) + self.attention_work(batch)
+        return self.work_beside_attention(batch, linear=linear) + self.attention_work(batch)
 
     def attention_work(self, batch: BatchShape) -> Work:
         """The part of ``work`` that attention kernels do: scores and weighted sums, KV and queries in, outputs out.
@@ -202,30 +206,34 @@ class ModelShape:
         kv_bytes = self.kv_bytes_per_token
         precision = self.weight_precision
         return Work(
-            Flops.at(precision, per_pair * batch.pairs),
+            Flops.at(precision, per_pair * batch.causal_pairs + self.num_layers * batch.masked_flops),
             Flops.at(precision, per_pair * batch.causal_pairs),
             Bytes(moved_bytes + kv_bytes * batch.context_tokens, moved_bytes),
             Bytes(kv_bytes * (batch.context_tokens - batch.new_tokens - batch.shared_tokens)),
             _PROVENANCE,
         )
 
-    def work_beside_attention(self, batch: BatchShape) -> Work:
+    def work_beside_attention(self, batch: BatchShape, *, linear: Precision | None = None) -> Work:
         """The rest of ``work``: what the shapes of the layers alone decide."""
         new = batch.new_tokens
         rows = new + batch.padded_rows
-        linear, _, head, body_bytes, table_bytes, row_bytes, read_bytes, written_bytes, logits_bytes, query_bytes = (
+        per_row, _, head, body_bytes, table_bytes, row_bytes, read_bytes, written_bytes, logits_bytes, query_bytes = (
             self._coefficients
         )
         logit_rows = batch.logit_rows + batch.padded_logit_rows
-        weights = body_bytes + table_bytes if logit_rows else body_bytes
+        precision = self.weight_precision
+        products = linear or precision
+        # Two FLOPs per element of the layers' matrices and row.
+        saved = per_row // 2 * (BYTES_PER_ELEMENT[precision] - BYTES_PER_ELEMENT[products])
+        weights = body_bytes - saved + (table_bytes if logit_rows else 0)
         gathered = 0 if self.tied_embeddings and logit_rows else min(new * row_bytes, table_bytes)
         kv_written = self.kv_bytes_per_token * new
         requested_read = weights + (row_bytes + read_bytes - query_bytes) * rows + row_bytes * logit_rows
         requested_written = kv_written + (row_bytes + written_bytes - query_bytes) * rows + logits_bytes * logit_rows
-        precision = self.weight_precision
+        issued, useful = Flops.at(precision, head * logit_rows), Flops.at(precision, head * batch.logit_rows)
         return Work(
-            Flops.at(precision, linear * rows + head * logit_rows),
-            Flops.at(precision, linear * new + head * batch.logit_rows),
+            issued + Flops.at(products, per_row * rows),
+            useful + Flops.at(products, per_row * new),
             Bytes(requested_read, requested_written),
             Bytes(weights + gathered, kv_written),
             _PROVENANCE,

@@ -156,7 +156,7 @@ class ComposedShape:
             vocab_size=split_vocabulary(self.vocab_size, tp_size),
         )
 
-    def work(self, batch: BatchShape, *, form: Form | None = None) -> Work:
+    def work(self, batch: BatchShape, *, form: Form | None = None, linear: Precision | None = None) -> Work:
         """FLOPs and bytes of one forward pass over ``batch``; O(1).
 
         issued, useful, requested and compulsory mean what they mean in ``ModelShape.work``, the same is ignored, and
@@ -171,12 +171,13 @@ class ComposedShape:
         any other. These two figures are ESTIMATED, all else is CLOSED_FORM; the sum of the parts says both. Ignored:
         choosing experts, sorting rows by expert, tiles that an expert fills in part.
 
-        form: of latent attention; None takes the one that SGLang runs, see ``LatentAttention.form``. Work grows with
-        the batch within one form; where more cached tokens change the form, it can shrink.
+        linear: as in ``ModelShape.work``; experts and routers are matrices of the layers. form: of latent attention;
+        None takes the one that SGLang runs, see ``LatentAttention.form``. Work grows with the batch within one form;
+        where more cached tokens change the form, it can shrink.
         """
         if not batch.new_tokens + batch.padded_rows:
             return Work(provenance=_CLOSED_FORM)
-        return self.work_beside_attention(batch) + self.attention_work(batch, form=form)
+        return self.work_beside_attention(batch, linear=linear) + self.attention_work(batch, form=form)
 
     def attention_work(self, batch: BatchShape, *, form: Form | None = None) -> Work:
         """The part of ``work`` between the projections: attention, and what latent attention does around it."""
@@ -186,34 +187,44 @@ class ComposedShape:
             return attention.context_work(batch, precision=precision, kv_bytes=kv_bytes, layers=layers, form=form)
         return attention.context_work(batch, precision=precision, kv_bytes=kv_bytes, layers=layers)
 
-    def work_beside_attention(self, batch: BatchShape) -> Work:
+    def work_beside_attention(self, batch: BatchShape, *, linear: Precision | None = None) -> Work:
         """The rest of ``work``: what the shapes of the layers decide, and which experts are read."""
         new = batch.new_tokens
         rows = new + batch.padded_rows
-        linear, head, body_bytes, _, table_bytes, row_bytes, read_bytes, written_bytes, logits_bytes = (
+        per_row, head, body_bytes, _, table_bytes, row_bytes, read_bytes, written_bytes, logits_bytes = (
             self._coefficients
         )
         logit_rows = batch.logit_rows + batch.padded_logit_rows
-        weights = body_bytes + table_bytes if logit_rows else body_bytes
+        precision = self.weight_precision
+        products = linear or precision
+        narrower = BYTES_PER_ELEMENT[precision] - BYTES_PER_ELEMENT[products]
+        # Two FLOPs per element of the matrices that every row meets, those of the chosen experts left out.
+        chosen = self.experts.chosen * self._routed_elements if self.experts is not None else 0
+        weights = body_bytes - (per_row // 2 - chosen) * narrower + (table_bytes if logit_rows else 0)
         gathered = 0 if self.tied_embeddings and logit_rows else min(new * row_bytes, table_bytes)
         kv_written = self.kv_bytes_per_token * new
-        precision = self.weight_precision
+        issued, useful = Flops.at(precision, head * logit_rows), Flops.at(precision, head * batch.logit_rows)
         return Work(
-            Flops.at(precision, linear * rows + head * logit_rows),
-            Flops.at(precision, linear * new + head * batch.logit_rows),
+            issued + Flops.at(products, per_row * rows),
+            useful + Flops.at(products, per_row * new),
             Bytes(
                 weights + (row_bytes + read_bytes) * rows + row_bytes * logit_rows,
                 kv_written + (row_bytes + written_bytes) * rows + logits_bytes * logit_rows,
             ),
             Bytes(weights + gathered, kv_written),
             _CLOSED_FORM,
-        ) + self.expert_weights(batch)
+        ) + self.expert_weights(batch, linear=linear)
 
-    def expert_weights(self, batch: BatchShape) -> Work:
+    @property
+    def _routed_elements(self) -> int:
+        """Of one expert of every layer that has them."""
+        return self._coefficients[3] // BYTES_PER_ELEMENT[self.weight_precision]
+
+    def expert_weights(self, batch: BatchShape, *, linear: Precision | None = None) -> Work:
         """The estimated part of ``work``: bytes of routed experts' weights that are read. None without experts."""
         if not self.expert_layers or self.experts is None:
             return Work(provenance=_CLOSED_FORM)
-        expert_bytes = self._coefficients[3]
+        expert_bytes = self._routed_elements * BYTES_PER_ELEMENT[linear or self.weight_precision]
         requested = self.experts.active(batch.new_tokens + batch.padded_rows)
         return Work(
             requested=Bytes(round(requested * expert_bytes)),

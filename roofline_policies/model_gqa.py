@@ -73,7 +73,7 @@ class GroupedAttention:
         per_pair = 4 * layers * self.query_width
         moved_bytes = layers * self.query_width * BYTES_PER_ELEMENT[precision] * (batch.new_tokens + batch.padded_rows)
         return Work(
-            Flops.at(precision, per_pair * batch.pairs),
+            Flops.at(precision, per_pair * batch.causal_pairs + layers * batch.masked_flops),
             Flops.at(precision, per_pair * batch.causal_pairs),
             Bytes(moved_bytes + kv_bytes * batch.context_tokens, moved_bytes),
             Bytes(kv_bytes * (batch.context_tokens - batch.new_tokens - batch.shared_tokens)),

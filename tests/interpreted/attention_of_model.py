@@ -33,11 +33,11 @@ def model(heads: int, kv_heads: int, head_dim: int, precision: Precision) -> Mod
 def attention_part(shape: ModelShape, batch: BatchShape) -> Work:
     """Of the model's Work what Q K^T, P V and the reads of keys and values contribute: all that sees the contexts.
 
-    Source: model.py has the terms `per_pair * pairs` (issued), `per_pair * causal_pairs` (useful), `kv_bytes *
-    context_tokens` (requested) and `kv_bytes * (context_tokens - new)` (compulsory).
+    Source: model.py has the terms `per_pair * causal_pairs + layers * masked_flops` (issued), `per_pair *
+    causal_pairs` (useful), `kv_bytes * context_tokens` (requested), `kv_bytes * (context_tokens - new)` (compulsory).
     """
     whole = shape.work(batch)
-    rest = shape.work(batch._replace(pairs=0, causal_pairs=0, context_tokens=batch.new_tokens))
+    rest = shape.work(batch._replace(pairs=0, causal_pairs=0, masked_flops=0, context_tokens=batch.new_tokens))
     own = shape.kv_bytes_per_token * batch.new_tokens  # left in `rest` so that compulsory bytes stay above zero
 
     def less(a: tuple[int, ...], b: tuple[int, ...]) -> list[int]:

@@ -1,14 +1,15 @@
 """Inline counts of attention against closed forms: of the kernels' tiles, and of model.py for the same batch.
 
-What the kernels issue, and what the model calls useful and issued, are equal where shapes fill tiles:
+What the kernels issue is what the model calls issued, once the batch knows that they run (`backends`). It is useful
+work as well where shapes fill tiles:
 
 - grouped decode: head dimensions powers of two, contexts multiples of 32, groups multiples of 16 query heads: issued =
   useful. Elsewhere a group of g < 16 issues 16 / g times its rows.
 - MHA decode multiplies without `tl.dot`: no FLOPs are counted, whatever the shape.
 - extend, tiles of M queries: a tile meets the new keys up to its own last row, so that it issues the causal triangle in
   steps of M: n (n + M) / 2 pairs of n new tokens. That is the model's useful n (n + 1) / 2 and n (M - 1) / 2 more, and
-  the model's issued n * n where n = M.
-- unified extend issues the whole rectangle n (prefix + n): the model's issued.
+  the whole rectangle n * n where n = M.
+- unified extend issues the whole rectangle n (prefix + n).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from bench.kernels import attention, closed_forms
 from bench.kernels.attention import Case, block_sizes_of_hopper
 from bench.kernels.closed_forms import Expected, Tiles
 from bench.kernels.launching import MODULES, kernel_named, launched_by
+from roofline_policies.attention_tiles import TritonAttention, triton_tile
+from roofline_policies.backends import backends
 from roofline_policies.batch import BatchShape
 from roofline_policies.counting import Counts, Ledger, counted
 from roofline_policies.work import Flops, Precision
@@ -189,8 +192,10 @@ def test_decode_issues_the_models_pairs_in_full_tiles(lengths, kv_heads, group, 
     """16 rows for a group of up to 16, 32 keys for a part of them, a power of two for the head dimension."""
     sizes = {"heads": group * kv_heads, "kv_heads": kv_heads, "head_dim": dim}
     flops, kv_bytes = over_layers(attention.decode, lengths=lengths, dtype=torch.float16, **sizes, **SPLITS)
-    batch = BatchShape.of(decode_contexts=lengths)
-    part = attention_part(model(**sizes, precision=Precision.FP16), batch)
+    shape = model(**sizes, precision=Precision.FP16)
+    batch = BatchShape.of(decode_contexts=lengths, attention=backends(shape, "triton"))
+    part = attention_part(shape, batch)
+    assert flops == part.issued
     whole_blocks = sum(-(-length // 32) * 32 for length in lengths)
     padded_dim = 16 if dim == 16 else 32
     padding = (16 * whole_blocks * padded_dim, group * batch.pairs * dim)
@@ -218,32 +223,75 @@ def pairs(new: int, prefix: int, rows: int) -> int:
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("chunks", [[(64, 0)], [(64, 128), (64, 64)], [(128, 64), (192, 0)]])
 def test_extend_that_fills_its_tiles_issues_the_triangle_in_steps(chunks, precision):
-    """Tiles of 64 queries and 64 keys. Where a chunk is one tile of queries, that is the model's whole rectangle."""
+    """Tiles of 64 queries and 64 keys. Where a chunk is one tile of queries, that is the whole rectangle."""
     sizes = {"heads": 2, "kv_heads": 2, "head_dim": 16}
-    batch = BatchShape.of(prefill=chunks)
+    shape = model(**sizes, precision=precision)
+    batch = BatchShape.of(prefill=chunks, attention=backends(shape, "triton", capability=(0, 0)))
     new, prefix = ([one[which] for one in chunks] for which in (0, 1))
     flops, kv_bytes = over_layers(
         attention.extend, prefix_lengths=prefix, extend_lengths=new, dtype=DTYPES[precision], **sizes
     )
-    part = attention_part(model(**sizes, precision=precision), batch)
+    part = attention_part(shape, batch)
     stepped = sum(pairs(n, p, 64) for n, p in chunks)
-    assert flops.total * batch.pairs == part.issued.total * stepped
+    assert flops == part.issued
+    assert flops.total * batch.causal_pairs == part.useful.total * stepped
     assert stepped - batch.causal_pairs == sum(n * 63 // 2 for n in new)
-    assert part.useful.total < flops.total <= part.issued.total
     assert dict(flops.items()).keys() == {precision}
     if max(new) == 64:
-        assert flops == part.issued
+        assert stepped == batch.pairs
         assert kv_bytes == part.requested.read  # every key once, as there is one tile and a query head per KV head
 
 
 @pytest.mark.parametrize("chunks", [[(64, 0)], [(64, 128), (128, 64)]])
-def test_unified_extend_that_fills_its_tiles_issues_the_models_rectangle(chunks):
+def test_unified_extend_that_fills_its_tiles_issues_the_rectangle(chunks):
     sizes = {"heads": 4, "kv_heads": 2, "head_dim": 16}
     new, prefix = ([one[which] for one in chunks] for which in (0, 1))
     options = {"prefix_lengths": prefix, "extend_lengths": new, "dtype": torch.float16}
     flops, _ = over_layers(attention.extend_unified, **options, **sizes)
-    part = attention_part(model(**sizes, precision=Precision.FP16), BatchShape.of(prefill=chunks))
+    shape = model(**sizes, precision=Precision.FP16)
+    kernels = backends(shape, "triton", capability=(0, 0), deterministic=True)
+    part = attention_part(shape, BatchShape.of(prefill=chunks, attention=kernels))
     assert flops == part.issued
+    padded = backends(shape, "torch_native", padded_queries=False)
+    assert flops == attention_part(shape, BatchShape.of(prefill=chunks, attention=padded)).issued
+
+
+LONG_CHUNKS = st.lists(st.tuples(st.integers(1, 900), st.integers(0, 2000)), min_size=1, max_size=4)
+
+
+@given(
+    chunks=LONG_CHUNKS,
+    heads=HEADS,
+    dim=st.sampled_from([16, 80, 128, 256, 512]),
+    window=st.none() | st.integers(1, 1200),
+    capability=st.sampled_from([(0, 0), (8, 0), (8, 9), (9, 0), (10, 0)]),
+    unified=st.booleans(),
+)
+def test_the_models_kernels_are_the_closed_forms_of_extend(chunks, heads, dim, window, capability, unified):
+    """What a server counts without inline counting is what the kernels would have counted, of any batch."""
+    kernel = TritonAttention(*heads, dim, triton_tile(dim, capability), window, unified)
+    new, prefixes = zip(*chunks, strict=True)
+    clipped = [min(prefix, window) if window else prefix for prefix in prefixes]
+    row, tiles = (*heads, dim, dim, 2, False, window), Tiles(*kernel.tile)
+    if unified:
+        shape = attention.Shape(new, tuple(map(sum, zip(new, clipped, strict=True))), *row)
+        form = closed_forms.extend_unified(shape, tiles, closed_forms.window_pads(prefixes, window))
+    else:
+        form = closed_forms.extend(attention.Shape(new, tuple(clipped), *row), tiles)
+    assert kernel.prefill_flops(chunks) == form.dot_flops
+
+
+@given(
+    lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=5),
+    heads=HEADS.filter(lambda one: one[0] != one[1]),
+    dim=st.sampled_from([16, 80, 128, 256]),
+    window=st.none() | st.integers(1, 1200),
+)
+def test_the_models_kernels_are_the_closed_forms_of_decode(lengths, heads, dim, window):
+    kernel = TritonAttention(*heads, dim, triton_tile(dim, (9, 0)), window)
+    keys = tuple(min(length, window or length) for length in lengths)
+    shape = attention.Shape((1,) * len(lengths), keys, *heads, dim, dim, 2, False, window)
+    assert kernel.decode_flops(lengths) == closed_forms.decode_stage1(shape, [1] * len(lengths), 8).dot_flops
 
 
 @QUICK

@@ -123,11 +123,16 @@ def test_both_forms_are_the_same_attention_and_cost_what_torch_counts(
     cache = torch.randn(cached, sizes.kv_elements, dtype=torch.float64)
     shape = replace(SMALL, attention=sizes, hidden_size=hidden, num_layers=layers, dense_layers=layers)
     batch, results = BatchShape.of([(new, cached)])._replace(logit_rows=0), []
+    widths = {
+        Form.ABSORBED: 2 * sizes.kv_lora_rank + sizes.qk_rope_head_dim,
+        Form.EXPANDED: sizes.qk_nope_head_dim + sizes.qk_rope_head_dim + sizes.v_head_dim,
+    }
     mlp = 2 * 3 * hidden * shape.intermediate_size * new
     for form in Form:
         with FlopCounterMode(display=False) as counter:
             results.append(getattr(layer, form.value)(rows, cache))
-        assert shape.work(batch, form=form).issued.total == layers * (counter.get_total_flops() + mlp)
+        unmasked = batch._replace(masked_flops=2 * sizes.num_heads * widths[form] * (batch.pairs - batch.causal_pairs))
+        assert shape.work(unmasked, form=form).issued.total == layers * (counter.get_total_flops() + mlp)
     torch.testing.assert_close(*results)
     tensors = [layer.query, layer.query_latent, layer.latent, layer.keys, layer.values, layer.output]
     multiplied = sum(tensor.numel() for tensor in tensors if tensor is not None)
@@ -170,7 +175,9 @@ def test_flops_and_parameters_are_those_of_the_hugging_face_model(
     shape = ComposedShape.from_config(config.to_dict(), weight_precision=Precision.FP32)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.arange(new).reshape(1, new))
-    work = shape.work(BatchShape.of([(new, 0)], all_logits=True), form=Form.EXPANDED)
+    batch = BatchShape.of([(new, 0)], all_logits=True)
+    masked = 2 * 3 * (6 + 4 + 10) * (batch.pairs - batch.causal_pairs)  # torch counts whole rectangles
+    work = shape.work(batch._replace(masked_flops=masked), form=Form.EXPANDED)
     assert work.issued == Flops(fp32=counter.get_total_flops())
     assert shape.parameters == sum(parameter.numel() for parameter in network.parameters())
     assert (shape.dense_layers, shape.expert_layers) == (dense, 2 - dense)
@@ -203,7 +210,8 @@ def test_an_expanded_chunk_by_hand() -> None:
     # Two new tokens behind three. Per layer: three latents of 7 fetched; of five tokens 5 read and 2*7 written by the
     # matrix, 2*3 + 2 read and 2*5 written for keys, 2*5 + 2*4 read by attention; of two rows 2*5 read, 2*4 written.
     # A token's FLOPs 140, a pair's 2*2*(5 + 4) = 36; of 10 pairs 9 are causal.
-    work = SMALL.work(BatchShape.of([(2, 3)]), form=Form.EXPANDED)
+    # One masked pair's FLOPs are issued by a kernel that says so.
+    work = SMALL.work(BatchShape.of([(2, 3)])._replace(masked_flops=36), form=Form.EXPANDED)
     read, written = 5 * (5 + 8 + 18) + 2 * 10, 3 * 7 + 5 * (14 + 10) + 2 * 8
     assert work.issued == Flops(bf16=2 * 1980 + 3 * (5 * 140 + 10 * 36) + 240)
     assert work.useful == Flops(bf16=2 * 1980 + 3 * (5 * 140 + 9 * 36) + 240)

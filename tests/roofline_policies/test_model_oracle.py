@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roofline_policies.attention_kernels import Backends
+from roofline_policies.backends import backends
 from roofline_policies.model import BatchShape, ModelShape
 from roofline_policies.work import Precision
 
@@ -61,6 +63,11 @@ def shape_of(config: Any) -> ModelShape:
     return ModelShape.from_config({**config.to_dict(), "dtype": str(config.dtype)})
 
 
+def padded(shape: ModelShape) -> Backends:
+    """What torch's counter sees: products over whole rectangles, of new rows alone."""
+    return backends(shape, "torch_native", padded_queries=False)
+
+
 def count(config: Any, model: Any, chunks: list[int]) -> list[int]:
     """FLOPs that torch counts for each chunk of one sequence, behind the cache of the chunks before it."""
     cache = transformers.DynamicCache(config=config)
@@ -81,7 +88,7 @@ def test_issued_flops_of_prefill_chunks_and_decode(model: tuple[Any, Any], chunk
     counted = count(*model, lengths)
     for position, (new, expected) in enumerate(zip(lengths, counted, strict=True)):
         prefix = sum(lengths[:position])
-        work = shape.work(BatchShape.of([(new, prefix)]))
+        work = shape.work(BatchShape.of([(new, prefix)], attention=padded(shape)))
         assert work.issued.total == expected
         if new == 1:
             assert shape.work(BatchShape.of(decode_contexts=[prefix + 1])) == work
@@ -94,7 +101,8 @@ def test_issued_flops_of_several_requests_are_the_sum_over_requests(
     model: tuple[Any, Any], requests: list[tuple[int, int]]
 ) -> None:
     counted = sum(count(*model, [prefix, new] if prefix else [new])[-1] for new, prefix in requests)
-    assert shape_of(model[0]).work(BatchShape.of(requests)).issued.total == counted
+    shape = shape_of(model[0])
+    assert shape.work(BatchShape.of(requests, attention=padded(shape))).issued.total == counted
 
 
 @settings(deadline=None, max_examples=15)
@@ -103,7 +111,8 @@ def test_issued_flops_where_every_row_has_logits(model: tuple[Any, Any], new: in
     tokens = torch.zeros(1, new, dtype=torch.long, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model[1](tokens)
-    work = shape_of(model[0]).work(BatchShape.of([(new, 0)], all_logits=True))
+    shape = shape_of(model[0])
+    work = shape.work(BatchShape.of([(new, 0)], all_logits=True, attention=padded(shape)))
     assert work.issued.total == counter.get_total_flops()
 
 
