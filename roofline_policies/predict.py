@@ -1,6 +1,7 @@
 """Predicts the seconds of one scheduler iteration from what it runs, before it is run.
 
-    step = max(sum over kernels that cannot overlap of their times, host time to launch them) + exposed host time
+    step = max(sum over kernels that cannot overlap of their times, host time to launch them, roofline of the step)
+           + exposed host time
 
 Kernel times are rooflines times measured efficiencies (``kernel_time``); what no table covers (small kernels, launches,
 collectives) is a stated parameter of ``StepCosts``. What is left is for an online correction to learn. Layers of
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from roofline_policies.backends import backends
 from roofline_policies.batch import BatchShape
 from roofline_policies.composed_time import ComposedLayers
 from roofline_policies.efficiency import (
@@ -30,6 +32,7 @@ from roofline_policies.model import ModelShape
 from roofline_policies.model_composed import Shape
 from roofline_policies.model_gqa import GroupedAttention
 from roofline_policies.model_mla import Form
+from roofline_policies.roofline_steps import RooflineSteps
 from roofline_policies.step_costs import DEFAULT_COSTS, StepCosts
 from roofline_policies.work import BYTES_PER_ELEMENT
 
@@ -49,6 +52,7 @@ class StepTime(NamedTuple):
         the products with latents. head_s: the output head.
     small_s: everything else on the device. communication_s: collectives between ranks.
     launch_s: what launching without a graph takes longer than the device. host_s: exposed host time.
+    roof_s: what is missing to the roofline of the step's work, 0 where kernels are no faster than their ceilings.
     kernels: launches.
     """
 
@@ -59,6 +63,7 @@ class StepTime(NamedTuple):
     communication_s: float = 0.0
     launch_s: float = 0.0
     host_s: float = 0.0
+    roof_s: float = 0.0
     kernels: int = 0
 
     @property
@@ -68,7 +73,7 @@ class StepTime(NamedTuple):
 
     @property
     def total_s(self) -> float:
-        return self.device_s + self.launch_s + self.host_s
+        return self.device_s + self.launch_s + self.host_s + self.roof_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,8 @@ class StepPredictor:
     _prefill: PrefillEfficiency = field(init=False, repr=False, compare=False)
     _small_row_s: float = field(init=False, repr=False, compare=False)
     _kernels: int = field(init=False, repr=False, compare=False)
+    _roof: RooflineSteps = field(init=False, repr=False, compare=False)
+    _padded_row_flops: int = field(init=False, repr=False, compare=False)
     _products_s: dict[tuple[int, int], float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -136,7 +143,10 @@ class StepPredictor:
                 kv_precision = precision
             composed = ComposedLayers(shard, self.ceilings, self.efficiency.sms, linear, self.costs)
             in_layers = composed.kernels
+        decoding = backends(shard, self.attention).decode
         for name, value in {
+            "_roof": RooflineSteps(shard, self.ceilings, linear.precision if self.linear else None),
+            "_padded_row_flops": decoding.decode_flops((), 1),
             "_shard": shard,
             "_products": products,
             "_heads": heads,
@@ -167,21 +177,42 @@ class StepPredictor:
         """Seconds of one step by part. A mixed step has both shapes; its attention is one launch over all rows.
 
         graph: the step is a graph replay. A pure decode step that says nothing of padding is padded to the next
-            captured size; beyond the last one it runs without a graph, as SGLang does.
+            captured size; beyond the last one it runs without a graph, as SGLang does. Without a graph it is never
+            cheaper than the replay, which beyond the last size is that of sizes that go on at their last distance.
         decode: one token per request, or several of them in a verify step of speculative decoding, where each request
             that pads it has as many.
         """
         if not prefill.requests + decode.requests:
             return StepTime()
-        if graph and self.captured and not prefill.requests and not decode.padded_rows:
-            place = bisect_left(self.captured, decode.requests)
-            graph = place < len(self.captured)
-            if graph:
-                added = self.captured[place] - decode.requests
-                decode = decode._replace(
-                    padded_rows=added * (decode.new_tokens // decode.requests),
-                    padded_logit_rows=added * (decode.logit_rows // decode.requests),
-                )
+        if prefill.requests or decode.padded_rows or not self.captured:
+            return self._step(prefill, decode, graph)
+        replay = self._step(prefill, self._padded(decode, self._size(decode.requests)), True)
+        if graph and decode.requests <= self.captured[-1]:
+            return replay
+        eager = self._step(prefill, decode, False)
+        missing_s = max(0.0, replay.total_s - eager.total_s)
+        return eager._replace(launch_s=eager.launch_s + missing_s) if missing_s else eager
+
+    def _size(self, requests: int) -> int:
+        """The captured size of so many requests; beyond the last one, what it would be if the sizes went on."""
+        place = bisect_left(self.captured, requests)
+        if place < len(self.captured):
+            return self.captured[place]
+        last = self.captured[-1]
+        distance = last - self.captured[-2] if len(self.captured) > 1 else last
+        return last + -(-(requests - last) // distance) * distance
+
+    def _padded(self, decode: BatchShape, size: int) -> BatchShape:
+        """The batch with requests that only fill a graph of ``size`` of them; each has as many rows as the others."""
+        added = size - decode.requests
+        rows = added * (decode.new_tokens // decode.requests)
+        return decode._replace(
+            padded_rows=rows,
+            padded_logit_rows=added * (decode.logit_rows // decode.requests),
+            masked_flops=decode.masked_flops + rows * self._padded_row_flops,
+        )
+
+    def _step(self, prefill: BatchShape, decode: BatchShape, graph: bool) -> StepTime:
         batch = prefill + decode
         rows = batch.new_tokens + batch.padded_rows
         logit_rows = batch.logit_rows + batch.padded_logit_rows
@@ -206,7 +237,12 @@ class StepPredictor:
             host_s=costs.host_s,
             kernels=self._kernels,
         )
-        return time if graph else time._replace(launch_s=max(0.0, self._kernels * costs.eager_kernel_s - time.device_s))
+        roof_s = max(0.0, self._roof.bound_s(batch) - time.device_s)
+        if roof_s:
+            time = time._replace(roof_s=roof_s)
+        if graph:
+            return time
+        return time._replace(launch_s=max(0.0, self._kernels * costs.eager_kernel_s - time.device_s - roof_s))
 
     def _product_s(self, place: int, rows: int) -> float:
         """Matrix products of one dense layer, or of the head. Remembered: batches are padded to few sizes."""

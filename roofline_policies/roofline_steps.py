@@ -10,6 +10,7 @@ from roofline_policies.hardware import Ceilings
 from roofline_policies.model import ModelShape
 from roofline_policies.model_composed import Shape
 from roofline_policies.roofline import roof_time
+from roofline_policies.work import Precision, Work
 
 EMPTY = BatchShape()
 
@@ -25,11 +26,15 @@ class RooflineSteps:
 
     What it misses, such as how far kernels stay below the roofs, ``correction`` learns from the steps that run.
 
-    model: the shape that one rank runs. ceilings: of the device.
+    model: the shape that one rank runs. ceilings: of the device. linear: precision of the layers' products, see
+    ``ModelShape.work``. masked_pair_flops: of the attention kernel, see ``AttentionKernel``; a batch that says itself
+    what its kernel does beside the causal pairs is taken at its word.
     """
 
     model: Shape
     ceilings: Ceilings
+    linear: Precision | None = None
+    masked_pair_flops: int = 0
     _compute_s: tuple[float, ...] = field(init=False, repr=False, compare=False)
     _memory_s: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
@@ -39,11 +44,11 @@ class RooflineSteps:
         if isinstance(self.model, ModelShape):
             # A dense model's Work is affine in the sums of a batch as soon as there is a row: what one of each costs is
             # known once and for all.
-            base = roof_time(self.model.work(_ONE), self.ceilings)
+            base = roof_time(self._work(_ONE), self.ceilings)
             for place in range(len(_ONE)):
                 sums = list(_ONE)
                 sums[place] += _PROBE
-                roofs = roof_time(self.model.work(BatchShape(*sums)), self.ceilings)
+                roofs = roof_time(self._work(BatchShape(*sums)), self.ceilings)
                 compute_s += ((roofs.compute_s - base.compute_s) / _PROBE,)
                 memory_s += ((roofs.memory_s - base.memory_s) / _PROBE,)
             compute_s = (base.compute_s - sum(map(mul, compute_s, _ONE)), *compute_s)
@@ -56,8 +61,14 @@ class RooflineSteps:
         batch = decode if not prefill.requests else prefill if not decode.requests else prefill + decode
         if not batch.requests:
             return 0.0
+        if self.masked_pair_flops and not batch.masked_flops:
+            batch = batch._replace(masked_flops=self.masked_pair_flops * (batch.pairs - batch.causal_pairs))
+        return self.bound_s(batch)
+
+    def bound_s(self, batch: BatchShape) -> float:
+        """The larger roof of a batch that has rows."""
         if not self._compute_s:
-            roofs = roof_time(self.model.work(batch), self.ceilings)
+            roofs = roof_time(self._work(batch), self.ceilings)
             return max(roofs.compute_s, roofs.memory_s)
         compute_s, memory_s = self._compute_s[0], self._memory_s[0]
         for amount, flops_s, bytes_s in zip(batch, self._compute_s[1:], self._memory_s[1:], strict=True):
@@ -65,3 +76,6 @@ class RooflineSteps:
                 compute_s += amount * flops_s
                 memory_s += amount * bytes_s
         return max(compute_s, memory_s)
+
+    def _work(self, batch: BatchShape) -> Work:
+        return self.model.work(batch) if self.linear is None else self.model.work(batch, linear=self.linear)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import pytest
 from records import CEILINGS, work
 
+from roofline_policies.backends import backends
 from roofline_policies.batch import BatchShape
+from roofline_policies.fitted_steps import FittedSteps, StepLine
 from roofline_policies.hardware import Ceilings, from_catalogue
 from roofline_policies.model_catalogue import shipped_model
 from roofline_policies.roofline_steps import RooflineSteps
@@ -46,6 +48,37 @@ def test_of_a_real_model_it_is_the_roof_of_its_work():
         (flops,) = [count for _, count in did.issued.items() if count]
         expected = max(flops / ceilings.flops_per_s[Precision.BF16], did.compulsory.total / ceilings.bytes_per_s)
         assert steps.step_s(prefill=prefill, decode=decode) == pytest.approx(expected)
+
+
+def test_a_padded_product_costs_its_rectangle_whoever_asks():
+    """Policies ask of batches whose kernels they do not know; what is observed of the same batch says it itself."""
+    model, ceilings = shipped_model("llama_3_1_8b").shape, from_catalogue("l4")
+    kernels = backends(model, "torch_native", padded_queries=False)
+    plain = RooflineSteps(model, ceilings)
+    steps = RooflineSteps(model, ceilings, masked_pair_flops=kernels.prefill.masked_pair_flops)
+    asked, seen = BatchShape.of([(9000, 100)]), BatchShape.of([(9000, 100)], attention=kernels)
+    assert steps.step_s(prefill=asked) == steps.step_s(prefill=seen) == pytest.approx(plain.step_s(prefill=seen))
+    assert plain.step_s(prefill=asked) < plain.step_s(prefill=seen)
+
+
+def test_layers_in_eight_bits_are_under_the_roof_of_eight_bits():
+    model, ceilings = shipped_model("llama_3_1_8b").shape, from_catalogue("h200")
+    steps = RooflineSteps(model, ceilings, linear=Precision.FP8)
+    long = BatchShape.of([(8192, 0)])
+    work = model.work(long, linear=Precision.FP8)
+    assert work.issued.total == model.work(long).issued.total
+    rest = model.work(long).issued.bf16 - work.issued.fp8
+    assert work.issued.fp8 == 2 * 8192 * 32 * (4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336)
+    assert steps.step_s(prefill=long) == pytest.approx(work.issued.fp8 / 1978e12 + rest / 989e12)
+    row = BatchShape.of(decode_contexts=[1])
+    halved = model.work(row).compulsory.total - model.work(row, linear=Precision.FP8).compulsory.total
+    assert halved == 32 * (4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_fitted_steps_know_no_graphs(graph):
+    steps = FittedSteps("m", "a machine", "by hand", "today", StepLine(1.0), StepLine(0.5, request_s=0.1))
+    assert steps.step_s(decode=DECODE, graph=graph) == pytest.approx(0.7)
 
 
 def test_work_of_several_precisions_takes_turns_on_one_roof():
