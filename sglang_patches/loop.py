@@ -90,6 +90,8 @@ class Loop:
             rows_per_request=rows_per_request,
             inline=_inline(served, scheduler.device),
             tree_cache=scheduler.tree_cache,
+            attention=served.attention,
+            linear=served.linear,
         )
         self._ranges = launch_ranges(scheduler)  # now: the actuator moves what they are read from
         bounds, unmet = settings.bounds_near(*self._ranges)

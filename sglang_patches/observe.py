@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
+from roofline_policies.attention_kernels import Backends
 from roofline_policies.batch import BatchShape
 from roofline_policies.counting import LedgerError, Snapshot
 from roofline_policies.counting.ledger import Totals
@@ -125,6 +126,8 @@ class Observer:
     rows_per_request: rows a decode step runs per request; more than one when drafts are verified.
     inline: where the attention kernels count; without it work is the closed form.
     tree_cache: SGLang's prefix cache, which knows what running requests share.
+    attention: the kernels that run; without them no more than the scores that are seen is counted as issued.
+    linear: precision of the layers' products in steps with prompts and in those that only decode; None: the weights'.
     """
 
     def __init__(
@@ -136,12 +139,16 @@ class Observer:
         rows_per_request: int = 1,
         inline: InlineWork | None = None,
         tree_cache: Any = None,
+        attention: Backends | None = None,
+        linear: tuple[Precision | None, Precision | None] = (None, None),
     ) -> None:
         self._model = model
         self._interval = interval
         self._graph_sizes = graph_sizes
         self._rows_per_request = rows_per_request
         self._inline = inline
+        self._attention = attention
+        self._linear = linear
         self._tree_cache = tree_cache if tree_cache is not None and tree_cache.supports_prefix_sharing() else None
         self._launched: dict[int, _Launched] = {}
         self._unread: deque[_Launched] = deque()
@@ -283,7 +290,8 @@ class Observer:
             work = self._inline.work(launched.mode, shape, launched.totals)
             if work is not None:
                 return work
-        return self._model.work(shape)
+        linear = self._linear[launched.mode is ForwardMode.DECODE]
+        return self._model.work(shape) if linear is None else self._model.work(shape, linear=linear)
 
     def _shared_tokens(self, requests: Sequence[Any]) -> int:
         """KV tokens that decoding requests share. Each locks its own prefix in the cache's tree, and the tree counts
@@ -299,15 +307,23 @@ class Observer:
         if mode is ForwardMode.DECODE:
             return EMPTY, self._decode_shape(batch)
         # A mixed batch lists its decode rows behind the prompts, with one new token each.
-        prompts = len(batch.extend_lens) - len(batch.decoding_reqs or ())
-        prefill = BatchShape.of(
-            prefill=tuple(zip(batch.extend_lens[:prompts], batch.prefix_lens[:prompts], strict=True))
-        )
-        if mode is ForwardMode.PREFILL or prompts == len(batch.extend_lens):
+        rows = tuple(zip(batch.extend_lens, batch.prefix_lens, strict=True))
+        prompts = len(rows) - len(batch.decoding_reqs or ())
+        prefill = BatchShape.of(prefill=rows[:prompts], attention=self._attention)
+        logit_rows = head_rows(batch)
+        if logit_rows is not None:
+            prefill = prefill._replace(logit_rows=sum(logit_rows[:prompts]))
+        if mode is ForwardMode.PREFILL or prompts == len(rows):
             return prefill, EMPTY
-        rows = len(batch.extend_lens) - prompts
-        context = rows + sum(batch.prefix_lens[prompts:])
-        return prefill, BatchShape(rows, rows, context, context, context, rows)
+        # One launch runs all of them: what it issues beyond the prompts' part is that of the decode rows.
+        whole = BatchShape.of(prefill=rows, attention=self._attention)
+        decoding = [prefix + 1 for _, prefix in rows[prompts:]]
+        decode = BatchShape.of(decode_contexts=decoding)
+        return prefill, decode._replace(
+            context_tokens=whole.context_tokens - prefill.context_tokens,
+            causal_pairs=whole.causal_pairs - prefill.causal_pairs,
+            masked_flops=whole.masked_flops - prefill.masked_flops,
+        )
 
     def _decode_shape(self, batch: Any) -> BatchShape:
         requests = len(batch.reqs)
@@ -318,15 +334,47 @@ class Observer:
         if width == 1:
             context = sum(lengths)
             shared = self._shared_tokens(batch.reqs)
-            return BatchShape(requests, requests, context, context, context, requests, shared_tokens=shared)
-        return BatchShape.of(prefill=[(width, length) for length in lengths], all_logits=True)
+            shape = BatchShape(requests, requests, context, context, context, requests, shared_tokens=shared)
+            if self._attention is None:
+                return shape
+            if self._attention.decode.window is not None:
+                counted = BatchShape.of(decode_contexts=lengths, attention=self._attention)
+                return counted._replace(shared_tokens=min(shared, counted.context_tokens - requests))
+            kernel = self._attention.decode
+            return shape._replace(masked_flops=kernel.decode_flops(lengths) - kernel.pair_flops * context)
+        rows = [(width, length) for length in lengths]
+        return BatchShape.of(prefill=rows, all_logits=True, attention=self._attention)
 
     def _padded(self, shape: BatchShape) -> BatchShape:
         index = bisect_left(self._graph_sizes, shape.requests)
         if index == len(self._graph_sizes):
             return shape
-        padding = (self._graph_sizes[index] - shape.requests) * self._rows_per_request
-        return shape._replace(padded_rows=padding, padded_logit_rows=padding)
+        requests, width = self._graph_sizes[index] - shape.requests, self._rows_per_request
+        masked_flops = shape.masked_flops
+        if self._attention is not None and requests:
+            masked_flops += (
+                self._attention.decode.decode_flops((), requests)
+                if width == 1
+                else self._attention.prefill.prefill_flops([(width, 0)] * requests)
+            )
+        padding = requests * width
+        return shape._replace(padded_rows=padding, padded_logit_rows=padding, masked_flops=masked_flops)
+
+
+def head_rows(batch: Any) -> list[int] | None:
+    """Rows of each request of a prefill batch that go through the output head; None: its last one, as of any other.
+
+    Where the logprobs of a prompt are asked for, its new tokens from ``logprob_start_len`` on do, or the last one where
+    none of them is asked for: a request beside it that wants none, a chunk before the start. What SGLang multiplies
+    piece by piece (SGLANG_LOGPROB_CHUNK_SIZE) are the same rows. Not known here, and counted as the last row:
+    multi-item scoring, which picks its rows by delimiters.
+
+    Source: SGLang 0.5.23, ``LogitsProcessor._get_pruned_states`` and ``compute_extend_logprob_start_len``.
+    """
+    starts = getattr(batch, "extend_logprob_start_lens", None)
+    if not batch.return_logprob or starts is None:
+        return None
+    return [max(1, new - start) for new, start in zip(batch.extend_lens, starts, strict=True)]
 
 
 def _mode(batch: Any) -> ForwardMode | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sglang.srt.runtime_context import get_parallel
 
+from roofline_policies.attention_kernels import Backends
 from roofline_policies.config import AUTO, Settings
 from roofline_policies.efficiency import Efficiency, load_efficiency
 from roofline_policies.errors import InputError
@@ -18,6 +19,7 @@ from roofline_policies.model_composed import Shape
 from roofline_policies.predict import StepPredictor
 from roofline_policies.roofline_steps import RooflineSteps
 from roofline_policies.step_times import StepTimes
+from roofline_policies.work import Precision
 from sglang_patches import served_model
 from sglang_patches.agree import decides_here
 from sglang_patches.counters import Counters
@@ -34,6 +36,9 @@ class Served:
     predictor: of step times, None where there is none. counters: the attention kernels of this process where they
         count, None where work is the closed form.
     device_uuid: the device whose clocks and power are sampled, None for none.
+    attention: the attention kernels that run, None where they are not known.
+    linear: precision of the layers' products in steps with prompts and in those that only decode, where it is not that
+    of the weights.
     """
 
     model: Shape
@@ -42,6 +47,8 @@ class Served:
     predictor: StepTimes | None = None
     counters: Counters | None = None
     device_uuid: str | None = None
+    attention: Backends | None = None
+    linear: tuple[Precision | None, Precision | None] = (None, None)
 
 
 def of_server(scheduler: Any, settings: Settings, counters: Counters | None) -> Served:
@@ -52,13 +59,15 @@ def of_server(scheduler: Any, settings: Settings, counters: Counters | None) -> 
     """
     whole = served_model.whole(scheduler.model_config, scheduler.tp_worker)
     graph_sizes = sorted(scheduler.tp_worker.get_decode_cuda_graph_bs())
+    shard = whole.shard(get_parallel().tp_size)
     return Served(
-        whole.shard(get_parallel().tp_size),
+        shard,
         HostInterval if scheduler.device == "cpu" else DeviceInterval,
         graph_sizes,
         _predictor(scheduler, settings, whole, graph_sizes) if decides_here() else None,
         counters,
         served_model.device_uuid() if scheduler.device == "cuda" else None,
+        served_model.attention(shard, scheduler),
     )
 
 
@@ -67,7 +76,8 @@ def roofline_times(served: Served, settings: Settings, rows_per_request: int) ->
     step may yield several tokens."""
     if settings.efficiency is None or settings.ceilings is None or rows_per_request > 1:
         return None
-    return RooflineSteps(served.model, settings.ceilings)
+    masked = 0 if served.attention is None else served.attention.prefill.masked_pair_flops
+    return RooflineSteps(served.model, settings.ceilings, masked_pair_flops=masked)
 
 
 def _predictor(

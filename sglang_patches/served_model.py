@@ -9,9 +9,13 @@ import torch
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.runtime_context import get_serving
 
+from roofline_policies.attention_kernels import Backends
+from roofline_policies.backends import backends
 from roofline_policies.errors import InputError
 from roofline_policies.model import ModelShape
+from roofline_policies.model_composed import Shape
 from roofline_policies.work import Precision
+from sglang_patches.cpu import standin
 
 _PRECISIONS = {
     torch.float32: Precision.FP32,
@@ -75,6 +79,21 @@ def whole(model_config: Any, tp_worker: Any) -> ModelShape:
     """
     kv_precision = _precision(tp_worker.model_runner.kv_cache_dtype, "kv_cache_dtype")
     return replace(check(model_config), kv_precision=kv_precision)
+
+
+def attention(shard: Shape, scheduler: Any) -> Backends:
+    """The attention kernels that the server runs ``shard`` with, as SGLang resolved its backends."""
+    runner, args = scheduler.tp_worker.model_runner, scheduler.server_args
+    nvidia = scheduler.device == "cuda" and torch.version.hip is None
+    return backends(
+        shard,
+        runner.prefill_attention_backend_str,
+        runner.decode_attention_backend_str,
+        page_size=args.page_size or 1,
+        capability=torch.cuda.get_device_capability() if nvidia else (0, 0),
+        deterministic=bool(args.enable_deterministic_inference),
+        padded_queries=not standin.is_installed(),
+    )
 
 
 def attention_kernel(tp_worker: Any) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from bench.checks import choice, count, number, only, optional_count, section, text
+from roofline_policies.attention_kernels import Backends
+from roofline_policies.backends import backends
 from roofline_policies.batch import BatchShape
 from roofline_policies.efficiency import Efficiency, load_efficiency
 from roofline_policies.errors import InputError
@@ -20,6 +22,7 @@ from roofline_policies.model_catalogue import CatalogueModel, model_from_section
 from roofline_policies.model_config import served_precision
 from roofline_policies.predict import StepPredictor
 from roofline_policies.step_times import StepTimes
+from roofline_policies.work import Precision
 
 KEYS = (
     "tp_size",
@@ -112,6 +115,20 @@ class Device:
         known = self.fitted or self.efficiency
         assert known is not None
         return known.source
+
+    @property
+    def backends(self) -> Backends:
+        """The attention kernels that a rank runs."""
+        return backends(self.model.shape.shard(self.tp_size), self.attention, padded_queries=False)
+
+    @property
+    def linear(self) -> tuple[Precision | None, Precision | None]:
+        """Precision of the layers' products in steps with prompts and in those that only decode; None: the weights'."""
+        known = {} if self.efficiency is None else self.efficiency.gemm
+        prefill, decode = (
+            known[name].precision if name else None for name in (self.linear_prefill, self.linear_decode)
+        )
+        return prefill, decode
 
     def predictor(self, captured: Sequence[int], linear: str | None = None) -> StepPredictor | None:
         """Step times with these captured decode batch sizes; None where steps were measured on a server."""

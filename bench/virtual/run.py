@@ -63,7 +63,7 @@ def run_arm(experiment: Experiment, arm: VirtualArm, progress: Callable[[int, fl
         )
         steps = device.steps(server.graph_sizes)
         priced = PricedSteps(steps, experiment.bias, experiment.noise, experiment.seed)
-        worker = server.start(priced, experiment.host, speculation)
+        worker = server.start(priced, experiment.host, speculation, device.backends)
         settings = arm.settings(experiment.slo)
         if settings is not None:
             server.attach(
@@ -71,6 +71,8 @@ def run_arm(experiment: Experiment, arm: VirtualArm, progress: Callable[[int, fl
                 device.model.shape.shard(device.tp_size),
                 # As on a live server: a predictor of plain steps would price drafting at one row per request.
                 device.predictor(server.graph_sizes) if speculation is None else None,
+                device.backends,
+                device.linear,
             )
         with suppress(TimeIsUp):  # what is open then is an error of its own
             server.run()

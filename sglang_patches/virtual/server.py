@@ -16,11 +16,13 @@ from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import SpawnRanks, publish
 from sglang.srt.server_args import PortArgs, ServerArgs, prepare_server_args
 
+from roofline_policies.attention_kernels import Backends
 from roofline_policies.config import Settings
 from roofline_policies.host_time import HostTime
 from roofline_policies.model_composed import Shape
 from roofline_policies.speculation import Speculation
 from roofline_policies.step_times import StepTimes
+from roofline_policies.work import Precision
 from sglang_patches import compat
 from sglang_patches.hooks import SCHEDULER_HOOKS, join
 from sglang_patches.loop import Loop
@@ -135,14 +137,30 @@ class VirtualServer:
         most = self.device.decode_graph_requests
         return sorted(generate_decode_cuda_graph_batch_sizes(self.server_args, most)) if most else []
 
-    def attach(self, settings: Settings, model: Shape, predictor: StepTimes | None) -> None:
-        """Run under a policy. ``model``: what one rank of the modelled server holds."""
+    def attach(
+        self,
+        settings: Settings,
+        model: Shape,
+        predictor: StepTimes | None,
+        attention: Backends | None = None,
+        linear: tuple[Precision | None, Precision | None] = (None, None),
+    ) -> None:
+        """Run under a policy. ``model``: what one rank of the modelled server holds; the rest as in ``Served``."""
         interval = partial(VirtualInterval, self.clock, synchronous=self._synchronous)
-        self._loop = Loop(self.scheduler, settings, Served(model, interval, self.graph_sizes, predictor))
+        served = Served(model, interval, self.graph_sizes, predictor, attention=attention, linear=linear)
+        self._loop = Loop(self.scheduler, settings, served)
         join(self.scheduler, self._loop)
 
-    def start(self, times: StepTimes, host: HostTime, speculation: Speculation | None = None) -> VirtualWorker:
+    def start(
+        self,
+        times: StepTimes,
+        host: HostTime,
+        speculation: Speculation | None = None,
+        attention: Backends | None = None,
+    ) -> VirtualWorker:
         """Put the modelled device in the place of the worker. Before ``attach``.
+
+        attention: the kernels that its steps run.
 
         speculation: for a server that was launched with ``speculative_args``, and for no other.
 
@@ -157,6 +175,7 @@ class VirtualServer:
             prefill_graph_tokens=device.prefill_graph_tokens,
             synchronous=self._synchronous,
             prompts_wait=lambda: bool(scheduler.waiting_queue) or scheduler.chunked_req is not None,
+            attention=attention,
         )  # fmt: skip
         scheduler.model_worker.forward_batch_generation = worker.forward_batch_generation
         scheduler.device_module = VirtualDeviceModule(scheduler.device_module, self.clock)

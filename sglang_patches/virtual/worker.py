@@ -10,6 +10,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from roofline_policies.attention_kernels import Backends
 from roofline_policies.batch import BatchShape
 from roofline_policies.host_time import HostTime
 from roofline_policies.step_times import StepTimes
@@ -34,6 +35,7 @@ class VirtualWorker:
 
     times: seconds of a step on the modelled device. prefill_graph_tokens: most rows of a prefill step that replays a
     graph. synchronous: the call returns when the device is done, as on a CPU and without the overlap schedule.
+    attention: the kernels that the modelled server runs, None where steps are not priced by their work.
     prompts_wait: whether a prompt waits or is part-way through its chunks.
     iterations, busy_s: steps so far, and what they took the device. deferrals: those that only decoded while a prompt
     waited.
@@ -50,6 +52,7 @@ class VirtualWorker:
         prefill_graph_tokens: int,
         synchronous: bool,
         prompts_wait: Callable[[], bool],
+        attention: Backends | None = None,
     ) -> None:
         self._clock = clock
         self._traffic = traffic
@@ -59,6 +62,7 @@ class VirtualWorker:
         self._prefill_graph_tokens = prefill_graph_tokens
         self._synchronous = synchronous
         self._prompts_wait = prompts_wait
+        self._attention = attention
         self.iterations = 0
         self.deferrals = 0
         self.busy_s = 0.0
@@ -103,12 +107,20 @@ class VirtualWorker:
         # A mixed batch lists its decode rows behind the prompts, with one new token each.
         decoding = len(batch.decoding_reqs or ()) if batch.forward_mode is ForwardMode.MIXED else 0
         prompts = len(rows) - decoding
-        decode = [new + prefix for new, prefix in rows[prompts:]]
-        return BatchShape.of(prefill=rows[:prompts]), BatchShape.of(decode_contexts=decode), tokens
+        prefill = BatchShape.of(prefill=rows[:prompts], attention=self._attention)
+        if not decoding:
+            return prefill, NOTHING, tokens
+        decode = BatchShape.of(decode_contexts=[new + prefix for new, prefix in rows[prompts:]])
+        whole = BatchShape.of(prefill=rows, attention=self._attention)
+        return prefill, decode._replace(masked_flops=whole.masked_flops - prefill.masked_flops), tokens
 
     def _decode(self, batch: Any) -> tuple[BatchShape, BatchShape, list[int]]:
         # Positions come from the lengths: the ids that a request knows lag one batch behind under overlap.
         lengths = batch.seq_lens_cpu.tolist()
         tokens = [self.token(req.rid, length) for req, length in zip(batch.reqs, lengths, strict=True)]
         count, context = len(lengths), sum(lengths)
-        return NOTHING, BatchShape(count, count, context, context, context, count), tokens
+        masked_flops = 0
+        if self._attention is not None:
+            kernel = self._attention.decode
+            masked_flops = kernel.decode_flops(lengths) - kernel.pair_flops * context
+        return NOTHING, BatchShape(count, count, context, context, context, count, masked_flops=masked_flops), tokens

@@ -30,6 +30,8 @@ class StandInBatch:
     prefill_stats: object = None
     chunked_req: object = None
     decoding_reqs: object = None
+    return_logprob: bool = False
+    extend_logprob_start_lens: list | None = None
     requests: list = field(default_factory=list)
 
     @property

@@ -3,12 +3,17 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 from stand_ins import MODEL, StandInBatch
 
+from roofline_policies.backends import backends
 from roofline_policies.batch import BatchShape
 from roofline_policies.view import ForwardMode
-from roofline_policies.work import Provenance
+from roofline_policies.work import Precision, Provenance
 from sglang_patches import observe
 from sglang_patches.observe import DeviceInterval, HostInterval, Observer
 
@@ -68,6 +73,102 @@ def test_a_graph_replay_counts_its_padding():
     assert replayed.work == MODEL.work(BatchShape.of(decode_contexts=[7, 20, 30], padded_rows=1))
     _, eager = run(observer, batch)
     assert eager.padded_rows == 0
+
+
+CHUNKS, CACHED = [700, 300, 64], [0, 400, 2000]
+
+
+@pytest.mark.parametrize("name", ["fa3", "triton", "torch_native"])
+def test_attention_issues_what_the_kernel_that_runs_does(name):
+    """Chunks behind a cached prefix, several in a batch, decode rows beside them, rows that pad a graph."""
+    kernels = backends(MODEL, name)
+
+    def issued(*launched, **options):
+        observer = Observer(MODEL, interval=HostInterval, attention=kernels, **options)
+        return run(observer, *launched)[1].work.issued.total
+
+    def beside(batch):
+        return MODEL.work_beside_attention(batch).issued.total
+
+    rows = list(zip(CHUNKS, CACHED, strict=True))
+    prefill, layers = BatchShape.of(rows), MODEL.num_layers
+    assert issued(StandInBatch(SglangMode.EXTEND, CHUNKS, CACHED)) == (
+        beside(prefill) + layers * kernels.prefill.prefill_flops(rows)
+    )
+    mixed = StandInBatch(SglangMode.MIXED, [*CHUNKS, 1, 1], [*CACHED, 19, 900], decoding_reqs=["a", "b"])
+    assert issued(mixed) == (
+        beside(prefill + BatchShape.of(decode_contexts=[20, 901]))
+        + layers * kernels.prefill.prefill_flops([*rows, (1, 19), (1, 900)])
+    )
+    decode = StandInBatch(SglangMode.DECODE, seq_lens=[7, 20, 300])
+    assert issued(decode) == (
+        beside(BatchShape.of(decode_contexts=[7, 20, 300])) + layers * kernels.decode.decode_flops([7, 20, 300])
+    )
+    observer = Observer(MODEL, interval=HostInterval, attention=kernels, graph_sizes=[8])
+    padded = run(observer, decode, graph=True)[1].work
+    assert padded.issued.total == (
+        beside(BatchShape.of(decode_contexts=[7, 20, 300], padded_rows=5))
+        + layers * kernels.decode.decode_flops([7, 20, 300], 5)
+    )
+    assert padded.useful == MODEL.work(BatchShape.of(decode_contexts=[7, 20, 300])).useful
+    verify = Observer(MODEL, interval=HostInterval, attention=kernels, rows_per_request=4)
+    assert run(verify, StandInBatch(SglangMode.DECODE, seq_lens=[7, 20]))[1].work.issued.total == (
+        beside(BatchShape.of([(4, 7), (4, 20)], all_logits=True))
+        + layers * kernels.prefill.prefill_flops([(4, 7), (4, 20)])
+    )
+
+
+@pytest.mark.parametrize(
+    ("new", "starts", "rows"),
+    [
+        ([400], [0], 400),
+        ([400], [399], 1),
+        ([400], [400], 1),  # a chunk before the start, or logprobs of the answer alone
+        ([400], [150], 250),
+        ([128, 5, 60], [128, 0, 20], 1 + 5 + 40),  # one wants none, one all, one from its middle on
+    ],
+)
+def test_rows_whose_logprobs_were_asked_for_go_through_the_head(new, starts, rows):
+    lens = {"extend_lens": new, "prefix_lens": [3] * len(new)}
+    batch = StandInBatch(SglangMode.EXTEND, **lens, return_logprob=True, extend_logprob_start_lens=starts)
+    _, asked = run(Observer(MODEL, interval=HostInterval), batch)
+    _, plain = run(Observer(MODEL, interval=HostInterval), StandInBatch(SglangMode.EXTEND, **lens))
+    head = 2 * MODEL.hidden_size * MODEL.vocab_size
+    assert asked.work.issued.total - plain.work.issued.total == head * (rows - len(new))
+    assert asked.work.useful.total - plain.work.useful.total == head * (rows - len(new))
+    assert asked.work.compulsory == plain.work.compulsory
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 60)), min_size=1, max_size=5))
+def test_rows_of_the_head_are_those_that_sglang_takes(requests):
+    """The logits processor's own pruning, on hidden states that carry their row's number."""
+    new = [one for one, _ in requests]
+    starts = [min(start, one) for one, start in requests]
+    batch = StandInBatch(SglangMode.EXTEND, new, [0] * len(new), return_logprob=True, extend_logprob_start_lens=starts)
+    wanted = any(one > start for one, start in zip(new, starts, strict=True))
+    metadata = SimpleNamespace(
+        forward_mode=SglangMode.EXTEND, extend_return_logprob=wanted, extend_seq_lens=torch.tensor(new),
+        extend_seq_lens_cpu=new, extend_logprob_start_lens_cpu=starts,
+    )  # fmt: skip
+    states = torch.arange(sum(new), dtype=torch.float32)[:, None]
+    pruned = LogitsProcessor._get_pruned_states(SimpleNamespace(), states, None, None, metadata)[0]
+    assert sum(observe.head_rows(batch)) == len(pruned)
+
+
+def test_decode_rows_have_their_logits_whatever_was_asked_of_the_prompt():
+    stale = StandInBatch(
+        SglangMode.DECODE, [99, 99], [0, 0], seq_lens=[7, 20], return_logprob=True, extend_logprob_start_lens=[0, 0]
+    )
+    _, record = run(Observer(MODEL, interval=HostInterval), stale)
+    assert record.work == MODEL.work(BatchShape.of(decode_contexts=[7, 20]))
+
+
+def test_layers_in_another_precision_are_counted_in_it():
+    observer = Observer(MODEL, interval=HostInterval, linear=(Precision.FP8, None))
+    _, prefill = run(observer, StandInBatch(SglangMode.EXTEND, [5], [0]))
+    assert prefill.work == MODEL.work(BatchShape.of([(5, 0)]), linear=Precision.FP8)
+    _, decode = run(observer, StandInBatch(SglangMode.DECODE, seq_lens=[7], forward_iter=2))
+    assert decode.work == MODEL.work(BatchShape.of(decode_contexts=[7]))
 
 
 def test_a_verify_step_of_speculation_is_an_estimate():

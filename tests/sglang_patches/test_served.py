@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from roofline_policies.attention_tiles import Fa3, Tile, TritonAttention
 from roofline_policies.batch import BatchShape
 from roofline_policies.config import load
 from roofline_policies.predict import StepPredictor
@@ -28,7 +29,7 @@ def ranks(monkeypatch):
     monkeypatch.setattr(served, "decides_here", lambda: True)
 
 
-def scheduler(device="cpu", attention="fa3", speculative=False):
+def scheduler(device="cpu", attention="fa3", speculative=False, deterministic=False):
     runner = SimpleNamespace(
         kv_cache_dtype=torch.bfloat16, prefill_attention_backend_str=attention, decode_attention_backend_str="fa3"
     )
@@ -39,7 +40,9 @@ def scheduler(device="cpu", attention="fa3", speculative=False):
         ),
         tp_worker=SimpleNamespace(model_runner=runner, get_decode_cuda_graph_bs=lambda: [8, 1, 4]),
         spec_algorithm=SimpleNamespace(is_none=lambda: not speculative),
-        server_args=SimpleNamespace(speculative_num_draft_tokens=4),
+        server_args=SimpleNamespace(
+            speculative_num_draft_tokens=4, page_size=1, enable_deterministic_inference=deterministic
+        ),
     )
 
 
@@ -53,8 +56,23 @@ def test_the_model_is_a_ranks_and_the_clock_the_hosts_on_a_cpu():
     assert (it.interval, it.graph_sizes, it.counters, it.device_uuid) == (HostInterval, [1, 4, 8], None, None)
 
 
+@pytest.mark.parametrize(("installed", "rows"), [(True, 5), (False, 25)])
+def test_what_attention_issues_follows_the_backends_that_run(monkeypatch, installed, rows):
+    """``torch_native`` pads queries to the context, but where the CPU platform brings its own prefill."""
+    monkeypatch.setattr(served.served_model.standin, "is_installed", lambda: installed)
+    it = served.of_server(scheduler(attention="torch_native"), settings("hardware=l4"), None)
+    assert it.attention.name == "torch_native and fa3"
+    assert it.attention.prefill.prefill_flops([(5, 20)]) == 4 * 2 * 64 * rows * 25
+    assert it.attention.decode == Fa3(2, 1, 64)
+    times = served.roofline_times(it, settings("hardware=l4"), 1)
+    assert times.masked_pair_flops == 4 * 2 * 64
+    unified = served.of_server(scheduler(attention="triton", deterministic=True), settings("hardware=l4"), None)
+    assert unified.attention.prefill == TritonAttention(2, 1, 64, Tile(64, 64), unified=True)
+
+
 def test_a_device_is_timed_by_its_events_and_watched(monkeypatch):
     monkeypatch.setattr(served.served_model, "device_uuid", lambda: "GPU-1")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     it = served.of_server(scheduler("cuda"), settings("hardware=h200"), None)
     assert (it.interval, it.device_uuid) == (DeviceInterval, "GPU-1")
 
