@@ -22,8 +22,9 @@ def verdict_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def note_lines(result: Mapping[str, Any]) -> list[str]:
-    """One sentence for each thing that was done to the traffic before it was replayed; none where nothing was."""
-    return [f"traffic: {note['text']}" for note in result.get("traffic_notes", ())]
+    """A line for each thing that was done to the traffic before it was replayed, and that figures are to be read with."""
+    traffic = [f"traffic: {note['text']}" for note in result.get("traffic_notes", ())]
+    return traffic + [f"note: {note}" for note in result.get("notes", ())]
 
 
 def _compared(result: Mapping[str, Any]) -> list[str]:

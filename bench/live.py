@@ -20,6 +20,7 @@ from bench.arms import run_all
 from bench.composition import read_config, writable
 from bench.headlines import note_lines, verdict_lines
 from bench.metrics import Metrics, paired_ratios, summarise
+from bench.notes import notes_of
 from bench.report import verdict_table, write_report
 from bench.settings import LiveSettings
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; the server was stopped, no report was written", file=sys.stderr)
         return 130
     rows = [summarise(run, settings.slo, settings.usd_per_h, settings.percentiles) for run in runs]
-    result = result_of(settings, rows)
+    result = result_of(settings, rows) | {"notes": notes_of(runs)}
     (settings.out_dir / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
     report = write_report(settings.out_dir / "report.html", result, runs)
     console = Console(width=None if sys.stdout.isatty() else 160)

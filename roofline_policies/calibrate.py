@@ -266,7 +266,7 @@ def _identify(device: str, threads: int | None) -> tuple[torch.device, str, int 
     if threads is not None and threads < 1:
         raise InputError("must be at least 1", where="calibrate", key="threads", value=threads)
     if device == "cpu":
-        return torch.device("cpu"), _cpu_name(), threads or torch.get_num_threads()
+        return torch.device("cpu"), cpu_name(), threads or torch.get_num_threads()
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = int(found[1]) if found[1] else (torch.cuda.current_device() if count else 0)
     if index >= count:
@@ -304,7 +304,8 @@ def _settings(device: torch.device, threads: int | None) -> Iterator[None]:
             torch.cuda.set_device(cuda_before)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor as the operating system names it."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 import roofline_policies.conf
 from roofline_policies.controller import ControllerSettings
 from roofline_policies.decision import Bounds, Knob, Range
-from roofline_policies.efficiency import Efficiency, load_efficiency
+from roofline_policies.efficiency import ROOFLINE, Efficiency, load_efficiency
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.fields import build
 from roofline_policies.hardware import Ceilings, from_catalogue
@@ -93,7 +93,8 @@ class Settings:
     name: as the status page shows it. source: where it was read from.
     ceilings: None when they are to be measured or looked up on the device the server runs on.
     usd_per_h: price of the device, set by the user; None leaves the catalogue's.
-    efficiency: what step times are predicted with; AUTO: what is shipped for the device; None: they are not predicted.
+    efficiency: what step times are predicted with; AUTO: what is shipped for the device, else the roofline; ROOFLINE:
+        the roofline of their work; None: they are not predicted.
     record: path of the file that finished iterations are appended to, None for none.
     """
 
@@ -264,12 +265,12 @@ def _efficiency(value: object, where: str) -> Efficiency | str | None:
     if isinstance(value, Mapping) and "gemm" in value:  # a shipped device's, or coefficients that the user wrote out
         return Efficiency.from_dict(value, f"{where}: efficiency")
     device = build(_Device, value, where=where, key="efficiency").device if isinstance(value, Mapping) else value
-    if device is None or device == AUTO:
-        return AUTO if device else None
+    if device is None or device in (AUTO, ROOFLINE):
+        return str(device) if device else None
     try:
         return load_efficiency(str(device))
     except InputError as error:
-        allowed = (AUTO, "null", *(error.allowed or ()))
+        allowed = (AUTO, ROOFLINE, "null", *(error.allowed or ()))
         raise InputError(error.problem, where=where, key="efficiency", value=device, allowed=allowed) from error
 
 

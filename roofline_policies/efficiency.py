@@ -20,7 +20,10 @@ from roofline_policies.work import Precision
 T = TypeVar("T")
 
 _GROUP = "conf/efficiency"
-_NOT_A_DEVICE = ("auto", "none")
+_NOT_A_DEVICE = ("auto", "none", "roofline")
+
+ROOFLINE = "roofline"
+"""In place of efficiencies: none, steps are priced by the roofline of their work alone."""
 _PRECISIONS = [p.value for p in Precision]
 
 
@@ -201,12 +204,17 @@ def load_efficiency(name: str) -> Efficiency:
     Raises:
         InputError: none are shipped for that device; the message lists those that are.
     """
-    folder = files("roofline_policies.conf") / "efficiency"
-    found = (f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
-    known = sorted(entry for entry in found if entry not in _NOT_A_DEVICE)
+    folder, known = files("roofline_policies.conf") / "efficiency", shipped_efficiencies()
     if name not in known:
         raise InputError("no measured efficiencies", where=_GROUP, key="device", value=name, allowed=known)
     return read_efficiency(folder / f"{name}.yaml", f"{_GROUP}/{name}.yaml")
+
+
+def shipped_efficiencies() -> list[str]:
+    """Devices whose coefficients are shipped, by their catalogue names."""
+    folder = files("roofline_policies.conf") / "efficiency"
+    found = (f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return sorted(entry for entry in found if entry not in _NOT_A_DEVICE)
 
 
 def read_efficiency(file: Traversable, where: str) -> Efficiency:

@@ -20,6 +20,13 @@ CALIBRATE = "python -m roofline_policies.calibrate"
 """The command that measures a device the catalogue does not know."""
 
 _CATALOGUE = "conf/hardware"
+_NEAREST: Mapping[Precision, tuple[Precision, ...]] = MappingProxyType({
+    Precision.FP32: (Precision.BF16, Precision.FP16),
+    Precision.BF16: (Precision.FP16, Precision.FP32),
+    Precision.FP16: (Precision.BF16, Precision.FP32),
+    Precision.FP8: (Precision.INT8, Precision.BF16, Precision.FP16),
+    Precision.INT8: (Precision.FP8, Precision.BF16, Precision.FP16),
+})  # fmt: skip
 _NOT_A_DEVICE = frozenset({"auto"})  # choices of the configuration group that stand for no single device
 
 
@@ -37,6 +44,7 @@ class Ceilings:
         for matrix products, which can be below the highest clock that NVML reports, or the clock that a calibration ran
         at.
     caveat: why a measurement may be wrong, None where nothing says so.
+    stand_ins: which of these figures are another device's or precision's, one sentence each; empty: all are its own.
 
     Raises:
         InputError: a figure is not a positive finite number, a precision is unknown, or a text is empty.
@@ -50,6 +58,7 @@ class Ceilings:
     source: str
     clock_hz: float | None = None
     caveat: str | None = None
+    stand_ins: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         where = f"ceilings of {self.device or 'a device without a name'}"
@@ -80,6 +89,33 @@ class Ceilings:
         for key in ("usd_per_h", "clock_hz"):
             if getattr(self, key) is not None:
                 object.__setattr__(self, key, _positive(getattr(self, key), where, key))
+        if isinstance(self.stand_ins, str) or not all(isinstance(text, str) for text in self.stand_ins):
+            raise InputError("must be a list of texts", where=where, key="stand_ins", value=self.stand_ins)
+        object.__setattr__(self, "stand_ins", tuple(self.stand_ins))
+
+    def covering(self, precision: Precision) -> Ceilings:
+        """These ceilings with one for ``precision``: unchanged where there is one, else the nearest that there is
+        stands in, and ``stand_ins`` says so.
+
+        The two 16 bit precisions and the two 8 bit ones are equal in rate on the devices of the catalogue. A wider
+        precision's ceiling is too low for a narrower one, and the other way round.
+        """
+        if precision in self.flops_per_s:
+            return self
+        nearest = next(other for other in (*_NEAREST[precision], *Precision) if other in self.flops_per_s)
+        return replace(
+            self,
+            flops_per_s={**self.flops_per_s, precision: self.flops_per_s[nearest]},
+            stand_ins=(*self.stand_ins, f"the compute ceiling of {nearest} stands in for {precision}, which has none"),
+        )
+
+    def of_device(self, name: str) -> Ceilings:
+        """These ceilings for a device of that name: where it is another than theirs, ``stand_ins`` says so."""
+        own, asked = (match_device(one) or one.strip().casefold() for one in (self.device, name))
+        if own == asked:
+            return self
+        sentence = f"the ceilings of {self.device} stand in for those of {name}"
+        return replace(self, stand_ins=(*self.stand_ins, sentence))
 
     @property
     def origin(self) -> str:
@@ -158,7 +194,7 @@ class Ceilings:
             if key not in known:
                 raise InputError("unknown key", where=where, key=str(key), allowed=known)
         for key in known:
-            if key not in data and key not in ("usd_per_h", "clock_hz", "caveat"):
+            if key not in data and key not in ("usd_per_h", "clock_hz", "caveat", "stand_ins"):
                 raise InputError("missing key", where=where, key=key)
         try:
             return cls(**{"usd_per_h": None, **data})

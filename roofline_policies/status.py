@@ -8,6 +8,7 @@ from typing import Any
 
 from roofline_policies.controller import Controller
 from roofline_policies.decision import Decision, Knob
+from roofline_policies.plausible import doubt
 from roofline_policies.roofline import OperatingPoint
 from roofline_policies.view import QueueState
 from roofline_policies.window import Phase
@@ -34,8 +35,10 @@ class LoopTimer:
         return {"p50": cuts[49], "p99": cuts[98], "iterations": self.iterations}
 
 
-def point_to_dict(phase: Phase, point: OperatingPoint | None, now_s: float) -> dict[str, Any] | None:
-    """A phase's operating point as the status page shows it, and how old it is."""
+def point_to_dict(
+    phase: Phase, point: OperatingPoint | None, controller: Controller, now_s: float
+) -> dict[str, Any] | None:
+    """A phase's operating point as the status page shows it, and how old it is. doubt: see ``plausible``."""
     if point is None:
         return None
     return {
@@ -46,6 +49,7 @@ def point_to_dict(phase: Phase, point: OperatingPoint | None, now_s: float) -> d
         "compute_fraction": point.compute_fraction,
         "memory_fraction": point.memory_fraction,
         "bound": point.bound.value,
+        "doubt": _doubt(point, controller),
         "seconds": point.seconds,
         "iterations": point.iterations,
         "step_s": phase.step_s,
@@ -78,6 +82,7 @@ def status(controller: Controller, now_s: float, queue: QueueState) -> dict[str,
             "clock_hz": ceilings.clock_hz,
             "source": ceilings.source,
             "caveat": ceilings.caveat,
+            "stand_ins": list(ceilings.stand_ins),
         },
         "ridge_flops_per_byte": {
             precision.value: ceilings.ridge_flops_per_byte(precision) for precision in ceilings.flops_per_s
@@ -91,8 +96,11 @@ def status(controller: Controller, now_s: float, queue: QueueState) -> dict[str,
         "predictor": None if controller.predictor is None else type(controller.predictor).__name__,
         "correction": {mode.value: line._asdict() for mode, line in controller.pace.lines.items()},
         "iterations": controller.iterations,
-        **{mode.value: point_to_dict(phase, phase.now(now_s) if runs else None, now_s) for mode, phase in phases},
-        "last": {mode.value: point_to_dict(phase, phase.point(), now_s) for mode, phase in phases},
+        **{
+            mode.value: point_to_dict(phase, phase.now(now_s) if runs else None, controller, now_s)
+            for mode, phase in phases
+        },
+        "last": {mode.value: point_to_dict(phase, phase.point(), controller, now_s) for mode, phase in phases},
         "last_iteration_age_s": idle_s,
         "totals": {mode.value: phase.totals() for mode, phase in phases},
         "provenance": _provenance(controller),
@@ -134,6 +142,15 @@ def _provenance(controller: Controller) -> dict[str, Any] | None:
     return {"work": sorted(record.work.provenance), "seconds": record.seconds_source}
 
 
+def _doubt(point: OperatingPoint, controller: Controller) -> str | None:
+    record = controller.last_record
+    if record is None:
+        return None
+    issued = record.work.issued.items()
+    precision = max(issued, key=lambda one: one[1])[0] if issued else next(iter(controller.ceilings.flops_per_s))
+    return doubt(point, controller.ceilings, precision, record.work.provenance, record.seconds_source)
+
+
 def explain(queue: QueueState, decision: Decision) -> str:
     """One decision in one line for people: what was seen, what was predicted, what changed."""
     seen = f"{queue.running} running, {queue.waiting} waiting"
@@ -150,7 +167,7 @@ def explain(queue: QueueState, decision: Decision) -> str:
 def log_line(controller: Controller, now_s: float) -> str:
     """One line for people: where prefill and decode lie, if they ran lately, and where the knobs stand."""
     parts = [
-        f"{name}: {_describe(point)}"
+        f"{name}: {_describe(point, controller)}"
         for name, point in (
             ("prefill", controller.prefill.point(now_s)),
             ("decode", controller.decode.point(now_s)),
@@ -163,7 +180,10 @@ def log_line(controller: Controller, now_s: float) -> str:
     return f"Roofline. {', '.join([*parts, knobs])}, #changes: {sum(controller.changes.totals.values())}{state}"
 
 
-def _describe(point: OperatingPoint) -> str:
+def _describe(point: OperatingPoint, controller: Controller) -> str:
+    wrong = _doubt(point, controller)
+    if wrong is not None:
+        return wrong
     return (
         f"{point.bound.value}-bound ({point.compute_fraction:.0%} of compute, {point.memory_fraction:.0%} of memory, "
         f"{point.intensity_flops_per_byte:.1f} FLOPs/byte)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookType
@@ -48,7 +49,9 @@ def check_model(result: None, scheduler: Any) -> None:
     settings = getattr(scheduler.server_args, SETTINGS, None)
     if settings is not None:
         model = served_model.check(scheduler.model_config).shard(get_parallel().tp_size)
-        settings.ceilings.compute_ceiling(model.weight_precision)
+        covered = settings.ceilings.covering(model.weight_precision)
+        if covered is not settings.ceilings:
+            setattr(scheduler.server_args, SETTINGS, replace(settings, ceilings=covered))
         # CUDA graphs keep the kernels they were captured with, so these count before the first capture.
         setattr(scheduler, _COUNTERS, counters.install(scheduler.server_args))
 

@@ -12,6 +12,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from roofline_policies.calibrate import cpu_name
 from roofline_policies.config import Settings, load
 from roofline_policies.decision import Knob, Range
 from roofline_policies.errors import InputError
@@ -51,12 +52,10 @@ def prepare(
     named = tuple(name for name in packages.split(",") if name)
     settings = load(policy, overrides=words(overrides), packages=named)
     check_server(server_args, settings)
-    model = served_model.launched_with(server_args)
+    served_model.launched_with(server_args)  # refuses what is not covered
     if settings.record is not None:
         recorder.check(settings.record, where=settings.source)
     settings = with_ceilings(settings, server_args)
-    assert settings.ceilings is not None
-    settings.ceilings.compute_ceiling(model.weight_precision)
     reload.pickled(settings)
     reload.register()
     compat.apply((*SCHEDULER_HOOKS, *reload.MANAGER_HOOKS))
@@ -98,7 +97,12 @@ def with_ceilings(settings: Settings, server_args: Any) -> Settings:
     Raises:
         InputError: the device can neither be measured nor found in the catalogue.
     """
-    ceilings = settings.ceilings or _device_ceilings(_device(server_args), settings.source)
+    device = _device(server_args)
+    ceilings = settings.ceilings
+    if ceilings is None:
+        ceilings = _device_ceilings(device, settings.source)
+    elif (name := _device_name(device)) is not None:
+        ceilings = ceilings.of_device(name)
     if settings.usd_per_h is not None:
         ceilings = replace(ceilings, usd_per_h=settings.usd_per_h)
     return replace(settings, ceilings=ceilings)
@@ -134,7 +138,17 @@ def _device_ceilings(device: str, where: str) -> Ceilings:
             "could not be measured and is not in the catalogue", where=where, key="hardware.device", value=name,
             allowed=_how(),
         )  # fmt: skip
-    return from_catalogue(known)
+    ceilings = from_catalogue(known)
+    return replace(ceilings, stand_ins=(f"{ceilings.source}: the catalogue's figures stand in for measured ones",))
+
+
+def _device_name(device: str) -> str | None:
+    """The device at hand as NVML or the operating system names it; None where nobody says."""
+    if device == "cpu":
+        return cpu_name()
+    nvml = open_nvml(0) if device == "cuda" else None
+    sample = nvml.sample() if nvml is not None else None
+    return None if sample is None else sample.name
 
 
 def _how() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any
 
@@ -121,7 +121,10 @@ class Loop:
         logger.info(
             f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.origin}; "
             f"work: {'counted by the attention kernels' if counters is not None else 'closed form'}"
+            + ("" if served.attention is None else f"; attention: {served.attention.name}")
         )
+        for sentence in settings.ceilings.stand_ins:
+            logger.warning(f"Roofline: {sentence}. Shares of a ceiling are to be read with that in mind.")
 
     def _wrap_forward(self) -> None:
         """Time every forward pass where the scheduler calls its worker, draft and verify steps included."""
@@ -171,7 +174,8 @@ class Loop:
         for change in controller.adopt(time.monotonic(), settings.policy, slo, settings.controller, bounds):
             logger.info(f"Roofline. {change.knob.value}: {change.old} -> {change.new} ({change.reason})")
         self._progress.adopt(slo, self._queues.decoding())
-        self.settings = settings
+        # The scheduler's own ceilings: they cover the model's precision, those of the launch may not.
+        self.settings = replace(settings, ceilings=self.settings.ceilings)
         self._decided_s = float("-inf")
         self._reports.adopt(settings)
         self.loaded.again(settings, revived_from)

@@ -11,7 +11,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from roofline_policies.attention_kernels import Backends
 from roofline_policies.config import AUTO, Settings
-from roofline_policies.efficiency import Efficiency, load_efficiency
+from roofline_policies.efficiency import ROOFLINE, Efficiency, load_efficiency
 from roofline_policies.errors import InputError
 from roofline_policies.hardware import from_catalogue, match_device
 from roofline_policies.model import ModelShape
@@ -85,7 +85,7 @@ def _predictor(
 ) -> StepPredictor | None:
     """What the settings ask for, None where that does not cover this server's kernels."""
     choice = settings.efficiency
-    if choice is None:
+    if choice is None or choice == ROOFLINE:
         return None
     try:
         efficiency = choice if isinstance(choice, Efficiency) else _shipped_for(settings)
@@ -101,7 +101,7 @@ def _predictor(
         )
     except InputError as error:  # known only now that SGLang has chosen its kernels; the server starts all the same
         level = logging.INFO if choice == AUTO else logging.WARNING
-        logger.log(level, f"Roofline: step times are not predicted: {error}.")
+        logger.log(level, f"Roofline: step times are those of the roofline, learned from the steps that run: {error}.")
         return None
     logger.info(f"Roofline: step times are predicted with the {efficiency.device}'s efficiencies ({efficiency.date}).")
     return predictor

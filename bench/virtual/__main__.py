@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.composition import choices, read_config, writable
 from bench.headlines import note_lines, verdict_lines
 from bench.metrics import Metrics, paired_ratios, summarise
+from bench.notes import notes_of
 from bench.records import ArmRun, write_run
 from bench.report import verdict_table, write_report
 from bench.virtual.oracles import oracles, with_regret
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; no report was written", file=sys.stderr)
         return 130
-    result = result_of(settings, rows)
+    result = result_of(settings, rows) | {"notes": notes_of(runs, settings.experiment.device.notes)}
     (settings.out_dir / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
     report = write_report(settings.out_dir / "report.html", result, runs)
     console = Console(width=None if sys.stdout.isatty() else 200)

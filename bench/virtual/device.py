@@ -14,13 +14,15 @@ from bench.checks import choice, count, number, only, optional_count, section, t
 from roofline_policies.attention_kernels import Backends
 from roofline_policies.backends import backends
 from roofline_policies.batch import BatchShape
-from roofline_policies.efficiency import Efficiency, load_efficiency
+from roofline_policies.config import AUTO
+from roofline_policies.efficiency import ROOFLINE, Efficiency, load_efficiency, shipped_efficiencies
 from roofline_policies.errors import InputError
 from roofline_policies.fitted_steps import FittedSteps
 from roofline_policies.hardware import Ceilings, match_device
 from roofline_policies.model_catalogue import CatalogueModel, model_from_section, shape_from_config
 from roofline_policies.model_config import served_precision
 from roofline_policies.predict import StepPredictor
+from roofline_policies.roofline_steps import RooflineSteps
 from roofline_policies.step_times import StepTimes
 from roofline_policies.work import Precision
 
@@ -48,7 +50,8 @@ class Device:
     decode_graph_requests, prefill_graph_tokens: largest steps that replay a graph. synchronous: the host waits for
     every forward pass. linear_prefill, linear_decode: kernel of the layers' matrix products in steps with and without
     prompt tokens; None: the weights' own precision.
-    fitted: step times measured on a server, in the place of ``efficiency``; one of the two is None.
+    fitted: step times measured on a server, in the place of ``efficiency``. Where both are None a step takes what the
+    roofline of its work says.
     """
 
     ceilings: Ceilings
@@ -81,6 +84,8 @@ class Device:
         linear = section(conf.get("linear") or {}, "linear")
         only(linear, "linear", ("prefill", "decode"))
         kernels = list(efficiency.gemm) if efficiency is not None else []
+        if fitted is None and efficiency is None:
+            kernels = [precision.value for precision in ceilings.flops_per_s]
         for key, value in linear.items():
             if value is not None:
                 choice(linear, key, "linear", kernels or ["null, because steps are measured"])
@@ -113,8 +118,23 @@ class Device:
     def source(self) -> str:
         """Where the step times come from."""
         known = self.fitted or self.efficiency
-        assert known is not None
-        return known.source
+        return f"the roofline alone, a lower bound ({self.ceilings.source})" if known is None else known.source
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What stands in for what was not measured, in words."""
+        if self.fitted is not None:
+            return ()
+        name = self.ceilings.device
+        if self.efficiency is None:
+            return (f"steps are priced by the roofline alone, which no step beats: no kernel of {name} was measured",)
+        if self.efficiency.device in (match_device(name), name):
+            return self.ceilings.stand_ins
+        return (
+            *self.ceilings.stand_ins,
+            f"kernels measured on {self.efficiency.device} stand in for those of {name}: their shares of the ceilings "
+            "are taken over, their latencies as they are",
+        )
 
     @property
     def backends(self) -> Backends:
@@ -124,16 +144,21 @@ class Device:
     @property
     def linear(self) -> tuple[Precision | None, Precision | None]:
         """Precision of the layers' products in steps with prompts and in those that only decode; None: the weights'."""
-        known = {} if self.efficiency is None else self.efficiency.gemm
-        prefill, decode = (
-            known[name].precision if name else None for name in (self.linear_prefill, self.linear_decode)
-        )
-        return prefill, decode
+        return self._precision(self.linear_prefill), self._precision(self.linear_decode)
 
-    def predictor(self, captured: Sequence[int], linear: str | None = None) -> StepPredictor | None:
-        """Step times with these captured decode batch sizes; None where steps were measured on a server."""
-        if self.efficiency is None:
+    def _precision(self, linear: str | None) -> Precision | None:
+        if linear is None:
             return None
+        return Precision(linear) if self.efficiency is None else self.efficiency.gemm[linear].precision
+
+    def predictor(self, captured: Sequence[int], linear: str | None = None) -> StepTimes | None:
+        """Step times with these captured decode batch sizes; None where steps were measured on a server."""
+        if self.fitted is not None:
+            return None
+        if self.efficiency is None:
+            masked = self.backends.prefill.masked_pair_flops
+            shard = self.model.shape.shard(self.tp_size)
+            return RooflineSteps(shard, self.ceilings, self._precision(linear), masked)
         return StepPredictor(
             self.model.shape, self.ceilings, self.efficiency, attention=self.attention, linear=linear,
             tp_size=self.tp_size, captured=captured,
@@ -274,7 +299,31 @@ def _model(conf: Mapping[str, Any]) -> CatalogueModel:
     return CatalogueModel(file.parent.name, context, shape_from_config(config, weights, where=str(file)))
 
 
-def _efficiency(value: object, ceilings: Ceilings) -> Efficiency:
+def _efficiency(value: object, ceilings: Ceilings) -> Efficiency | None:
+    """The section's own coefficients, those shipped for the device, or none for ``efficiency=roofline``.
+
+    Raises:
+        InputError: a choice that prices no step, or nothing is shipped for the device; the message says what there is.
+    """
     if isinstance(value, Mapping) and "gemm" in value:
         return Efficiency.from_dict(value, "efficiency")
-    return load_efficiency(match_device(ceilings.device) or ceilings.device)
+    chosen = value.get("device") if isinstance(value, Mapping) else value
+    if chosen == ROOFLINE:
+        return None
+    if chosen not in (None, AUTO):
+        return load_efficiency(str(chosen))
+    try:
+        if chosen is None:
+            raise InputError("prices no step on a virtual clock", where="virtual", key="efficiency", value=None)
+        return load_efficiency(match_device(ceilings.device) or ceilings.device)
+    except InputError as error:
+        problem = error.problem if chosen is None else f"no kernel of {ceilings.device} was measured"
+        raise InputError(
+            problem, where="virtual", key="efficiency", value=chosen,
+            allowed=[
+                f"efficiency={ROOFLINE} (the roofline of each step, a lower bound)",
+                *(f"efficiency={name} (its kernels' shares under these ceilings)" for name in shipped_efficiencies()),
+                "steps=FILE (python -m bench.fit_steps measures a server)",
+                "a file in conf/efficiency of your own (python -m bench.fit_efficiency fits one to kernel tables)",
+            ],
+        ) from None  # fmt: skip

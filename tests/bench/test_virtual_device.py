@@ -20,6 +20,7 @@ from roofline_policies.hardware import from_catalogue
 from roofline_policies.host_time import HostTime, RequestPath
 from roofline_policies.model_catalogue import shipped_model
 from roofline_policies.predict import StepPredictor
+from roofline_policies.roofline import roof_time
 from roofline_policies.work import Precision
 
 NONE, PROMPT, ROW = BatchShape(), BatchShape.of(prefill=[(512, 0)]), BatchShape.of(decode_contexts=[700])
@@ -98,6 +99,46 @@ def test_a_checkpoint_is_modelled_in_the_dtype_that_a_server_gives_it(
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps({**config, **dtype}))
     assert device(f"model_path={tmp_path}").model.shape.weight_precision is precision
+
+
+def test_a_device_whose_kernels_nobody_measured_says_what_to_do_instead() -> None:
+    for hardware, name in (("h100_sxm", "NVIDIA H100 80GB HBM3"), ("l4", "NVIDIA L4")):
+        with pytest.raises(InputError) as refused:
+            device(f"hardware={hardware}")
+        said = str(refused.value)
+        assert said.startswith(f"virtual: efficiency = 'auto': no kernel of {name} was measured; allowed: ")
+        for way in ("efficiency=roofline (", "efficiency=h200 (", "steps=FILE (", "bench.fit_efficiency"):
+            assert way in said
+    with pytest.raises(InputError, match="prices no step on a virtual clock; allowed: efficiency=roofline"):
+        device("efficiency=none")
+
+
+@pytest.mark.parametrize("hardware", ["h100_sxm", "a100_sxm", "b200", "l40s", "h200"])
+@pytest.mark.parametrize("linear", [None, "fp8"])
+def test_the_roofline_prices_steps_where_it_is_asked_for(hardware: str, linear: str | None) -> None:
+    kinds = [] if linear is None or hardware == "a100_sxm" else [f"linear.prefill={linear}"]
+    priced = device(f"hardware={hardware}", "efficiency=roofline", *kinds)
+    ceilings = from_catalogue(hardware)
+    products = Precision.FP8 if kinds else None
+    long = BatchShape.of([(8000, 100)], attention=priced.backends)
+    work = priced.model.shape.shard(1).work(long, linear=products)
+    assert priced.steps(()).step_s(prefill=long, decode=NONE, graph=True) == pytest.approx(
+        roof_time(work, ceilings).bound_s
+    )
+    assert priced.linear == (products, None)
+    assert priced.source == f"the roofline alone, a lower bound ({ceilings.source})"
+    (note,) = priced.notes
+    assert note == (
+        f"steps are priced by the roofline alone, which no step beats: no kernel of {ceilings.device} was measured"
+    )
+
+
+def test_another_devices_kernels_stand_in_by_name() -> None:
+    borrowed = device("hardware=h100_sxm", "efficiency=h200")
+    (note,) = borrowed.notes
+    assert note.startswith("kernels measured on h200 stand in for those of NVIDIA H100 80GB HBM3")
+    assert borrowed.ceilings == from_catalogue("h100_sxm")
+    assert device().notes == ()
 
 
 def test_kv_tokens_that_are_given_stand() -> None:

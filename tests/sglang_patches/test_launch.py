@@ -110,18 +110,6 @@ def test_what_the_scheduler_would_refuse_is_refused_before_anything_loads(
         assert part in error
 
 
-def test_a_precision_without_a_ceiling_is_refused_before_anything_loads(capsys, model, tmp_path):
-    policy = tmp_path / "mine.yaml"
-    policy.write_text(
-        "defaults: [slo: interactive, policy: static, _self_]\n"
-        "hardware: {device: mine, flops_per_s: {bf16: 1.0e+12}, bytes_per_s: 1.0e+11, memory_bytes: 1000000000,"
-        " source: measured}\n"
-    )
-    line = refused(capsys, model, "--policy", str(policy), "--dtype", "half")
-    assert "ceilings of mine: precision = 'fp16': the device has no compute ceiling for this precision" in line
-    assert "allowed: bf16" in line
-
-
 @pytest.mark.parametrize(
     ("dtype", "arguments"),
     [
