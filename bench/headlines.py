@@ -22,7 +22,7 @@ def verdict_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def note_lines(result: Mapping[str, Any]) -> list[str]:
-    """A line for each thing that was done to the traffic before it was replayed, and that figures are to be read with."""
+    """A line for each thing that was done to the traffic before it was replayed, and that qualifies the figures."""
     traffic = [f"traffic: {note['text']}" for note in result.get("traffic_notes", ())]
     return traffic + [f"note: {note}" for note in result.get("notes", ())]
 

@@ -89,9 +89,10 @@ class Ceilings:
         for key in ("usd_per_h", "clock_hz"):
             if getattr(self, key) is not None:
                 object.__setattr__(self, key, _positive(getattr(self, key), where, key))
-        if isinstance(self.stand_ins, str) or not all(isinstance(text, str) for text in self.stand_ins):
-            raise InputError("must be a list of texts", where=where, key="stand_ins", value=self.stand_ins)
-        object.__setattr__(self, "stand_ins", tuple(self.stand_ins))
+        given: object = self.stand_ins
+        if not isinstance(given, list | tuple) or not all(isinstance(text, str) for text in given):
+            raise InputError("must be a list of texts", where=where, key="stand_ins", value=given)
+        object.__setattr__(self, "stand_ins", tuple(given))
 
     def covering(self, precision: Precision) -> Ceilings:
         """These ceilings with one for ``precision``: unchanged where there is one, else the nearest that there is

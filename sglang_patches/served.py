@@ -101,7 +101,8 @@ def _predictor(
         )
     except InputError as error:  # known only now that SGLang has chosen its kernels; the server starts all the same
         level = logging.INFO if choice == AUTO else logging.WARNING
-        logger.log(level, f"Roofline: step times are those of the roofline, learned from the steps that run: {error}.")
+        told = f"step times are not predicted: {error}. The roofline and the steps that run stand in."
+        logger.log(level, f"Roofline: {told}")
         return None
     logger.info(f"Roofline: step times are predicted with the {efficiency.device}'s efficiencies ({efficiency.date}).")
     return predictor

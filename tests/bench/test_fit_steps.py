@@ -15,6 +15,7 @@ pytest.importorskip("scipy")
 from bench import fit_steps
 from bench.request_path import SentRequest, alone, read_requests, request_path
 from bench.step_records import WARM_UP, StepRecord, parse, read_steps
+from roofline_policies.backends import backends
 from roofline_policies.batch import BatchShape
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 from roofline_policies.fitted_steps import FittedSteps, StepLine
@@ -30,6 +31,7 @@ CONFIG = {
     "tie_word_embeddings": False, "torch_dtype": "bfloat16",
 }  # fmt: skip
 MODEL = ModelShape.from_config(CONFIG).shard(1)
+PADDED = backends(MODEL, "torch_native", padded_queries=False)
 H200 = from_catalogue("h200")
 LINES = {
     "prefill": StepLine(0.02, 0.0015, 5e-4, 2e-5, 1e-7, 3e-7),
@@ -45,7 +47,7 @@ contexts = st.lists(st.integers(1, 8192), min_size=1, max_size=32)
 def draw(rng, mode):
     prefill = [(int(rng.integers(1, 2000)), int(rng.integers(0, 4000))) for _ in range(rng.integers(1, 5))]
     decode = rng.integers(1, 3000, rng.integers(1, 33)).tolist()
-    return BatchShape.of(prefill if mode != "decode" else (), decode if mode != "prefill" else ())
+    return BatchShape.of(prefill if mode != "decode" else (), decode if mode != "prefill" else (), attention=PADDED)
 
 
 def records(count=90, noise=lambda rng: 1.0, modes=("prefill", "decode", "mixed")):
@@ -87,9 +89,18 @@ def run(tmp_path, model_path, *more, rows=None):
 
 @given(chunks, st.just([]) | contexts)
 def test_a_batch_is_found_again_in_its_flops(prefill, decode):
-    shape = BatchShape.of(prefill, decode)
+    shape = BatchShape.of(prefill, decode, attention=PADDED)
     mode = ForwardMode.MIXED if decode else ForwardMode.PREFILL
-    assert read_one(mode, shape).shape == shape
+    assert read_one(mode, shape).shape == shape._replace(masked_flops=0)
+
+
+@given(chunks)
+def test_of_a_kernel_in_tiles_its_pairs_are_those_it_multiplied(prefill):
+    shape = BatchShape.of(prefill, attention=backends(MODEL, "triton"))
+    found = read_one(ForwardMode.PREFILL, shape).shape
+    assert found.causal_pairs == shape.causal_pairs
+    each = MODEL.attention_work(BatchShape(causal_pairs=1)).useful.total
+    assert found.pairs == MODEL.attention_work(shape).issued.total // each
 
 
 @given(contexts, st.integers(0, 8))
