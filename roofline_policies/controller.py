@@ -14,6 +14,7 @@ from roofline_policies.decision import Bounds, Decision, Knob, KnobChange, Knobs
 from roofline_policies.errors import FieldError
 from roofline_policies.hardware import Ceilings
 from roofline_policies.pace import StepPace
+from roofline_policies.plain import described, plain, type_name
 from roofline_policies.policies.base import Policy, Proposal
 from roofline_policies.policies.compose import merged
 from roofline_policies.roofline import OVERHEAD_BELOW
@@ -279,8 +280,10 @@ class Controller:
         before = time.perf_counter()
         try:
             proposals = merged(self.policy, view)
-        except Exception as error:  # the contract of this class: a policy's failure is never the server's
-            self.give_up(f"{type(self.policy).__name__} raised {type(error).__name__}: {error}")
+        except KeyboardInterrupt:  # the operator's, not the policy's
+            raise
+        except BaseException as error:  # the contract of this class: a policy's failure is never the server's
+            self.give_up(f"{type_name(self.policy)} raised {described(error)}")
             return None
         spent_s = time.perf_counter() - before
         self._overruns = self._overruns + 1 if spent_s > self.settings.budget_s else 0
@@ -293,7 +296,8 @@ class Controller:
         return proposals
 
     def give_up(self, reason: str) -> None:
-        self.state, self.fallback_reason = State.FALLBACK, reason
+        """Turn to the launch settings. reason: of anything that has a text; see plain."""
+        self.state, self.fallback_reason = State.FALLBACK, plain(reason)
 
     def _back_to_launch(self) -> Decision:
         reason = f"fallback: {self.fallback_reason}"

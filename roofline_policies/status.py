@@ -8,6 +8,7 @@ from typing import Any
 
 from roofline_policies.controller import Controller
 from roofline_policies.decision import Decision, Knob
+from roofline_policies.plain import type_name
 from roofline_policies.plausible import doubt
 from roofline_policies.roofline import OperatingPoint
 from roofline_policies.view import QueueState
@@ -70,7 +71,7 @@ def status(controller: Controller, now_s: float, queue: QueueState) -> dict[str,
     return {
         "device": ceilings.device,
         "policy": {
-            "type": type(controller.policy).__name__,
+            "type": type_name(controller.policy),
             "state": controller.state.value,
             "fallback_reason": controller.fallback_reason,
         },
@@ -93,7 +94,7 @@ def status(controller: Controller, now_s: float, queue: QueueState) -> dict[str,
             "itl_kind": controller.slo.itl_kind.value,
             "e2e_s": controller.slo.e2e_s,
         },
-        "predictor": None if controller.predictor is None else type(controller.predictor).__name__,
+        "predictor": None if controller.predictor is None else type_name(controller.predictor),
         "correction": {mode.value: line._asdict() for mode, line in controller.pace.lines.items()},
         "iterations": controller.iterations,
         **{

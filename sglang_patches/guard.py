@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, Protocol, TypeVar, cast
 
+from roofline_policies.plain import described
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -28,7 +30,7 @@ def contained(method: Callable[P, T]) -> Callable[P, T | None]:
         try:
             return method(*args, **kwargs)
         except Exception as error:  # where the loop meets the server: requests come first
-            cast(Guarded, args[0]).give_up(f"{method.__name__} raised {type(error).__name__}: {error}", error)
+            cast(Guarded, args[0]).give_up(f"{method.__name__} raised {described(error)}", error)
             return None
 
     return guarded

@@ -17,6 +17,7 @@ from roofline_policies.controller import Controller, State
 from roofline_policies.decision import Bounds, Knobs
 from roofline_policies.errors import InputError
 from roofline_policies.model import ModelShape
+from roofline_policies.plain import plain
 from roofline_policies.status import LoopTimer, explain, status
 from roofline_policies.transitions import COSTLY_KNOBS
 from roofline_policies.view import ForwardMode, QueueState
@@ -119,7 +120,8 @@ class Loop:
             self._recorder = Recorder(of_rank(settings.record, get_parallel().dp_rank or 0))
         self._wrap_forward()
         logger.info(
-            f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.origin}; "
+            f"Roofline: policy {plain(settings.name)} from {plain(settings.source)} decides; "
+            f"ceilings: {settings.ceilings.origin}; "
             f"work: {'counted by the attention kernels' if counters is not None else 'closed form'}"
             + ("" if served.attention is None else f"; attention: {served.attention.name}")
         )
@@ -323,7 +325,11 @@ class Loop:
         hit_rate = self.observer.cache_hit_rate
         queue = self._queues.now(now_s, followed, retractions=self.retractions, hit_rate=hit_rate)
         page = status(self.controller, now_s, queue)
-        page["policy"] |= {"name": self.settings.name, "source": self.settings.source, **asdict(self.loaded)}
+        page["policy"] |= {
+            "name": plain(self.settings.name),
+            "source": plain(self.settings.source),
+            **asdict(self.loaded),
+        }
         page["precision"] = self.observer.precision.value
         page["policy_time_s"] = self.timer.to_dict()
         page["device_now"] = self._reports.device_now()

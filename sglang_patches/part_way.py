@@ -4,13 +4,13 @@ SGLang keeps one unfinished prompt (``Scheduler.chunked_req``). It asserts that 
 second, and forgets the first of two that become so in the same pass. By itself it hardly needs a rule: a prompt that
 stays unfinished takes all that is left of its pass's chunk. With knobs that move, room is left beside it:
 
-- ``Waiting.chunk_limit`` keeps room for prompts that are due before it, and they need less or more than was kept, because
-  their prefix has come into the cache since, or has left it;
+- ``Waiting.chunk_limit`` keeps room for prompts that are due before it, and they need less or more than was kept,
+  because their prefix has come into the cache since, or has left it;
 - decode rows take single tokens of the chunk, so that a prompt which is cut to whole pages leaves a part of a page.
 
 The next prompt would be cut to fit into the rest, and be the second one. So, whatever left the room: **while a prompt
-stays part-way, or has become so in this pass, others enter whole or not at all.** SGLang decides in two methods how much
-of a prompt enters, and both are held to it here.
+stays part-way, or has become so in this pass, others enter whole or not at all.** SGLang decides in two methods how
+much of a prompt enters, and both are held to it here.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from sglang.utils import TypeBasedDispatcher
 
 from roofline_policies.config import Settings
 from roofline_policies.errors import IncompatibleServer, InputError, RooflineError
+from roofline_policies.plain import described, plain
 from roofline_policies.slo import Objectives
 from sglang_patches.compat import Hook
 
@@ -139,9 +140,9 @@ def pickled(settings: Settings) -> bytes:
     """
     try:
         return pickle.dumps(settings)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except Exception as error:  # whatever a class of the user's raises when it is pickled
         raise InputError(
-            f"cannot be handed to the scheduler process ({error})", where=settings.source, key="policy",
+            f"cannot be handed to the scheduler process ({plain(error)})", where=settings.source, key="policy",
             value=settings.policy, allowed="an object of a class at the top level of a module",
         ) from error  # fmt: skip
 
@@ -161,7 +162,8 @@ class Loaded:
     def again(self, settings: Settings, revived_from: str | None) -> None:
         """Note that another policy decides from now on."""
         self.reloads, self.loaded_at, self.revived_from = self.reloads + 1, _now(), revived_from
-        told = f"Roofline: policy {settings.name} from {settings.source} decides from now on (reload {self.reloads})"
+        source = plain(settings.source)
+        told = f"Roofline: policy {plain(settings.name)} from {source} decides from now on (reload {self.reloads})"
         logger.info(told if revived_from is None else f"{told}; its predecessor had been given up: {revived_from}")
 
 
@@ -181,9 +183,9 @@ class Reloads:
                 settings = pickle.loads(request.settings)
                 self._loop.bounds_of(settings)
         except InputError as error:
-            return PolicyReqOutput(token=request.token, problem=str(error))
+            return PolicyReqOutput(token=request.token, problem=plain(error))
         except Exception as error:  # whatever a class of the user's raises when it is unpickled
-            problem = f"policy: cannot be handed to the scheduler process ({type(error).__name__}: {error})"
+            problem = f"policy: cannot be handed to the scheduler process ({described(error)})"
             return PolicyReqOutput(token=request.token, problem=problem)
         self._offer = (request.token, settings, objectives)
         return PolicyReqOutput(token=request.token)
@@ -200,7 +202,7 @@ class Reloads:
         try:
             self._loop.reload(settings)
         except Exception as error:  # requests come first
-            problem = f"reload raised {type(error).__name__}: {error}"
+            problem = f"reload raised {described(error)}"
             self._loop.give_up(problem, error)
             return PolicyReqOutput(token=request.token, problem=problem)
         page = self._loop.status() or {}

@@ -10,13 +10,13 @@ None of the rules depends on the order in which the policies are listed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from roofline_policies.decision import Knob
-from roofline_policies.errors import FieldError, PolicyError
+from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Kind, Policy, Proposal
+from roofline_policies.policies.gate import accepted
 from roofline_policies.view import SchedulerView
 
 
@@ -40,8 +40,8 @@ class Composition:
         """The merged proposals: at most one target and one cap per knob."""
         proposals: list[Proposal] = []
         for policy in self.policies:
-            proposals.extend(policy.propose(view))
-        return merge(view, proposals)
+            proposals.extend(accepted(policy.propose(view)))
+        return _merge(view, tuple(proposals))
 
 
 def compose(*policies: Policy) -> Composition:
@@ -53,23 +53,24 @@ def merged(policy: Policy, view: SchedulerView) -> tuple[Proposal, ...]:
     """What a policy proposes, merged; a composition's proposals are.
 
     Raises:
-        PolicyError: something is no Proposal, or its value is no number.
+        PolicyError: something that cannot be meant; see policies.gate.
     """
     proposals = policy.propose(view)
-    return proposals if isinstance(policy, Composition) else merge(view, proposals)
+    # What a composition returns has passed the gate; a class that only derives from one may return anything.
+    return proposals if type(policy) is Composition else merge(view, proposals)
 
 
 def merge(view: SchedulerView, proposals: Iterable[Proposal]) -> tuple[Proposal, ...]:
     """Proposals of many policies made into at most one target and one cap per knob.
 
     Raises:
-        PolicyError: something is no Proposal, or its value is no number.
+        PolicyError: something that cannot be meant; see policies.gate.
     """
-    proposals = tuple(proposals)
-    met = set()
-    for proposal in proposals:
-        check(proposal)
-        met.add((proposal.knob, proposal.kind))
+    return _merge(view, accepted(proposals))
+
+
+def _merge(view: SchedulerView, proposals: tuple[Proposal, ...]) -> tuple[Proposal, ...]:
+    met = {(proposal.knob, proposal.kind) for proposal in proposals}
     if len(met) == len(proposals):
         return proposals  # nothing meets: the common case, in every step of a server
     targets: dict[Knob, list[Proposal]] = {}
@@ -81,18 +82,6 @@ def merge(view: SchedulerView, proposals: Iterable[Proposal]) -> tuple[Proposal,
             caps[proposal.knob] = proposal
     merged = [_merge_targets(view, knob, rivals) for knob, rivals in targets.items()]
     return (*merged, *caps.values())
-
-
-def check(proposal: object) -> None:
-    """Nothing, if it is a Proposal with a finite value.
-
-    Raises:
-        PolicyError: it is not.
-    """
-    if not isinstance(proposal, Proposal):
-        raise PolicyError(f"proposed {proposal!r}, which is no Proposal")
-    if not isinstance(proposal.value, int | float) or not math.isfinite(proposal.value):
-        raise PolicyError(f"{proposal.policy} proposed {proposal.knob} = {proposal.value!r}")
 
 
 def _tightness(proposal: Proposal) -> tuple[float, int, str, str]:

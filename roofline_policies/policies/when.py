@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Policy, Proposal
 from roofline_policies.policies.conditions import Condition
+from roofline_policies.policies.gate import accepted
 from roofline_policies.view import SchedulerView
 
 
@@ -49,4 +50,4 @@ def when(condition: Condition, policy: Policy, otherwise: Policy | None = None) 
 
 
 def _because(condition: Condition, proposals: tuple[Proposal, ...]) -> tuple[Proposal, ...]:
-    return tuple(proposal._replace(reason=f"{proposal.reason} (while {condition})") for proposal in proposals)
+    return tuple(proposal._replace(reason=f"{proposal.reason} (while {condition})") for proposal in accepted(proposals))
