@@ -119,13 +119,12 @@ class Loop:
         if settings.record is not None:
             self._recorder = Recorder(of_rank(settings.record, get_parallel().dp_rank or 0))
         self._wrap_forward()
-        logger.info(
-            f"Roofline: policy {plain(settings.name)} from {plain(settings.source)} decides; "
-            f"ceilings: {settings.ceilings.origin}; "
-            f"work: {'counted by the attention kernels' if counters is not None else 'closed form'}"
-            + ("" if served.attention is None else f"; attention: {served.attention.name}")
-        )
-        for sentence in settings.ceilings.stand_ins:
+        ceilings = settings.ceilings
+        work = "counted by the attention kernels" if counters is not None else "closed form"
+        told = f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {ceilings.origin}"
+        attention = "" if served.attention is None else f"; attention: {served.attention.name}"
+        logger.info(plain(f"{told}; work: {work}{attention}"))
+        for sentence in ceilings.stand_ins:
             logger.warning(f"Roofline: {sentence}. Shares of a ceiling are to be read with that in mind.")
 
     def _wrap_forward(self) -> None:

@@ -40,7 +40,16 @@ def add_one_req(
     return original(adder, req, has_chunked_req, truncation_align_size)
 
 
-def select_prefill_admission(admission: Any, adder: Any, req: Any, **asked: Any) -> AddReqResult | None:
+def select_prefill_admission(
+    admission: Any,
+    adder: Any,
+    req: Any,
+    total_tokens: int,
+    host_hit_length: int,
+    swa_host_hit_length: int,
+    truncation_align_size: int | None,
+    has_chunked_req: bool = False,
+) -> AddReqResult | None:
     """Refuse what would be cut. None: SGLang's answer stands."""
     cut = not isinstance(admission, AddReqResult) and admission.is_chunked
     return AddReqResult.OTHER if cut and getattr(adder, _PART_WAY) else None

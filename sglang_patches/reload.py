@@ -162,8 +162,8 @@ class Loaded:
     def again(self, settings: Settings, revived_from: str | None) -> None:
         """Note that another policy decides from now on."""
         self.reloads, self.loaded_at, self.revived_from = self.reloads + 1, _now(), revived_from
-        source = plain(settings.source)
-        told = f"Roofline: policy {plain(settings.name)} from {source} decides from now on (reload {self.reloads})"
+        who = plain(f"{settings.name} from {settings.source}")
+        told = f"Roofline: policy {who} decides from now on (reload {self.reloads})"
         logger.info(told if revived_from is None else f"{told}; its predecessor had been given up: {revived_from}")
 
 
