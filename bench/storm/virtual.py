@@ -39,7 +39,7 @@ LEAVE_WITHIN_S = 2.0
 def serve(
     round_: Round, told: Callable[[int, float], None], prepare: Callable[[VirtualServer], None] | None = None
 ) -> Result:
-    """Run one round to its end; what ends the scheduler early is in the result. ``prepare`` sees the server first."""
+    """Run one round to its end; what ends the scheduler early is in the result. ``prepare``: the server, before its policy."""
     clock = VirtualClock()
     requests = _requests(round_)
     traffic = VirtualTraffic(clock, requests, most_s=MOST_S, closed=told)
@@ -48,12 +48,12 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="roofline-storm-") as folder:
         server = VirtualServer(Path(folder), round_.server_args, device, clock, traffic)
         worker = server.start(STEPS, HOST)
+        if prepare is not None:
+            prepare(server)
         settings = load("adaptive" if round_.policy is None else round_.policy, overrides=list(OVERRIDES))
         policy = Storm(round_.seed) if round_.policy is None else settings.policy
         settings = replace(settings, policy=policy, objectives=OBJECTIVES, ceilings=from_catalogue("h200"))
         server.attach(settings, shipped_model("llama_3_1_8b").shape, STEPS)
-        if prepare is not None:
-            prepare(server)
         try:
             server.run()
         except Exception as error:  # what a storm is for

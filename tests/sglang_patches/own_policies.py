@@ -49,3 +49,35 @@ class OrdersByDeadline:
 
     def propose(self, view):
         return (Proposal("OrdersByDeadline", Knob.DEADLINE_ORDER, True, "always"),)
+
+
+class Mute(Exception):
+    """An exception whose message cannot be had."""
+
+    def __str__(self):
+        raise RuntimeError("asked a mute exception")
+
+    __repr__ = __str__
+
+
+class Unspeakable:
+    """Moves a knob in every call, each time for a reason that is no text, or none that can be carried."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def propose(self, view):
+        self.calls += 1
+        reasons = [object(), Mute(), ValueError("no\ud800 room"), view, "\udcff", "x" * 10**5, "\x00\x1b[2J\r\n", None]
+        reason = reasons[self.calls % len(reasons)]
+        return [
+            Proposal(reason, Knob.PREFILL_CHUNK_TOKENS, 64 + 64 * (self.calls % 2), reason),
+            Proposal("Unspeakable", Knob.MIXED_CHUNK, self.calls % 2, reason, kind=0),
+        ]
+
+
+class FailsUnspeakably:
+    """Raises what has no message."""
+
+    def propose(self, view):
+        raise Mute
