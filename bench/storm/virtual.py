@@ -39,7 +39,7 @@ LEAVE_WITHIN_S = 2.0
 def serve(
     round_: Round, told: Callable[[int, float], None], prepare: Callable[[VirtualServer], None] | None = None
 ) -> Result:
-    """Run one round to its end; what ends the scheduler early is in the result. ``prepare``: the server, before its policy."""
+    """Run one round to its end; what ends the scheduler early is in the result. prepare: before there is a policy."""
     clock = VirtualClock()
     requests = _requests(round_)
     traffic = VirtualTraffic(clock, requests, most_s=MOST_S, closed=told)
