@@ -13,6 +13,7 @@ from stand_in_server import rank_page
 from bench.figures import first_lived, roofline_figure
 from bench.headlines import verdict_lines
 from bench.metrics import paired_ratios, summarise
+from bench.notes import notes_of
 from bench.records import ArmRun, RequestRecord, ServerSample
 from bench.report import in_script, verdict_rows, verdict_table, write_report
 from bench.series import changes_of, knobs_figure, load_figure, phase_spans
@@ -55,6 +56,15 @@ def result_of(runs: list[ArmRun]) -> dict[str, Any]:
         "runs": rows,
         "ratios": paired_ratios(rows, "static"),
     }
+
+
+def test_what_stands_in_and_what_cannot_be_is_said_below_the_table() -> None:
+    pages = [{"ceilings": {"stand_ins": ["x stands in for y"]}, "decode": {"doubt": doubt}} for doubt in (None, "114%")]
+    samples = tuple(ServerSample(float(t), {}, 0, (rank,)) for t, rank in enumerate(pages))
+    runs = [ArmRun("one", 0, (), samples), ArmRun("two", 0, (), samples[:1]), ArmRun("dead", 0, (), ())]
+    notes = notes_of(runs, ("known before",))
+    assert notes == ["known before", "x stands in for y", "one, decode: 114%"]
+    assert verdict_lines(result_of(RUNS) | {"notes": notes})[-3:] == [f"Note: {note}." for note in notes]
 
 
 @pytest.fixture(scope="module")

@@ -94,6 +94,27 @@ def test_a_phase_that_does_not_run_beside_one_that_does_is_not_shown_as_of_now(c
     assert page["last"]["decode"]["age_s"] == 5.25
 
 
+def test_a_share_above_the_ceiling_comes_with_what_is_wrong(controller):
+    assert status(controller, 103.25, BUSY)["decode"]["doubt"] is None
+    controller.observe(record(104.0, flops=900, read=5, iteration=4))
+    page = status(controller, 104.25, BUSY)
+    assert page["decode"]["compute_fraction"] > 1
+    assert " of the compute ceiling of " in page["decode"]["doubt"]
+    assert page["decode"]["doubt"].endswith("else the count (closed_form) or the time (host clock) is wrong")
+    assert page["prefill"]["doubt"] is None
+    assert page["ceilings"]["stand_ins"] == []
+    line = log_line(controller, 104.25)
+    assert page["decode"]["doubt"] in line
+    assert "decode: compute-bound" not in line
+
+
+def test_the_page_says_whose_ceilings_stand_in(controller):
+    controller.place_under(CEILINGS.of_device("another device"))
+    assert status(controller, 103.25, BUSY)["ceilings"]["stand_ins"] == [
+        f"the ceilings of {CEILINGS.device} stand in for those of another device"
+    ]
+
+
 def test_totals_are_exact(controller):
     totals = status(controller, 104.0, IDLE)["totals"]
     assert totals["decode"] == {
