@@ -105,7 +105,10 @@ def text(conf: Mapping[str, Any], key: str, where: str) -> str:
     if value is None:
         raise InputError("is missing", where=where, key=key, allowed="text")
     if not isinstance(value, str) or not value.strip():
-        raise InputError("is not text", where=where, key=key, value=value, allowed="text")
+        quoted = (
+            f"text; what reads as something else is quoted: {key}='\"...\"'" if not isinstance(value, str) else "text"
+        )
+        raise InputError("is not text", where=where, key=key, value=value, allowed=quoted)
     return value
 
 

@@ -74,6 +74,8 @@ def _parsed(overrides: Sequence[str], place: int, where: str, option: str) -> Ov
         InputError: it is none; says what to write in its place.
     """
     word = overrides[place]
+    if "\n" in word or "\r" in word:
+        raise InputError("has a line break in it", where=where, value=word, allowed=_KEY_VALUE)
     try:
         found = OverridesParser.create().parse_override(word)
     except (HydraException, ValueError) as error:

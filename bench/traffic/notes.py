@@ -123,7 +123,8 @@ class Tally:
             text = f"arrivals are drawn, not the trace's own: Poisson, {self.rate_per_s:g} per second"
             yield Note("arrivals_drawn", text, self.requests)
         else:
-            goes_on = "" if self.whole else "; the trace goes on beyond the window"
+            goes_on = "" if self.whole else "; no more were read"
+            goes_on = "; the trace goes on beyond the window" if self.next_s is not None else goes_on
             unit = "dates" if clock.unit is None else UNIT_NAMES[clock.unit]
             came = (
                 f"{_requests(self.requests)} from {span(self.first_s)} to {span(self.last_s)} after the trace's first"

@@ -107,6 +107,11 @@ def _format(keys: TraceKeys, first: Row, tally: Tally) -> TraceFormat:
     columns = ",".join(first.fields)[:160]
     if keys.kind == ANY:
         if len(found) != 1:
+            if {"iteration", "step_s"} <= first.fields.keys():
+                raise InputError(
+                    "is a record of iterations, not of requests", where=first.where, key="columns", value=columns,
+                    allowed="ARM.REPEAT.requests.jsonl of a live replay",
+                )  # fmt: skip
             problem = "is of no known format" if not found else f"may be {' or '.join(one.name for one in found)}"
             raise InputError(
                 problem, where=first.where, key="columns", value=columns, allowed=f"traffic={'|'.join(FORMATS)}",

@@ -182,8 +182,8 @@ def test_a_name_that_does_not_fit_is_answered_with_the_one_that_does(tmp_path: P
         read(write(tmp_path, BURSTGPT), "azure")
     with pytest.raises(InputError, match=r"is of no known format; allowed: traffic=azure\|mooncake\|bailian\|"):
         read(write(tmp_path, {"time": 1, "prompt": "x"}))
-    iterations = {"iteration": 1, "mode": "decode", "requests": 1, "new_tokens": 1}
-    with pytest.raises(InputError, match="is of no known format"):
+    iterations = {"iteration": 1, "mode": "decode", "requests": 1, "step_s": 0.1}
+    with pytest.raises(InputError, match=r"is a record of iterations, not of requests; allowed: ARM\.REPEAT\.requests"):
         read(write(tmp_path, iterations))
 
 
@@ -328,6 +328,20 @@ def test_drawn_arrivals_follow_rate_and_seed(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_named(tmp_path: Path, row: Any, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         loaded(write(tmp_path, row), **{"rate_per_s": None if "timestamp" in row else 1.0, **keys})
+
+
+def test_the_page_on_traces_has_every_format_with_its_unit_and_its_blocks() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "traces.md").read_text()
+    table = {cells[0]: cells for cells in re.findall(r"^\| `(\w+)` \|" + r"([^|]+)\|" * 5 + "$", page, re.MULTILINE)}
+    assert set(table) == set(FORMATS)
+    for name, form in FORMATS.items():
+        _, _, columns, unit, block, order = table[name]
+        for needed in form.needs:
+            assert f"`{needed}`" in columns
+        assert {"dates": "date"}.get(form.time_unit, form.time_unit) in re.split(r"\W+", unit) or "sharegpt" in unit
+        blocks = re.findall(r"\d+", block)
+        assert blocks == ([] if form.block_tokens is None else [str(form.block_tokens)])
+        assert order.strip() == ("yes" if form.in_order else "sorted")
 
 
 def test_keys_of_conversations_say_nothing_of_other_traces(tmp_path: Path) -> None:

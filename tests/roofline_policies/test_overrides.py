@@ -77,6 +77,7 @@ def test_a_value_that_needs_quotes(path: str, character: str, written: str) -> N
         (["traffic.phases[0].name=x"], "'traffic.phases[0].name=x': has '[' in its key; allowed: traffic.phases.0"),
         (["!seed=3"], "'!seed=3': has '!' in its key; allowed: seed=3"),
         (["a..b=1"], "'a..b=1': has a dot too many in its key; allowed: key=value"),
+        (["name=a\nb"], "'name=a\\nb': has a line break in it; allowed: key=value"),
         (["=3"], "'=3': has no key; allowed: key=value"),
         (["server_args=[--a,b"], "'server_args=[--a,b': has a [ that is not closed; allowed: 'server_args=[--a,b]'"),
         (["server_args=[--a=b]"], "'server_args=[--a=b]': cannot be read at '=' (character 17); allowed: "),
