@@ -81,6 +81,7 @@ def _explain_kernel(options: argparse.Namespace) -> int:
     console = _console()
     console.print(explanation.table())
     print(explanation.verdict())
+    print(*explanation.audits(), sep="\n")
     if how != "imported":
         print(f"{module} was {how}")
     for name, source in explanation.sources.items():

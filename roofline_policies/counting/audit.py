@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import linecache
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,51 +22,13 @@ from triton._C.libtriton import ir
 from triton.compiler import make_backend
 
 from roofline_policies.counting import slots
-from roofline_policies.counting.callees import works_on_registers
+from roofline_policies.counting.effects import KINDS, callee, first_type, is_masked, product, unknown
 from roofline_policies.counting.sites import Audit
 from roofline_policies.counting.structure import MODULE
 from roofline_policies.counting.trace import MARK, marking
-from roofline_policies.counting.ttir import Operation, Place, accessed, operations, parts, shape_of, split
+from roofline_policies.counting.ttir import Operation, Place, accessed, operations
 from roofline_policies.counting.twin import Rewritten
 from roofline_policies.work import Precision
-
-_KINDS = {
-    "tt.load": "load",
-    "tt.descriptor_load": "load",
-    "tt.descriptor_gather": "load",
-    "tt.store": "store",
-    "tt.descriptor_store": "store",
-    "tt.descriptor_scatter": "store",
-    "tt.atomic_rmw": "atomic",
-    "tt.atomic_cas": "atomic",
-    "tt.descriptor_reduce": "atomic",
-    "tt.dot": "dot",
-    "tt.dot_scaled": "dot",
-}
-"""What is counted, by the operation's name."""
-
-_HARMLESS = frozenset(
-    f"tt.{name}"
-    for name in (
-        *("addptr", "advance", "assert", "bitcast", "broadcast", "call", "cat", "clampf", "expand_dims", "fp_to_fp"),
-        *("func", "gather", "get_num_programs", "get_program_id", "histogram", "int_to_ptr", "join", "make_range"),
-        *("make_tensor_descriptor", "make_tensor_ptr", "map_elementwise", "map_elementwise.return", "mulhiui"),
-        *("precise_divf", "precise_sqrt", "print", "ptr_to_int", "reduce", "reduce.return", "reshape", "return"),
-        *("scan", "scan.return", "splat", "split", "trans", "unsplat"),
-    )
-)
-"""Triton's operations that move no bytes and multiply no matrices."""
-
-_HARMLESS_DIALECTS = ("arith.", "math.", "scf.", "cf.", "ub.", "llvm.intr.assume", "ttg.barrier", "gpu.barrier")
-_MATH_LIBRARIES = ("__nv_", "__ocml_")
-
-_SLOTS: Mapping[str, int] = {
-    "f32": slots.DOT[Precision.FP32],
-    "f16": slots.DOT[Precision.FP16],
-    "bf16": slots.DOT[Precision.BF16],
-    "i8": slots.DOT[Precision.INT8],
-    "f64": slots.OTHER_DOT,
-}
 
 _HALVES = {frozenset({"max", "umin"}), frozenset({"min", "umax"})}
 """An atomic maximum or minimum of floating-point numbers is two of integers, with disjoint masks."""
@@ -153,7 +114,7 @@ class _Trace:
                     function.merges.append(mark)
                 case _:
                     function.marks.append(mark)
-        elif operation.name in _KINDS and not is_of_the_ledger(operation, self.ledger):
+        elif operation.name in KINDS and not is_of_the_ledger(operation, self.ledger):
             if not chain or chain[0] not in self.repeats:
                 function.accesses.append(operation)
         elif operation.name == "tt.call":
@@ -163,7 +124,7 @@ class _Trace:
         left = list(function.marks)
         second: set[tuple[Place, frozenset[str]]] = set()
         for operation in function.accesses:
-            kind, place = _KINDS[operation.name], self._place(operation)
+            kind, place = KINDS[operation.name], self._place(operation)
             beside = [mark for mark in left if mark.words[0] == kind and mark.place == place]
             mark = _nearest(operation, beside)
             if mark is not None:
@@ -211,7 +172,7 @@ class _Trace:
             if mark is not None:
                 left.remove(mark)
                 self.merged.add(call.location.chain[0])
-            elif self._counts(_callee(call), set()):
+            elif self._counts(callee(call), set()):
                 self._problem(call, "what the function called here counts is lost")
         for mark in left:
             self._problem(mark.operation, "what the function called here counts is added twice")
@@ -222,23 +183,23 @@ class _Trace:
             return False
         seen.add(name)
         function = self._functions[name]
-        return bool(function.marks) or any(self._counts(_callee(call), seen) for call in function.calls)
+        return bool(function.marks) or any(self._counts(callee(call), seen) for call in function.calls)
 
     def _compare(self, operation: Operation, mark: _Mark) -> None:
         """Whether as much was counted as the operation moves or multiplies."""
         if operation.name == "tt.dot":
-            flops, slot = _product(operation)
+            flops, slot = product(operation)
             if int(mark.words[1]) != flops:
                 self._problem(operation, f"{mark.words[1]} FLOPs are counted for {flops}")
             elif slot is not None and int(mark.words[2]) not in (slot, slots.DOT[Precision.FP8]):
                 self._problem(operation, "FLOPs are counted for another precision")
         elif operation.name not in ("tt.dot_scaled", "tt.descriptor_gather", "tt.descriptor_scatter"):
-            moved = accessed(_first_type(operation))
+            moved = accessed(first_type(operation))
             size, lanes = int(mark.words[1]), int(mark.words[2])
             if moved is not None and moved != (lanes, size):
                 told = f"{lanes} lanes of {size} bytes are counted for {moved[0]} of {moved[1]}"
                 self._problem(operation, told)
-            elif mark.words[3] == "all" and operation.name in ("tt.load", "tt.store") and _is_masked(operation):
+            elif mark.words[3] == "all" and operation.name in ("tt.load", "tt.store") and is_masked(operation):
                 self._problem(operation, "it has a mask, and all lanes are counted")
 
     def _problem(self, operation: Operation, what: str) -> None:
@@ -282,59 +243,6 @@ def _half(operation: Operation) -> frozenset[str] | None:
     return next((both for both in _HALVES if what in both), None)
 
 
-def _callee(call: Operation) -> str:
-    return call.text.partition("@")[2].partition("(%" if '@"' in call.text else "(")[0].strip('"')
-
-
-def _types(operation: Operation) -> str:
-    """What stands behind the last colon of an operation: its types."""
-    text = operation.text
-    while True:
-        _, rest = split(text, " : ")
-        if not rest:
-            return text
-        text = rest
-
-
-def _first_type(operation: Operation) -> str:
-    left, _ = split(_types(operation), " -> ")
-    return next(parts(left.removeprefix("(").removesuffix(")") if left.startswith("(") else left), "")
-
-
-def _is_masked(operation: Operation) -> bool:
-    operands = operation.text.partition(operation.name)[2].partition(" : ")[0]
-    wanted = 2 if operation.name == "tt.load" else 3
-    return len([one for one in parts(operands.strip()) if one.startswith("%")]) >= wanted
-
-
-def _product(operation: Operation) -> tuple[int, int | None]:
-    """FLOPs of a product, and the slot of its operands' precision where it is known."""
-    left, rest = split(_types(operation), " * ")
-    right, _ = split(rest, " -> ")
-    shape, element = shape_of(left)
-    columns = shape_of(right)[0][-1]
-    return 2 * math.prod(shape) * columns, _SLOTS.get(element)
-
-
-def _unknown(operation: Operation) -> str:
-    """Why an operation that is no access may be one all the same, or ""."""
-    name = operation.name
-    if name == "tt.elementwise_inline_asm":
-        assembly = operation.text.partition('"')[2].partition('" {')[0]
-        if "!tt.ptr" in _types(operation):
-            return "inline assembly is given a pointer"
-        readable = assembly.replace("\\0A", "\n").replace("\\09", " ")
-        return "" if works_on_registers(readable) else "inline assembly with instructions that may touch memory"
-    if name == "tt.extern_elementwise":
-        symbol = operation.text.partition('symbol = "')[2].partition('"')[0]
-        if "!tt.ptr" in _types(operation) or "pure = false" in operation.text:
-            return f"{symbol} of a library may touch memory"
-        return "" if symbol.startswith(_MATH_LIBRARIES) else f"{symbol} of a library is not known"
-    if name in _KINDS or name in _HARMLESS or name.startswith(_HARMLESS_DIALECTS):
-        return ""
-    return f"what {name} does to memory is not known"
-
-
 def audit(kernel: str, traced: str, compiled: str, sources: Mapping[str, Rewritten]) -> Audit:
     """Hold a twin against itself.
 
@@ -347,9 +255,9 @@ def audit(kernel: str, traced: str, compiled: str, sources: Mapping[str, Rewritt
     repeated: set[tuple[Place, str]] = set()
     for operation in operations(compiled):
         chain = operation.location.chain
-        why = _unknown(operation)
-        if operation.name in _KINDS and not is_of_the_ledger(operation, trace.ledger):
-            key = (chain[0] if chain else ("", 0, 0), _KINDS[operation.name])
+        why = unknown(operation)
+        if operation.name in KINDS and not is_of_the_ledger(operation, trace.ledger):
+            key = (chain[0] if chain else ("", 0, 0), KINDS[operation.name])
             if key[0] in trace.repeats:
                 repeated.add((trace.original(key[0]), key[1]))
                 continue

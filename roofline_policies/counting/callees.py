@@ -53,9 +53,14 @@ class Other(Enum):
 
 @dataclass(frozen=True)
 class Helper:
-    """A call of another function under ``triton.jit``."""
+    """A call of another function under ``triton.jit``.
+
+    given: its parameters that get aggregates, and their classes. bound: it is called as a method of a value.
+    """
 
     function: Kernel
+    given: frozenset[tuple[str, type]] = frozenset()
+    bound: bool = False
 
 
 Callee = Access | Helper | Other

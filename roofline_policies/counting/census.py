@@ -8,15 +8,17 @@ import __future__
 
 import ast
 import builtins
+import contextlib
 import copy
 import dis
+import importlib
 import importlib.util
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from rich.console import Console
@@ -25,11 +27,12 @@ from rich.progress import track
 from rich.table import Table
 from triton import JITFunction, knobs
 
+from roofline_policies.counting.definitions import GLUON, Definition, Package
 from roofline_policies.counting.stand_ins import first_line, load
 from roofline_policies.counting.wrappers import way_in
 
-TRITON = {"triton.jit", "triton.runtime.jit.jit"}
-GLUON = {"gluon.jit", "triton.experimental.gluon.jit"}
+NOT_SEEN = "not seen"
+"""How the error of a row begins whose function looks like a kernel and is none as far as the source tells."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,14 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Census:
-    """The kernels of a package in the order of its source; Gluon's apart, because they are not Triton."""
+    """The kernels of a package in the order of its source; Gluon's apart, because they are not Triton.
+
+    unseen: functions that call what only kernels call, where no ``triton.jit`` was found.
+    """
 
     kernels: tuple[Kernel, ...]
     gluon: tuple[Kernel, ...]
+    unseen: tuple[Kernel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,36 +87,48 @@ def find_kernels(package: str) -> Census:
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError(f"no package {package!r}", name=package)
     roots = map(Path, spec.submodule_search_locations)
-    paths = sorted((path, root.parents[package.count(".")]) for root in roots for path in root.rglob("*.py"))
-    kernels, gluon = [], []
-    for path, base in track(paths, f"{package}: finding kernels", console=Console(stderr=True)):
-        file = path.relative_to(base)
-        module = ".".join(file.parent.parts if file.stem == "__init__" else file.with_suffix("").parts)
-        found = list(_definitions(path.read_text(encoding="utf-8")))
-        triton = any(definition.dialect in TRITON for definition in found)
-        namespace, how = load(module, package) if triton else (None, "")
+    files = sorted((path, root.parents[package.count(".")]) for root in roots for path in root.rglob("*.py"))
+    named = {_module_name(path.relative_to(base)): (path, path.relative_to(base)) for path, base in files}
+    source = Package({module: path for module, (path, _) in named.items()})
+    kernels, gluon, unseen = [], [], []
+    built: dict[tuple[str, int], JITFunction] = {}
+    for module, (path, file) in track(named.items(), f"{package}: finding kernels", console=Console(stderr=True)):
+        found = list(source.definitions(module))
+        namespace, how = load(module, package) if any(one.dialect not in GLUON for one in found) else (None, "")
         functions = dict(_functions(namespace or {}))
         for definition in found:
             at = (module, definition.qualname, file.as_posix(), definition.node.lineno)
+            function = functions.get((str(path), definition.first_line))
             if definition.dialect in GLUON:
                 gluon.append(Kernel(*at, None, "Gluon, not Triton"))
+            elif function is not None:
+                kernels.append(Kernel(*at, function, how))
+            elif definition.dialect is None:
+                unseen.append(Kernel(*at, None, f"no triton.jit is found: under {definition.under}"))
             elif namespace is None:
                 kernels.append(Kernel(*at, None, how))
-            elif function := functions.get((str(path), definition.first_line)):
-                kernels.append(Kernel(*at, function, how))
             else:
-                kernels.append(Kernel(*at, *_build(definition, namespace, path)))
-    return Census(tuple(kernels), tuple(gluon))
+                function, how_built = _build(definition, namespace, path, source, module)
+                kernels.append(Kernel(*at, function, how_built))
+                if function is not None:
+                    built[str(path), definition.first_line] = function
+    _join(built)
+    return Census(tuple(kernels), tuple(gluon), tuple(unseen))
+
+
+def _module_name(file: Path) -> str:
+    return ".".join(file.parent.parts if file.stem == "__init__" else file.with_suffix("").parts)
 
 
 def survey(package: str, rewrite: Callable[[JITFunction], Any]) -> list[Row]:
-    """Rewrites every kernel of a package. Raises what ``find_kernels`` raises.
+    """Rewrites every kernel of a package; what only looks like one has a row too. Raises what ``find_kernels`` raises.
 
     rewrite: gives an object with ``exact`` and ``sites``, each with a ``cost`` and a ``kind``; what it raises becomes
         the row's error.
     """
-    rows = []
-    for kernel in track(find_kernels(package).kernels, f"{package}: rewriting", console=Console(stderr=True)):
+    found = find_kernels(package)
+    rows = [Row(kernel, False, Counter(), error=f"{NOT_SEEN}: {kernel.obtained}") for kernel in found.unseen]
+    for kernel in track(found.kernels, f"{package}: rewriting", console=Console(stderr=True)):
         if kernel.function is None:
             rows.append(Row(kernel, False, Counter(), error=f"not obtained: {kernel.obtained}"))
             continue
@@ -150,8 +169,10 @@ def _short(rows: list[Row]) -> list[tuple[Kernel, str]]:
 
 
 def _counters(rows: list[Row]) -> dict[str, Counter[str]]:
+    unseen = sum((row.error or "").startswith(NOT_SEEN) for row in rows)
     totals = {
-        "definitions": len(rows),
+        "definitions": len(rows) - unseen,
+        "not seen": unseen,
         "obtained": sum(row.kernel.function is not None for row in rows),
         "rewritten": sum(row.error is None for row in rows),
         "exact": sum(row.exact for row in rows),
@@ -171,62 +192,6 @@ def _counts(title: str, counter: Counter[str]) -> Table:
     return table
 
 
-@dataclass(frozen=True)
-class _Definition:
-    """A kernel's def, what is around it from the outside in, and which ``jit`` it is under."""
-
-    node: ast.FunctionDef
-    outer: tuple[ast.AST, ...]
-    dialect: str
-
-    @property
-    def qualname(self) -> str:
-        names = []
-        for node in self.outer:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                names += [node.name, *(["<locals>"] if isinstance(node, ast.FunctionDef) else [])]
-        return ".".join([*names, self.node.name])
-
-    @property
-    def first_line(self) -> int:
-        """Where Python says its code starts: at the first decorator."""
-        return min([self.node.lineno, *(decorator.lineno for decorator in self.node.decorator_list)])
-
-
-def _definitions(text: str) -> Iterator[_Definition]:
-    """The kernels defined in a source text, in its order."""
-    if not re.search(r"\bjit\b", text):
-        return
-    tree = ast.parse(text)
-    origin = {  # what a name stands for wherever in the file it is imported
-        alias.asname: f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in (ast.alias(a.name, a.asname or a.name) for a in node.names)
-    }
-
-    def dialect(decorator: ast.expr) -> str | None:
-        called = decorator.func if isinstance(decorator, ast.Call) else decorator
-        head, dot, rest = ast.unparse(called).partition(".")
-        name = f"{origin.get(head, head)}{dot}{rest}"
-        return name if name in TRITON | GLUON else None
-
-    # ``kernel = triton.jit(f)`` and ``triton.jit(option=...)(f)`` make a kernel of a plain function
-    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) == 1)
-    of_call = {
-        call.args[0].id: jit for call in calls if isinstance(call.args[0], ast.Name) and (jit := dialect(call.func))
-    }
-
-    def walk(node: ast.AST, outer: tuple[ast.AST, ...]) -> Iterator[_Definition]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.FunctionDef):
-                jits = [*map(dialect, child.decorator_list), of_call.get(child.name)]
-                yield from (_Definition(child, outer, jit) for jit in list(filter(None, jits))[:1])
-            yield from walk(child, (*outer, child))
-
-    yield from walk(tree, ())
-
-
 def _functions(namespace: dict[str, Any]) -> Iterator[tuple[tuple[str, int], JITFunction]]:
     """The kernels a namespace and its classes hold, under their file and first line."""
     held = list(namespace.values())
@@ -236,7 +201,9 @@ def _functions(namespace: dict[str, Any]) -> Iterator[tuple[tuple[str, int], JIT
             yield (value.fn.__code__.co_filename, value.fn.__code__.co_firstlineno), value
 
 
-def _build(definition: _Definition, namespace: dict[str, Any], path: Path) -> tuple[JITFunction | None, str]:
+def _build(
+    definition: Definition, namespace: dict[str, Any], path: Path, source: Package, module: str
+) -> tuple[JITFunction | None, str]:
     """A kernel that its module does not hold, made from its source alone, and how; or None and why not."""
     inside = any(isinstance(one, ast.FunctionDef) for one in definition.outer)
     where = "defined inside a function" if inside else "not held by its module"
@@ -254,12 +221,34 @@ def _build(definition: _Definition, namespace: dict[str, Any], path: Path) -> tu
     try:
         exec(compile(ast.Module(list(needs), []), str(path), "exec"), scope)
         code = compile(ast.Module([node], []), str(path), "exec", flags, dont_inherit=True)
+        scope.update(_real_triton(_reads(code), source, module))
         if free := sorted(_reads(code) - {*scope, *vars(builtins), node.name}):
             return None, f"{where}: free variables {', '.join(free)}"
         exec(code, scope)
         return JITFunction(scope[node.name]), f"built from its source: {where}"
     except Exception as error:  # default values and imports run whatever the package wrote
         return None, f"{where}: {first_line(error)}"
+
+
+def _join(built: dict[tuple[str, int], JITFunction]) -> None:
+    """Kernels that were built from their source call each other, and not what a package has in their place."""
+    for function in built.values():
+        names = function.fn.__globals__
+        for name, value in list(names.items()):
+            if isinstance(value, FunctionType):
+                place = value.__code__.co_filename, value.__code__.co_firstlineno
+                names[name] = built.get(place, value)
+
+
+def _real_triton(names: set[str], source: Package, module: str) -> Iterator[tuple[str, Any]]:
+    """Triton's modules by the names a module has for them: a package may put something else there without a GPU."""
+    for name in sorted(names):
+        for origin in source.origins(module, name):
+            if origin.partition(".")[0] == "triton" and origin != name:
+                with contextlib.suppress(ImportError):
+                    yield name, importlib.import_module(origin)
+            elif origin == name == "triton":
+                yield name, importlib.import_module(name)
 
 
 def _reads(code: CodeType) -> set[str]:

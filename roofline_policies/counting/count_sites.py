@@ -94,9 +94,9 @@ class SiteCounter:
             scope.after.append(after)
             for test in scope.certain:
                 keywords["later"] = ast.IfExp(copy.deepcopy(test), keywords["later"], ast.Constant(None))
+        behind = "later" in keywords and cost is not Cost.REDUCTION
         if access.waits:
             cost = Cost.NOT_EXACT
-        behind = "later" in keywords and cost is not Cost.REDUCTION
         self.report(access.kind, cost, node, construct, after_loop=behind)
         # It has the place of what it counts: by that an audit finds one beside the other.
         call = ast.copy_location(traced_call(access.counts, use(COUNTS), *positional, **keywords), node)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from roofline_policies.counting.callees import Kernel
-from roofline_policies.counting.kernel import counted
+from roofline_policies.counting.kernel import CountedKernel, counted
 from roofline_policies.counting.sites import Cost, Exactness, Site
 from roofline_policies.counting.source import RESERVED
 from roofline_policies.counting.wrappers import way_in
@@ -31,6 +31,12 @@ class Explanation:
     exactness: Exactness
     sources: dict[str, str]
 
+    def audits(self) -> list[str]:
+        """A line for each audit, and for each problem that one found."""
+        if not self.exactness.audits:
+            return [f"{self.name} is not audited: it has not been compiled; a launch does that, and so does bench"]
+        return [line for audit in self.exactness.audits for line in str(audit).splitlines()]
+
     def verdict(self) -> str:
         """One line: whether the counts are exact, and how many sites there are."""
         sites = self.exactness.sites
@@ -39,6 +45,8 @@ class Explanation:
         if self.exactness.exact:
             return f"{self.name} is exact: all {len(sites)} sites are counted"
         left_out = sum(site.cost is Cost.NOT_EXACT for site in sites)
+        if not left_out:
+            return f"{self.name} is not exact: {len(self.exactness.problems)} problems found when it was compiled"
         return f"{self.name} is not exact: {left_out} of {len(sites)} sites not counted, its counts are lower bounds"
 
     def table(self) -> Table:
@@ -56,6 +64,7 @@ class Explanation:
             "kernel": self.name,
             "exact": self.exactness.exact,
             "sites": [asdict(site) for site in self.exactness.sites],
+            "audits": [asdict(audit) for audit in self.exactness.audits],
             "sources": self.sources,
         }
 
@@ -66,6 +75,8 @@ def explain(kernel: Any, name: str) -> Explanation:
     Raises:
         Uncountable: it is no Triton kernel, or something in it cannot be counted.
     """
+    if isinstance(kernel, CountedKernel) and kernel.mode == "inline":
+        return Explanation(name, kernel.exactness(), _sources(kernel.twin))
     inside = way_in(kernel)[1]
     counting = counted(kernel if inside is None else inside)
     return Explanation(name, counting.exactness(), _sources(counting.twin))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from triton.language import core
 
+from roofline_policies.counting.binding import earlier, pairs, traits
 from roofline_policies.counting.callees import (
     UNRESOLVED,
     Access,
@@ -24,7 +25,6 @@ from roofline_policies.counting.count_sites import Scope, SiteCounter
 from roofline_policies.counting.sites import Cost, Kind, Site
 from roofline_policies.counting.source import COUNTS, LEDGER, RESERVED, Source, assign, negated, use
 from roofline_policies.counting.structure import (
-    ARANGE,
     SHAPE,
     Definition,
     Flow,
@@ -36,8 +36,6 @@ from roofline_policies.counting.structure import (
 )
 from roofline_policies.counting.twin import Helpers, Rewritten
 from roofline_policies.errors import Uncountable
-
-_REDUCTIONS = frozenset({"sum", "max", "min", "argmax", "argmin", "xor_sum", "reduce_or", "item"})
 
 
 class Expressions:
@@ -131,7 +129,7 @@ class Expressions:
         callee = self._source.callee(call)
         if isinstance(callee, Helper):
             try:
-                return self._library.helper(callee.function).counts
+                return self._library.helper(callee.function, callee.given).counts
             except Uncountable:  # it says so where it is called
                 return True
         return isinstance(callee, Access) or callee is Other.PARAMETER
@@ -313,11 +311,11 @@ class Expressions:
                 if self._library.shadow and callee.writes and not (root and self._discards):
                     self._source.refuse(node, "result of an atomic", "a twin that writes nothing cannot know it")
                 return self._hoist(node) if hoist and not root else node
-            case Helper(function):
-                rewritten = self._library.helper(function)
+            case Helper(function, given, bound):
+                rewritten = self._library.helper(function, given)
                 self.inherited += rewritten.sites
                 self._arguments_of(node, hoist=rewritten.counts)
-                return self._helper_call(node, rewritten) if rewritten.counts else node
+                return self._helper_call(node, rewritten, on_a_value=bound) if rewritten.counts else node
             case Other.PARAMETER:
                 assert isinstance(node.func, ast.Name)
                 self.functions.add(node.func.id)
@@ -360,9 +358,10 @@ class Expressions:
         # A helper that counts nothing itself is left as it is, unless what it is given is a constant: no value is that.
         self.counts |= bool(loaded(node.func.value) & self._source.constants)
         receiver = copy.deepcopy(node.func.value)
-        where = (self._source.function.__qualname__, ast.unparse(node.func), self._source.file, self._source.line(node))
-        told = map(ast.Constant, (node.func.attr, *where))
-        self._add_before(ast.Expr(traced_call("method", receiver, *told)))
+        source = self._source
+        where = (source.function.__qualname__, source.text(node.func), source.file, source.line(node))
+        told = (node.func.attr, *where, source.line_of(node))
+        self._add_before(ast.Expr(traced_call("method", receiver, *(ast.Constant(one) for one in told))))
 
     def _may_hold_functions(self, receiver: ast.expr) -> bool:
         match receiver:
@@ -406,7 +405,7 @@ class Expressions:
         if self._guards:
             self._source.refuse(node, self._source.text(node), "it may not be evaluated, and stands beside an access")
         statement = ast.Tuple([root for root in self._roots if root is not None], ast.Load())
-        if any(name in loaded(one) for one in _earlier(statement, node) or ()):
+        if any(name in loaded(one) for one in earlier(statement, node) or ()):
             self._source.refuse(
                 node, self._source.text(node), f"{name} is used before it, and beside it stands an access"
             )
@@ -419,12 +418,17 @@ class Expressions:
                 statement.value = traced_call("where", copy.deepcopy(guard), statement.value, use(COUNTS))
             self._before.append(statement)
             return
+        if self._in_place:  # a look at a type, which may be taken in any case
+            self._before.append(statement)
+            return
         for guard in reversed(self._guards):
             statement = ast.If(copy.deepcopy(guard), [statement], [])
         self._before.append(statement)
 
-    def _helper_call(self, node: ast.Call, rewritten: Rewritten) -> ast.expr:
+    def _helper_call(self, node: ast.Call, rewritten: Rewritten, *, on_a_value: bool) -> ast.expr:
         name = self._helper_name(rewritten)
+        if on_a_value and isinstance(node.func, ast.Attribute):
+            node.args.insert(0, node.func.value)
         node.func = use(name)
         self._functions_for(node, rewritten)
         if rewritten.shapes and not any(isinstance(one, ast.Starred) for one in node.args):
@@ -494,7 +498,7 @@ class Expressions:
         """The shape of an argument, where the source shows one."""
         if not isinstance(argument, ast.expr) or self.has_effects(argument):
             return None
-        if not self._traits(argument)[0]:
+        if not traits(argument, self._flow.now, self._source.names)[0]:
             return None
         try:
             return self._translator.shape(argument)
@@ -512,66 +516,14 @@ class Expressions:
     def bind(self, target: ast.expr, value: ast.expr | None) -> None:
         """Give the names in ``target`` the definitions that assigning ``value`` makes."""
         # All values are evaluated before any name changes.
-        self._flow.now.update({name: self._definition(name, one) for name, one in _pairs(target, value)})
+        self._flow.now.update({name: self._definition(name, one) for name, one in pairs(target, value)})
 
     def _definition(self, name: str, value: ast.expr | None) -> Definition:
         replayable = value is not None and self.repeatable(value)
-        structured, block = self._traits(value)
+        structured, block = traits(value, self._flow.now, self._source.names)
         return self._flow.definition(
             name,
             copy.deepcopy(value) if replayable else None,
             block=block,
             structured=structured and replayable,
         )
-
-    def _traits(self, value: ast.expr | None) -> tuple[bool, bool]:
-        """Whether a value is made from ``tl.arange``, and whether it is a block as far as the source tells."""
-        if value is None:
-            return False, True
-        used = [self._flow.now[name] for name in loaded(value) if name in self._flow.now]
-        calls = [n for n in ast.walk(value) if isinstance(n, ast.Call)]
-        makes = any(self._source.names.resolve(call.func) is ARANGE for call in calls)
-        structured = makes or any(definition.structured for definition in used)
-        block = makes or any(d.block or (d.structured and not d.parameter) for d in used)
-        if isinstance(value, ast.Call):
-            function = value.func.attr if isinstance(value.func, ast.Attribute) else ""
-            if function in _REDUCTIONS:
-                return False, False
-            if function in ("zeros", "full") and value.args and isinstance(value.args[0], ast.Tuple | ast.List):
-                return False, bool(value.args[0].elts)
-            if function in ("zeros", "full", "dot"):
-                return False, True
-        return structured, block
-
-
-def _earlier(tree: ast.AST, node: ast.AST) -> list[ast.AST] | None:
-    """What of ``tree`` may be evaluated before ``node``; None where that is not inside.
-
-    Of a call that is everything else: Triton evaluates keywords first, its interpreter last.
-    """
-    if tree is node:
-        return []
-    children = list(ast.iter_child_nodes(tree))
-    for position, child in enumerate(children):
-        inside = _earlier(child, node)
-        if inside is not None:
-            others = children if isinstance(tree, ast.Call) else children[:position]
-            return [*inside, *(one for one in others if one is not child)]
-    return None
-
-
-def _pairs(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, ast.expr | None]]:
-    """The names that an assignment to ``target`` gives values, each with its part of ``value`` where it has one."""
-    match target, value:
-        case ast.Name(id=name), _:
-            yield name, value
-        case ast.Starred(value=rest), _:
-            yield from _pairs(rest, None)
-        case ((ast.Tuple(elts=targets) | ast.List(elts=targets)), (ast.Tuple(elts=parts) | ast.List(elts=parts))) if (
-            len(targets) == len(parts) and not any(isinstance(one, ast.Starred) for one in (*targets, *parts))
-        ):
-            for one, part in zip(targets, parts, strict=True):
-                yield from _pairs(one, part)
-        case ((ast.Tuple(elts=targets) | ast.List(elts=targets)), _):
-            for one in targets:
-                yield from _pairs(one, None)

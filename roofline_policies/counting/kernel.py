@@ -142,28 +142,31 @@ class _Launcher(KernelInterface[Any]):
         counting = {**kwargs, LEDGER: self._counters}
         args_counting, counting = self._with_functions(args, counting)
         if self._mode == "inline":
-            return self._launch_twin(*args_counting, grid=grid, warmup=warmup, **counting)
+            return self._count(*args_counting, grid=grid, warmup=warmup, **counting)
         side = self._ledger.side_stream
         if side is None:
-            self._launch_twin(*args_counting, grid=grid, warmup=warmup, **counting)
+            self._count(*args_counting, grid=grid, warmup=warmup, **counting)
             return self._launch_original(*args, grid=grid, warmup=warmup, **kwargs)
         # The twin finds memory as the kernel does, runs beside it, and has ended before anything that follows begins.
         current = torch.cuda.current_stream()
         side.wait_stream(current)
         result = self._launch_original(*args, grid=grid, warmup=warmup, **kwargs)
         with torch.cuda.stream(side):
-            self._launch_twin(*args_counting, grid=grid, warmup=warmup, **counting)
+            self._count(*args_counting, grid=grid, warmup=warmup, **counting)
         current.wait_stream(side)
         return result
 
-    def _launch_twin(self, *args: Any, **kwargs: Any) -> Any:
+    def _count(self, *args: Any, **kwargs: Any) -> Any:
         """Launch the twin. What cannot be counted may show only while it is compiled."""
         try:
             return self._twin.run(*args, **kwargs)
         except Exception as error:
-            if (refusal := _refusal(error)) is not None:
-                raise refusal from None
-            raise
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, Uncountable):
+                cause = cause.__cause__ or cause.__context__
+            if cause is None:
+                raise
+            raise cause from None
 
     def _launch_original(self, *args: Any, **kwargs: Any) -> Any:
         """By the method of its class: this launcher's ``run`` may have been put in the place of the kernel's own."""
@@ -183,13 +186,6 @@ class _Launcher(KernelInterface[Any]):
             self._functions.counting(one) if order[position] in wanted else one for position, one in enumerate(args)
         )
         return replaced, {n: self._functions.counting(one) if n in wanted else one for n, one in kwargs.items()}
-
-
-def _refusal(error: BaseException | None) -> Uncountable | None:
-    """What the counting code said while the kernel was compiled; Triton shows it in terms of the rewritten source."""
-    while error is not None and not isinstance(error, Uncountable):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 class _Functions:

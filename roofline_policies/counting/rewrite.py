@@ -13,10 +13,11 @@ import copy
 import inspect
 from dataclasses import replace
 from types import FunctionType
-from typing import TypeGuard
+from typing import TypeAlias, TypeGuard
 
 from triton.language import core
 
+from roofline_policies.counting.aggregates import Given
 from roofline_policies.counting.callees import Access, Kernel
 from roofline_policies.counting.count_sites import Scope, SiteCounter
 from roofline_policies.counting.expressions import Expressions
@@ -35,6 +36,8 @@ from roofline_policies.counting.structure import SHAPE, Flow, Loop, Translator, 
 from roofline_policies.counting.twin import Rewritten
 from roofline_policies.errors import Uncountable
 
+_Key: TypeAlias = tuple[FunctionType, Given]
+
 
 class Library:
     """The rewritten forms of all helpers that one kernel can reach, each made once."""
@@ -42,50 +45,64 @@ class Library:
     def __init__(self, version: str, *, shadow: bool = False) -> None:
         self.version = version
         self.shadow = shadow
-        self._helpers: dict[FunctionType, Rewritten | Uncountable] = {}
-        self._open: dict[FunctionType, Rewritten] = {}
-        self._recursive: set[FunctionType] = set()
+        self._helpers: dict[_Key, Rewritten | Uncountable] = {}
+        self._open: dict[_Key, Rewritten] = {}
+        self._recursive: set[_Key] = set()
 
-    def helper(self, kernel: Kernel) -> Rewritten:
+    def helper(self, kernel: Kernel, given: Given = frozenset()) -> Rewritten:
         """The counting form of a function called inside kernels.
+
+        given: its parameters that get aggregates, and their classes.
 
         Raises:
             Uncountable: something in it cannot be counted.
         """
-        if kernel.fn in self._open:
-            self._recursive.add(kernel.fn)
-            return self._open[kernel.fn]
-        if kernel.fn not in self._helpers:
+        key = (kernel.fn, given)
+        if key in self._open:
+            self._recursive.add(key)
+            return self._open[key]
+        if key not in self._helpers:
             try:
-                self._helpers[kernel.fn] = self._fixed(kernel)
+                self._helpers[key] = self._fixed(kernel, given)
             except Uncountable as refusal:
-                self._helpers[kernel.fn] = refusal
-        known = self._helpers[kernel.fn]
+                self._helpers[key] = refusal
+        known = self._helpers[key]
         if isinstance(known, Uncountable):
             raise known
         return known
 
-    def _fixed(self, kernel: Kernel) -> Rewritten:
+    def _fixed(self, kernel: Kernel, given: Given) -> Rewritten:
         """The form of a helper that may call itself: what its calls take it for is what it turns out to be."""
-        assumed = Rewritten(kernel, "", (), False, {}, (), frozenset(), {}, {})
+        assumed = Rewritten(
+            kernel=kernel,
+            source="",
+            places={},
+            sites=(),
+            counts=False,
+            helpers={},
+            shapes=(),
+            functions=frozenset(),
+            defaults={},
+        )
+        key = (kernel.fn, given)
         before = set(self._helpers)
         while True:
-            self._open[kernel.fn] = assumed
-            self._recursive.discard(kernel.fn)
+            self._open[key] = assumed
+            self._recursive.discard(key)
             try:
-                result = Rewriter(kernel, self, helper=True).rewritten()
+                result = Rewriter(kernel, self, helper=True, given=given).rewritten()
             finally:
-                del self._open[kernel.fn]
+                del self._open[key]
             made = self._helpers.keys() - before
-            found = replace(result, source="", helpers={}, defaults={}, places={})
-            if found == assumed or kernel.fn not in self._recursive:
+            found = replace(result, source="", places={}, helpers={}, defaults={})
+            if found == assumed or key not in self._recursive:
                 break
             assumed = found
-            for function in made:  # with what was assumed
-                del self._helpers[function]
-        for one in (result, *(self._helpers[fn] for fn in made)):
-            if isinstance(one, Rewritten):
-                one.helpers.update({name: result for name, helper in one.helpers.items() if helper is assumed})
+            for one in made:  # with what was assumed
+                del self._helpers[one]
+        for form in (result, *(self._helpers[one] for one in made)):
+            if isinstance(form, Rewritten):
+                form.helpers.update({name: result for name, helper in form.helpers.items() if helper is assumed})
         return result
 
 
@@ -129,8 +146,8 @@ def _is_named(node: ast.AST) -> bool:
 class Rewriter:
     """Rewrites one function, statement by statement; ``_flow`` follows along."""
 
-    def __init__(self, kernel: Kernel, library: Library, *, helper: bool) -> None:
-        self._source = Source(kernel)
+    def __init__(self, kernel: Kernel, library: Library, *, helper: bool, given: Given = frozenset()) -> None:
+        self._source = Source(kernel, given)
         self._library = library
         self._helper = helper
         self._flow = Flow()
@@ -170,8 +187,8 @@ class Rewriter:
         self._source.tree.returns = None
         self._source.tree.body = body
         module = ast.fix_missing_locations(ast.Module([self._source.tree], []))
-        source = ast.unparse(module) + "\n"
         own = self._sites.sites
+        source = ast.unparse(module) + "\n"
         return Rewritten(
             kernel=self._source.kernel,
             source=source,

@@ -66,10 +66,11 @@ class Audit:
     failure: str = ""
 
     def __str__(self) -> str:
+        """A line, and one for each problem and each place that was dropped."""
         if self.failure:
             return f"{self.kernel}: not audited: {self.failure}"
         told = f"{self.kernel}: audited: {self.traced} places counted, {self.kept} kept by the compiler"
-        return "; ".join([told, *self.problems])
+        return "\n".join([told, *(f"  {one}" for one in self.problems), *(f"  dropped: {one}" for one in self.dropped)])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from triton.runtime.jit import ConstexprFunction, JITFunction
 
-from roofline_policies.counting.callees import Callee, Kernel, Names, classify
+from roofline_policies.counting.aggregates import Aggregates, Given, is_aggregate
+from roofline_policies.counting.callees import Callee, Helper, Kernel, Names, Other, classify
 from roofline_policies.counting.pure import is_pure
 from roofline_policies.counting.structure import assigned, loaded
 from roofline_policies.errors import Uncountable
@@ -79,7 +80,7 @@ class Source:
         Uncountable: there is no source, or it is none that can be followed.
     """
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, given: Given = frozenset()) -> None:
         self.kernel = kernel
         self.function: FunctionType = kernel.fn
         self.file = self.function.__code__.co_filename
@@ -93,6 +94,7 @@ class Source:
         declared = {id(one.target) for one in nodes if isinstance(one, ast.AnnAssign) and is_constexpr(one.annotation)}
         self.reassigned = assigned(one for one in nodes if isinstance(one, ast.Name) and id(one) not in declared)
         self._unchanged = self.parameters - stored
+        self.aggregates = Aggregates(self.tree, self.names, given)
         self._check()
 
     def _parse(self) -> tuple[ast.FunctionDef, int]:
@@ -138,14 +140,26 @@ class Source:
         written = ast.get_source_segment(self._text, _written(node))
         return " ".join((written or ast.unparse(node)).split())
 
+    def line_of(self, node: ast.AST) -> str:
+        """The line that ``node`` begins on, as its author wrote it."""
+        return self._text.splitlines()[self.line(node) - self.first_line].strip()
+
     def refuse(self, node: ast.AST, construct: str, why: str) -> NoReturn:
         """Say that ``node`` cannot be counted."""
-        text = self._text.splitlines()[self.line(node) - self.first_line].strip()
+        text = self.line_of(node)
         raise Uncountable(self.function.__qualname__, construct, why, file=self.file, line=self.line(node), text=text)
 
     def callee(self, call: ast.Call) -> Callee:
         """What ``call`` does."""
-        return classify(call, self.names, self.parameters)
+        method = self.aggregates.method(call)
+        if method is not None:
+            return Helper(method, self.aggregates.given(call, method), bound=True)
+        if is_aggregate(self.names.resolve(call.func)):
+            return Other.PURE  # it is made
+        callee = classify(call, self.names, self.parameters)
+        if isinstance(callee, Helper):
+            return Helper(callee.function, self.aggregates.given(call, callee.function))
+        return callee
 
     def is_constant(self, test: ast.expr) -> bool:
         """Whether ``test``, which accesses no memory, is a constant of the compilation and stays what it is."""

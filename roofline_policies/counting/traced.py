@@ -301,17 +301,20 @@ def scatter(trace: Trace, counts: Counts, receiver: Any, rows: Any, column: Any 
 
 
 @traced
-def method(trace: Trace, receiver: Any, name: str, kernel: str, construct: str, file: str, line: int) -> None:
+def method(
+    trace: Trace, receiver: Any, name: str, kernel: str, construct: str, file: str, line: int, text: str
+) -> None:
     """Refuse a function that ``receiver`` holds: to the source it looked like a method of a value.
 
     Raises:
         Uncountable: it is under ``triton.jit``, and nothing in it is counted.
     """
-    function = getattr(unwrap(receiver), unwrap(name), None)
+    function = unwrap(getattr(unwrap(receiver), unwrap(name), None))
     function = getattr(function, "original", function)
     if isinstance(function, Kernel) and not is_of_the_language(function):
         why = f"{function.fn.__qualname__} is held by an argument; pass it as an argument of its own"
-        raise Uncountable(unwrap(kernel), unwrap(construct), why, file=unwrap(file), line=unwrap(line))
+        where = {"file": unwrap(file), "line": unwrap(line), "text": unwrap(text)}
+        raise Uncountable(unwrap(kernel), unwrap(construct), why, **where)
 
 
 @traced

@@ -47,5 +47,5 @@ class Helpers(Protocol):
     def shadow(self) -> bool:
         """Whether twins only count, and write nothing."""
 
-    def helper(self, kernel: Kernel) -> Rewritten:
-        """The twin of a function that is called inside kernels."""
+    def helper(self, kernel: Kernel, given: frozenset[tuple[str, type]] = frozenset()) -> Rewritten:
+        """The twin of a function that is called inside kernels, for arguments of these classes of aggregates."""

@@ -27,13 +27,12 @@ LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
 
 # The same inside roofline_policies/counting: what kernels call while they are traced, what rewrites, what measures.
 COUNTING_LAYERS = [
-    {"sass", "scalars", "sites", "slots", "stand_ins", "triton_versions"},
+    {"sass", "scalars", "sites", "slots", "stand_ins", "triton_versions", "ttir"},
     {"callees", "definitions", "lanes", "ledger", "machine_code", "trace"},
-    {"masks", "occupancy", "structure", "twin", "wrappers"},
-    {"census"},
-    {"source", "traced"},
-    {"count_sites"},
-    {"expressions"},
+    {"effects", "masks", "structure", "twin", "wrappers"},
+    {"binding", "census", "source", "traced"},
+    {"audit", "count_sites"},
+    {"expressions", "occupancy"},
     {"build", "rewrite"},
     {"kernel"},
     {"cost", "explain"},

@@ -377,6 +377,20 @@ def calls_a_helper_that_is_refused(x):
     helper_that_is_refused(x)
 
 
+@refused("tl.store(out + (k := k + 1)", "k is used before it, and beside it stands an access")
+@triton.jit
+def assigned_and_used_in_one_call(x, out):
+    k = 0
+    tl.store(out + (k := k + 1), tl.load(x + k))
+
+
+@refused("old: tl.int32 =", "annotated assignment: Triton writes twice what is on its right")
+@triton.jit
+def annotated_atomic(x, out):
+    old: tl.int32 = tl.atomic_add(x, 1)
+    tl.store(out, old)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refusal_names_file_line_kernel_and_construct(name: str) -> None:
     kernel, line, message = REFUSED[name]

@@ -18,6 +18,7 @@ from zoo import moving_bounds
 from zoo import named_bounds
 from zoo import loops_in_helpers
 from zoo import reused_names
+from zoo import renamed_constants
 from zoo import branches
 from zoo.places import no_memory_kernel
 from zoo.atomics import histogram_kernel
@@ -53,6 +54,7 @@ __all__ = [
     "pointers_and_descriptors",
     "recursion",
     "reductions",
+    "renamed_constants",
     "reused_names",
     "reviewed",
     "softmax_kernel",
