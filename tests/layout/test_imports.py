@@ -10,11 +10,11 @@ ROOT = Path(__file__).parents[2]
 # A module may import from its own layer and the layers above it in this list (earlier ones).
 LAYERS = [
     {"errors", "plain", "work"},
-    {"nvml", "roofline", "hardware", "calibrate", "calibration_file", "device_rates", "counting"},
+    {"nvml", "roofline", "hardware", "calibrate", "calibration_file", "device_rates", "counting"} | {"plausible"},
     {"acceptance", "batch", "efficiency", "kernel_time", "model", "model_config", "predict", "step_times"}
     | {"model_gqa", "model_mla", "model_moe", "model_composed", "model_catalogue"}
     | {"composed_config", "composed_time", "step_costs", "tensor_parallel", "speculation"}
-    | {"correction", "roofline_steps"},
+    | {"attention_kernels", "attention_tiles", "backends", "correction", "roofline_steps"},
     {"decision", "slo"},
     {"view"},
     {"policies"},
@@ -27,9 +27,9 @@ LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
 
 # The same inside roofline_policies/counting: what kernels call while they are traced, what rewrites, what measures.
 COUNTING_LAYERS = [
-    {"sass", "scalars", "sites", "slots", "stand_ins", "triton_versions", "ttir"},
+    {"pure", "sass", "scalars", "sites", "slots", "stand_ins", "triton_versions", "ttir"},
     {"callees", "definitions", "lanes", "ledger", "machine_code", "trace"},
-    {"effects", "masks", "structure", "twin", "wrappers"},
+    {"aggregates", "effects", "masks", "structure", "twin", "wrappers"},
     {"binding", "census", "source", "traced"},
     {"audit", "count_sites"},
     {"expressions", "occupancy"},
