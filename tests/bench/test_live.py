@@ -52,6 +52,10 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         (["+rate=3"], "live: rate = 3: unknown key; allowed: name, model_path"),
         (["experiment=nope"], "live: experiment = 'nope': no such choice; allowed: demo, "),
         (["a..b="], "live: 'a..b=': has a dot too many in its key; allowed: key=value"),
+        (
+            ["traffic=trace", "traffic.path=/a[1].csv"],
+            "live: 'traffic.path=/a[1].csv': cannot be read at '[' (character 16)",
+        ),
         (["traffic=azure"], "live: traffic.path: is missing; allowed: traffic.path=VALUE"),
         (["traffic=azure", "traffic.path=/nowhere.csv"], "/nowhere.csv: no such file"),
         (["traffic.rate_scale=-1"], "traffic: rate_scale = -1: is out of range; allowed: a number > 0"),

@@ -224,6 +224,34 @@ def test_bad_input_stops_before_anything_runs(
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "mooncake=/data/a=b.jsonl",
+            "sweep: 'mooncake=/data/a=b.jsonl': cannot be read at '=' (character 17); allowed: ",
+        ),
+        (
+            "axes.load.high=['traffic.path=/a=b']",
+            "sweep: cell high: virtual: 'traffic.path=/a=b': cannot be read at '='",
+        ),
+        (
+            "axes.load.high=['traffic.rte_scale=2']",
+            "sweep: cell high: virtual: traffic.rte_scale = 2: unknown key; did you",
+        ),
+        ("axs=none", "sweep: axs = 'none': unknown key; did you mean axes?; allowed: "),
+    ],
+)
+def test_hydras_mistakes_are_put_into_words(
+    runner: Runner, command: list[str], capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    assert main([*command, override]) == EXIT_BAD_INPUT
+    told = capsys.readouterr().err
+    assert told[: len(message)] == message
+    assert told.count("\n") == 1
+    assert runner.asked == []
+
+
 def test_lines_that_are_no_results_are_told(
     runner: Runner, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

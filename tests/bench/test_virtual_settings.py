@@ -55,6 +55,11 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["rate=3"], "virtual: rate = 3: unknown key; allowed: traffic, hardware, "),
         (["+rate=3"], "virtual: rate = 3: unknown key; allowed: "),
+        (
+            ["traffic=trace", "traffic.path=/a=b.csv"],
+            "virtual: 'traffic.path=/a=b.csv': cannot be read at '=' (character 16)",
+        ),
+        (["traffic=trace", "traffic.path=2024"], "traffic: path = 2024: is not text; allowed: text; what reads as "),
         (["traffic=nope"], "virtual: traffic = 'nope': no such choice; allowed: azure, "),
         (["a..b="], "virtual: 'a..b=': has a dot too many in its key; allowed: key=value"),
         (["traffic=azure"], "virtual: traffic.path: is missing; allowed: traffic.path=VALUE"),

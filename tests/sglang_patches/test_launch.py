@@ -178,3 +178,23 @@ def test_yaml_config_of_sglang_sets_the_policy_too(capsys, model, tmp_path: Path
         prepare_server_args(["--model-path", model, "--config", str(config)])
     assert raised.value.code == EXIT_BAD_INPUT
     assert "'nope'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            "record=/a=b",
+            "error: adaptive: 'record=/a=b': cannot be read at '=' (character 10); allowed: quotes around ",
+        ),
+        (
+            "slo.itl=0.03",
+            "error: adaptive: slo.itl = 0.03: unknown key; did you mean slo.itl_s?; allowed: slo.ttft_s, ",
+        ),
+        ("record='/a b", 'error: --policy-set: "record=\'/a b": No closing quotation'),
+        ("hardware=h999", "error: adaptive: hardware = 'h999': no such choice; allowed: a100_pcie, a100_sxm, auto, "),
+    ],
+)
+def test_mistakes_in_overrides_are_put_into_words(model, capsys, overrides, message):
+    line = refused(capsys, model, "--policy", "adaptive", "--policy-set", overrides)
+    assert line[: len(message)] == message
