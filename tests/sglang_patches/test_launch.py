@@ -131,7 +131,7 @@ def test_a_dtype_that_the_configuration_lacks_or_has_otherwise_is_sglangs_busine
 def test_a_server_whose_configuration_has_no_dtype_serves(model, tmp_path, arguments, precision):
     path = changed(model, tmp_path, torch_dtype=None, dtype=None)
     command = ["--model-path", path, "--policy", "static", "--policy-set",
-               "bounds.max_running_requests.low=100000 bounds.max_running_requests.high=200000",
+               "bounds.max_running_requests={low:100000,high:200000}",
                "--max-total-tokens", "4096", *arguments]  # fmt: skip
     with Server(command, tmp_path / "log") as server:
         page = roofline(server.base_url)
