@@ -62,7 +62,7 @@ def run(
         tempfile.TemporaryDirectory(prefix="roofline-storm-") as folder,
         Server(launch, Path(folder) / "server.log", env=environment) as server,
     ):
-        ends, page = asyncio.run(_send(server, seconds, seed, PromptBuilder(seed, vocabulary)))
+        ends, page = asyncio.run(send(server, seconds, seed, PromptBuilder(seed, vocabulary)))
         death = server.death()
         problem = None if death is None else " | ".join([death, *server.log_tail(4)])
     if problem is None and page.get("policy", {}).get("state") != "active":
@@ -81,7 +81,11 @@ def run(
     return " ".join([*arguments, *(f"{key}={value}" for key, value in environment.items())]), result
 
 
-async def _send(server: Server, seconds: int, seed: int, prompts: PromptBuilder) -> tuple[Counter[str], dict[str, Any]]:
+async def send(server: Server, seconds: int, seed: int, prompts: PromptBuilder) -> tuple[Counter[str], dict[str, Any]]:
+    """Send mixed load to a server for so long: how many requests ended how, and the server's status after the last.
+
+    Keys: ``served``, ``left``, ``lost``. The status is empty where nobody answers.
+    """
     count = max(1, round(3 * seconds / PACE_S))
     requests = storm_load(
         seed, count, most_prompt_tokens=MOST_PROMPT_TOKENS, most_output_tokens=MOST_OUTPUT_TOKENS, pace_s=PACE_S
@@ -97,7 +101,7 @@ async def _send(server: Server, seconds: int, seed: int, prompts: PromptBuilder)
 
             async def one(index: int, request: Request) -> None:
                 leaves_s = leaves_after_s(seed, index, LEAVING, 5.0)
-                ends[await _end(session, server.base_url, prompts.tokens(request, index), request, leaves_s)] += 1
+                ends[await end_of(session, server.base_url, prompts.tokens(request, index), request, leaves_s)] += 1
 
             behind_s = 0.0  # what waiting for others has cost
             for index, request in enumerate(requests):
@@ -119,7 +123,7 @@ async def _send(server: Server, seconds: int, seed: int, prompts: PromptBuilder)
             return ends, await _page(session, server.base_url)
 
 
-async def _end(
+async def end_of(
     session: aiohttp.ClientSession, url: str, tokens: list[int], request: Request, leaves_s: float | None
 ) -> str:
     """What became of a request: ``served``, ``left`` or ``lost``."""

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from bench.storm import rounds
@@ -101,6 +101,14 @@ def test_what_cannot_be_used_is_named_before_anything_runs(argv, named, capsys):
 switches = st.sampled_from(["--enable-mixed-chunk", "--disable-radix-cache", "--disable-overlap-schedule"])
 
 
+DIED = [
+    Round(23, 120, ("--chunked-prefill-size", "64", "--page-size", "1", "--enable-mixed-chunk"), pace_s=0.02),
+    Round(27, 300, ("--chunked-prefill-size", "128", "--page-size", "64"), 8192, pace_s=0.02),
+    Round(24, 150, ("--chunked-prefill-size", "960", "--page-size", "64", "--disable-radix-cache"), pace_s=0.02),
+]
+"""While two prompts could be part-way, the scheduler ended in two of them, and requests were lost in the third."""
+
+
 @st.composite
 def servers(draw):
     """A server and its load, of every kind that decides how prompts are admitted."""
@@ -130,13 +138,14 @@ def served(*drawn, work=rounds.serve_in_child):
 
 
 @pytest.mark.slow
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, phases=(Phase.explicit, Phase.generate))  # each takes seconds: none is made smaller
 @given(drawn=st.lists(servers(), min_size=4, max_size=4))
+@example(drawn=DIED)
 def test_no_order_of_knobs_loses_a_request_or_a_token(drawn):
     """SGLang checks its memory whenever nothing runs; a leak, an assertion, a policy given up is a problem."""
     for one, result in zip(drawn, served(*drawn), strict=True):
         assert (result.problem, result.lost) == (None, 0), one
-        assert result.served + result.left == REQUESTS
+        assert result.served + result.left == one.requests
 
 
 def aligned(one, told):
