@@ -5,6 +5,9 @@ from __future__ import annotations
 MOST_CHARACTERS = 1000
 """Longer text is cut: a status page keeps hundreds of reasons, and a line of a log is read by people."""
 
+MOST_OF_A_MESSAGE = 10_000
+"""Of an error that answers a request: it may list all that is allowed."""
+
 
 def plain(value: object, most: int = MOST_CHARACTERS) -> str:
     """``value`` as at most ``most`` characters of printable text; an exception is its message.

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from roofline_policies.errors import InputError
-from roofline_policies.plain import plain
+from roofline_policies.plain import MOST_OF_A_MESSAGE, plain
 from sglang_patches.launched import Launched, NotAllowed
 from sglang_patches.reload import ReloadFailed, everywhere
 
@@ -88,7 +88,7 @@ def asked(body: bytes) -> tuple[str | None, str | None]:
 
 
 def _refused(error: Exception, status: HTTPStatus) -> JSONResponse:
-    return JSONResponse({"error": {"message": plain(error)}}, status)
+    return JSONResponse({"error": {"message": plain(error, MOST_OF_A_MESSAGE)}}, status)
 
 
 def _manager() -> Any:

@@ -23,7 +23,7 @@ from sglang.utils import TypeBasedDispatcher
 
 from roofline_policies.config import Settings
 from roofline_policies.errors import IncompatibleServer, InputError, RooflineError
-from roofline_policies.plain import described, plain
+from roofline_policies.plain import MOST_OF_A_MESSAGE, described, plain
 from roofline_policies.slo import Objectives
 from sglang_patches.compat import Hook
 
@@ -183,7 +183,7 @@ class Reloads:
                 settings = pickle.loads(request.settings)
                 self._loop.bounds_of(settings)
         except InputError as error:
-            return PolicyReqOutput(token=request.token, problem=plain(error))
+            return PolicyReqOutput(token=request.token, problem=plain(error, MOST_OF_A_MESSAGE))
         except Exception as error:  # whatever a class of the user's raises when it is unpickled
             problem = f"policy: cannot be handed to the scheduler process ({described(error)})"
             return PolicyReqOutput(token=request.token, problem=problem)
