@@ -39,7 +39,7 @@ def adaptive(folder: Path, phase: str, *chosen: str) -> ArmRun:
 @pytest.mark.parametrize(
     ("phase", "itl_s"),
     [
-        ("rate_per_s: 50, prompt_median: 128, prompt_sigma: 0.01, output_median: 256, output_sigma: 0.01", 0.1),
+        ("rate_per_s: 50, prompt_median: 128, prompt_sigma: 0.01, output_median: 256, output_sigma: 0.01", 0.05),
         ("rate_per_s: 20, prompt_median: 900, prompt_sigma: 1.0, output_median: 100, output_sigma: 0.8", 0.05),
     ],
     ids=["even", "mixed_lengths"],
