@@ -16,7 +16,8 @@ def notes_of(runs: Iterable[ArmRun], known: Sequence[str] = ()) -> list[str]:
         for rank in run.samples[-1].ranks:
             found += (rank.get("ceilings") or {}).get("stand_ins") or ()
             for phase in ("prefill", "decode", "mixed"):
-                wrong = (rank.get(phase) or {}).get("doubt")
+                # The last sample is of a server that is idle again: its windows are those of when each phase last ran.
+                wrong = ((rank.get("last") or {}).get(phase) or {}).get("doubt")
                 if wrong:
                     found.append(f"{run.arm}, {phase}: {wrong}")
     return list(dict.fromkeys(found))

@@ -59,7 +59,8 @@ def result_of(runs: list[ArmRun]) -> dict[str, Any]:
 
 
 def test_what_stands_in_and_what_cannot_be_is_said_below_the_table() -> None:
-    pages = [{"ceilings": {"stand_ins": ["x stands in for y"]}, "decode": {"doubt": doubt}} for doubt in (None, "114%")]
+    ceilings = {"stand_ins": ["x stands in for y"]}
+    pages = [{"ceilings": ceilings, "decode": None, "last": {"decode": {"doubt": doubt}}} for doubt in (None, "114%")]
     samples = tuple(ServerSample(float(t), {}, 0, (rank,)) for t, rank in enumerate(pages))
     runs = [ArmRun("one", 0, (), samples), ArmRun("two", 0, (), samples[:1]), ArmRun("dead", 0, (), ())]
     notes = notes_of(runs, ("known before",))
