@@ -3,13 +3,13 @@
 Stand-ins take the place of SGLang's Scheduler, its batches and requests; Guarded has what the guard needs of a Loop.
 """
 
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from loop_parts import Listens, Request, Ticks, Times, ran, still_clock, with_one_waiting
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
-from stand_ins import MODEL, StandInBatch, StandInRunningBatch, StandInTree, stand_in_scheduler
+from stand_ins import MODEL, StandInBatch, StandInRunningBatch, StandInTree
 
 from roofline_policies.admission import Rank
 from roofline_policies.config import load
@@ -60,82 +60,14 @@ def test_a_failure_is_contained_and_gives_the_policy_up():
     assert served.spent_s > 0
 
 
-class Listens:
-    """A policy that remembers the last view and asks for nothing."""
-
-    view = None
-
-    def propose(self, view):
-        self.view = view
-        return ()
-
-
-class Times:
-    def step_s(self, *, prefill, decode, graph):
-        return 0.01
-
-
-class Ticks:
-    """A forward pass of 20 ms on a clock that only the test moves."""
-
-    source = "a test's clock"
-
-    def end(self):
-        pass
-
-    def seconds(self):
-        return 0.02
-
-    def done_s(self, processed_s):
-        return processed_s
-
-
-class Request:
-    is_retracted, priority, rid, inflight_middle_chunks, prefix_len = False, None, "a request", 0, 0
-
-    def __init__(self, prompt_tokens, received_s):
-        self.extend_end, self.output_ids, self.seqlen = prompt_tokens, [], prompt_tokens
-        self.time_stats = SimpleNamespace(scheduler_recv_time=received_s, prefill_finished_time=received_s + 0.52)
-        self.sampling_params = SimpleNamespace(custom_params=None)
-
-    def finished(self):
-        return False
-
-
 @pytest.fixture
 def clock(monkeypatch):
-    """The loop's monotonic clock; the one rank there is."""
-    clock = SimpleNamespace(now_s=100.0)
-    monkeypatch.setattr(loop_module, "decides_here", lambda: True)
-    monkeypatch.setattr(loop_module, "alone", lambda: True)
-    monkeypatch.setattr(
-        loop_module, "time", SimpleNamespace(monotonic=lambda: clock.now_s, perf_counter=time.perf_counter)
-    )
-    return clock
+    return still_clock(monkeypatch)
 
 
 @pytest.fixture
 def scheduler():
-    pool = SimpleNamespace(get_kv_token_stats=lambda: (0, 0.5))
-    asked = SimpleNamespace(custom_params=None)
-    waits = SimpleNamespace(seqlen=900, prefix_len=64, priority=None, rid="waits", sampling_params=asked)
-    return stand_in_scheduler(
-        running=1, waiting_queue=[waits], last_batch=None, chunked_req=None,
-        pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool), device="nothing real",
-        metrics_reporter=SimpleNamespace(enable_metrics=False), _engine_paused=False, max_prefill_tokens=16384,
-        model_worker=SimpleNamespace(forward_batch_generation=lambda batch: None),
-        _request_dispatcher=SimpleNamespace(_mapping={}),
-    )  # fmt: skip
-
-
-def ran(loop, clock, batch, request):
-    """One batch from its launch to its result, which gives the request a token."""
-    clock.now_s += 0.02
-    loop.launching(batch)
-    loop.scheduler.model_worker.forward_batch_generation(batch)
-    loop.launched(batch)
-    request.output_ids.append(7)
-    loop.finished(batch, SimpleNamespace(can_run_cuda_graph=False))
+    return with_one_waiting()
 
 
 def test_a_loop_needs_no_server_to_find_out_what_is_served(clock, scheduler):
@@ -365,56 +297,3 @@ def test_a_retracted_request_goes_first(clock, scheduler):
     hooks.add_request_to_queue(None, scheduler, back, True)
     assert names(loop) == ["back", "soon"]
     assert loop.retractions == 1
-
-
-def loop_after_two_steps(clock, scheduler, policy):
-    """A prompt of 100 tokens and one decode step, seen by a decision at 100.05 s."""
-    settings = replace(load("adaptive", overrides=["hardware=h200"]), policy=policy)
-    settings = replace(settings, objectives=Objectives(Slo(ttft_s=2.0, itl_s=0.1)))
-    loop, request = Loop(scheduler, settings, Served(MODEL, Ticks, predictor=Times())), Request(100, received_s=99.5)
-    ran(loop, clock, StandInBatch(SglangMode.EXTEND, [100], [0], forward_iter=1, requests=[request]), request)
-    ran(loop, clock, StandInBatch(SglangMode.DECODE, seq_lens=[101], forward_iter=2, requests=[request]), request)
-    clock.now_s = 100.05
-    loop.decide()
-    return loop
-
-
-def pool(kv_use):
-    stats = SimpleNamespace(get_kv_token_stats=lambda: (0, kv_use))
-    return SimpleNamespace(get_pool_stats=lambda: stats)
-
-
-def test_the_page_is_of_the_moment_in_which_it_is_asked_for(clock, scheduler):
-    """Nothing is decided, observed or even passed between the last step and the page: SGLang sleeps."""
-    loop = loop_after_two_steps(clock, scheduler, Listens())
-    page = loop.status()
-    assert (page["running"], page["waiting"], page["kv_use"]) == (1, 1, 0.5)
-    assert page["decode"]["flops_per_s"] > 0
-    scheduler.running_batch.size, scheduler.waiting_queue, scheduler.pool_stats_observer = 0, [], pool(0.0)
-    clock.now_s = 100.06
-    page = loop.status()
-    assert (page["running"], page["waiting"], page["kv_use"], page["decode_context_tokens"]) == (0, 0, 0.0, 0)
-    assert (page["slack_s"], page["itl_s"], page["prefill"], page["decode"]) == (None, None, None, None)
-    assert page["last"]["decode"]["age_s"] == pytest.approx(100.06 - 100.04)
-    assert page["totals"]["decode"]["iterations"] == 1
-    assert (loop.controller.queue.running, loop.controller.queue.kv_use) == (1, 0.5)  # what was decided by stays
-
-
-def test_after_a_fallback_the_page_still_shows_the_queues_of_the_moment(clock, scheduler):
-    loop = loop_after_two_steps(clock, scheduler, Listens())
-    loop.give_up("a test says so")
-    loop.decide()
-    scheduler.running_batch.size, scheduler.waiting_queue, scheduler.pool_stats_observer = 3, [], pool(0.125)
-    page = loop.status()
-    assert (page["policy"]["state"], page["running"], page["waiting"], page["kv_use"]) == ("fallback", 3, 0, 0.125)
-    assert (page["slack_s"], page["decode_context_tokens"]) == (None, 0)  # nobody follows them
-
-
-def test_asking_for_the_page_changes_no_decision(clock, scheduler):
-    """KV use is read now and then for decisions: a page does not make that more often."""
-    loop = loop_after_two_steps(clock, scheduler, policy := Listens())
-    scheduler.pool_stats_observer = pool(0.25)
-    clock.now_s = 100.06
-    assert loop.status()["kv_use"] == 0.25
-    loop.decide()
-    assert policy.view.queue.kv_use == 0.5
