@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from bench.virtual.oracles import oracles, with_regret
+from bench.virtual.oracles import highest_attainment, oracles, with_regret
 
 Row = Mapping[str, Any]
 Ratios = Mapping[str, float | None]
@@ -67,12 +67,12 @@ def judged(
     """A cell from the rows of its arms. fixed: the arms that the oracle is picked from; others: of further oracles."""
     found = oracles(rows, list(fixed))
     further = {label: oracles(rows, list(names)) for label, names in (others or {}).items()}
-    completed = {row["arm"]: row for row in with_regret(rows, found)}
+    highest = highest_attainment(rows, fixed)
+    completed = {row["arm"]: row for row in with_regret(rows, found, highest)}
     tokens = [row.get("good_tokens_per_s") or 0.0 for row in rows if row["arm"] in fixed and row["status"] == "ok"]
     best = completed[found["overall"]["arm"]] if found["overall"] else None
     # Of one machine, dollars per token are as tokens per second of it are to each other, whatever its price is.
     speed = None if best is None else best.get("total_tokens_per_s")
-    highest = found["highest_attainment"]
     speeds = {arm: _over(row, "total_tokens_per_s", speed) for arm, row in completed.items()}
     return Judged(
         name,

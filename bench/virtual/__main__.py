@@ -23,7 +23,7 @@ from bench.metrics import Metrics, paired_ratios, summarise
 from bench.notes import notes_of
 from bench.records import ArmRun, write_run
 from bench.report import verdict_table, write_report
-from bench.virtual.oracles import oracles, with_regret
+from bench.virtual.oracles import highest_attainment, oracles, with_regret
 from bench.virtual.processes import Crash, run_each
 from bench.virtual.settings import VirtualSettings
 from bench.virtual.task import run_and_summarise
@@ -105,7 +105,8 @@ def result_of(settings: VirtualSettings, rows: Sequence[Metrics]) -> dict[str, A
     """Everything the run found, ready for JSON: settings, the oracles, one row per arm, ratios to the baseline."""
     experiment = settings.experiment
     device, slo = experiment.device, experiment.slo
-    best = oracles(rows, [arm.name for arm in settings.arms if arm.fixed])
+    fixed = [arm.name for arm in settings.arms if arm.fixed]
+    best = oracles(rows, fixed)
     return {
         "name": settings.name,
         "executor": "virtual clock",
@@ -130,7 +131,7 @@ def result_of(settings: VirtualSettings, rows: Sequence[Metrics]) -> dict[str, A
         "server_args": list(experiment.server_args),
         "arms": {arm.name: arm.launched for arm in settings.arms},
         "oracles": best,
-        "runs": with_regret(rows, best),
+        "runs": with_regret(rows, best, highest_attainment(rows, fixed)),
         "ratios": paired_ratios(rows, settings.baseline),
     }
 
