@@ -73,6 +73,7 @@ def test_a_sweep_runs_cell_by_cell_and_reports(
     ratios = {"min": 0.5, "median": pytest.approx(2 / 3), "max": pytest.approx(5 / 6)}
     assert result["summary"][0] == {
         "arm": "default", **ratios, **of_cells, "crashes": 0, "good_tokens": {**ratios, **of_cells}, "against": {},
+        "attainment": {**ratios, **of_cells},
         "cost_median": pytest.approx((160 / 130 + 160 / 150) / 2), "longest_tenth_ttft_p99_median_s": 6.0,
     }  # fmt: skip
     assert (result["oracles"], result["fixed"]) == ({"fixed": ["static_c2048_r64"]}, ["static_c2048_r64"])
