@@ -11,7 +11,7 @@ from rich.console import Console
 from stand_in_server import rank_page
 
 from bench.figures import first_lived, roofline_figure
-from bench.headlines import verdict_lines
+from bench.headlines import note_lines, verdict_lines
 from bench.metrics import paired_ratios, summarise
 from bench.notes import notes_of
 from bench.records import ArmRun, RequestRecord, ServerSample
@@ -58,14 +58,17 @@ def result_of(runs: list[ArmRun]) -> dict[str, Any]:
     }
 
 
-def test_what_stands_in_and_what_cannot_be_is_said_below_the_table() -> None:
+def test_what_stands_in_and_what_cannot_be_is_said_on_the_terminal_and_on_the_page(tmp_path: Path) -> None:
     ceilings = {"stand_ins": ["x stands in for y"]}
     pages = [{"ceilings": ceilings, "decode": None, "last": {"decode": {"doubt": doubt}}} for doubt in (None, "114%")]
     samples = tuple(ServerSample(float(t), {}, 0, (rank,)) for t, rank in enumerate(pages))
     runs = [ArmRun("one", 0, (), samples), ArmRun("two", 0, (), samples[:1]), ArmRun("dead", 0, (), ())]
     notes = notes_of(runs, ("known before",))
     assert notes == ["known before", "x stands in for y", "one, decode: 114%"]
-    assert verdict_lines(result_of(RUNS) | {"notes": notes})[-3:] == [f"Note: {note}." for note in notes]
+    result = result_of(RUNS) | {"notes": notes}
+    assert note_lines(result) == [f"note: {note}" for note in notes]
+    page = write_report(tmp_path / "r.html", result, RUNS).read_text("utf-8")
+    assert all(f"<p>Note: {note}</p>" in page for note in notes)
 
 
 @pytest.fixture(scope="module")
