@@ -2,7 +2,8 @@
 
     python -m bench.live model_path=MODEL traffic=azure traffic.path=TRACE traffic.window_s=120 repeats=3
 
-Any key of conf/live.yaml can be overridden in hydra's syntax; conf/experiment/ holds ready-made sets of arms.
+Any key of conf/live.yaml can be overridden in hydra's syntax, as percentiles=[50,99,99.9], the
+percentiles of the latencies that tables show; conf/experiment/ holds ready-made sets of arms.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python -m bench.virtual traffic=azure traffic.path=TRACE traffic.window_s=600 arms=[default,static_grid,adaptive]
 
-Any key of conf/virtual.yaml can be overridden in hydra's syntax. Equal seeds give equal bytes, whatever the machine.
+Any key of conf/virtual.yaml can be overridden in hydra's syntax, as percentiles=[50,99,99.9], the
+percentiles of the latencies that tables show. Equal seeds give equal bytes, whatever the machine.
 """
 
 from __future__ import annotations
