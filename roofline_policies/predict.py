@@ -237,7 +237,7 @@ class StepPredictor:
             host_s=costs.host_s,
             kernels=self._kernels,
         )
-        roof_s = max(0.0, self._roof.bound_s(batch) - time.device_s)
+        roof_s = max(0.0, self._roof.bound_s(batch, self._form(prefill, batch, graph)) - time.device_s)
         if roof_s:
             time = time._replace(roof_s=roof_s)
         if graph:
@@ -275,14 +275,21 @@ class StepPredictor:
                 seconds += prefill_attention_s(e, *sums, *sizes)
         return seconds - e.launch_s if prefill.requests and decode.requests else seconds
 
+    def _form(self, prefill: BatchShape, batch: BatchShape, graph: bool) -> Form | None:
+        """Of latent attention, None where there is none."""
+        latent = None if self._composed is None else self._composed.latent
+        if latent is None:
+            return None
+        absorbed = not prefill.requests or graph
+        return Form.ABSORBED if absorbed else latent.prefill_form(batch.context_tokens - batch.new_tokens)
+
     def _composed_attention_s(self, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
         """Of one layer. Latent attention is absorbed in decode, in graphs, and where SGLang does so in prefill."""
         composed = self._composed
         if composed is None or composed.latent is None:
             return self._attention_s(prefill, decode)
         batch = prefill + decode
-        form = composed.latent.prefill_form(batch.context_tokens - batch.new_tokens)
-        if not prefill.requests or graph or form is Form.ABSORBED:
+        if self._form(prefill, batch, graph) is Form.ABSORBED:
             return self._decode.launch_s + composed.absorbed_s(batch)
         return composed.expanding_s(batch) + self._attention_s(prefill, decode)
 

@@ -8,7 +8,8 @@ from operator import mul
 from roofline_policies.batch import BatchShape
 from roofline_policies.hardware import Ceilings
 from roofline_policies.model import ModelShape
-from roofline_policies.model_composed import Shape
+from roofline_policies.model_composed import ComposedShape, Shape
+from roofline_policies.model_mla import Form
 from roofline_policies.roofline import roof_time
 from roofline_policies.work import Precision, Work
 
@@ -65,10 +66,10 @@ class RooflineSteps:
             batch = batch._replace(masked_flops=self.masked_pair_flops * (batch.pairs - batch.causal_pairs))
         return self.bound_s(batch)
 
-    def bound_s(self, batch: BatchShape) -> float:
-        """The larger roof of a batch that has rows."""
+    def bound_s(self, batch: BatchShape, form: Form | None = None) -> float:
+        """The larger roof of a batch that has rows. form: of latent attention, see ``ComposedShape.work``."""
         if not self._compute_s:
-            roofs = roof_time(self._work(batch), self.ceilings)
+            roofs = roof_time(self._work(batch, form), self.ceilings)
             return max(roofs.compute_s, roofs.memory_s)
         compute_s, memory_s = self._compute_s[0], self._memory_s[0]
         for amount, flops_s, bytes_s in zip(batch, self._compute_s[1:], self._memory_s[1:], strict=True):
@@ -77,5 +78,7 @@ class RooflineSteps:
                 memory_s += amount * bytes_s
         return max(compute_s, memory_s)
 
-    def _work(self, batch: BatchShape) -> Work:
+    def _work(self, batch: BatchShape, form: Form | None = None) -> Work:
+        if isinstance(self.model, ComposedShape):
+            return self.model.work(batch, form=form, linear=self.linear)
         return self.model.work(batch) if self.linear is None else self.model.work(batch, linear=self.linear)

@@ -119,13 +119,10 @@ class Loop:
         if settings.record is not None:
             self._recorder = Recorder(of_rank(settings.record, get_parallel().dp_rank or 0))
         self._wrap_forward()
-        ceilings = settings.ceilings
         work = "counted by the attention kernels" if counters is not None else "closed form"
-        told = f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {ceilings.origin}"
+        told = f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.origin}"
         attention = "" if served.attention is None else f"; attention: {served.attention.name}"
         logger.info(plain(f"{told}; work: {work}{attention}"))
-        for sentence in ceilings.stand_ins:
-            logger.warning(f"Roofline: {sentence}. Shares of a ceiling are to be read with that in mind.")
 
     def _wrap_forward(self) -> None:
         """Time every forward pass where the scheduler calls its worker, draft and verify steps included."""

@@ -16,7 +16,8 @@ from roofline_policies.attention_kernels import Backends
 from roofline_policies.batch import BatchShape
 from roofline_policies.counting import LedgerError, Snapshot
 from roofline_policies.counting.ledger import Totals
-from roofline_policies.model_composed import Shape
+from roofline_policies.model_composed import ComposedShape, Shape
+from roofline_policies.model_mla import Form
 from roofline_policies.view import ForwardMode, IterationRecord
 from roofline_policies.work import Precision, Provenance, Work
 from sglang_patches.counters import InlineWork
@@ -264,7 +265,7 @@ class Observer:
         last_s, self._last_done_s = self._last_done_s, done_s
         step_s = seconds if last_s is None or launched.after_idle else done_s - last_s
         shape = self._padded(launched.shape) if graph and launched.mode is ForwardMode.DECODE else launched.shape
-        work = self._work(launched, shape)
+        work = self._work(launched, shape, graph)
         if self._rows_per_request > 1:
             # The target model's verify step is exact, the draft model beside it is not counted.
             work = work._replace(provenance=frozenset({Provenance.ESTIMATED}))
@@ -283,7 +284,7 @@ class Observer:
             step_s=step_s,
         )
 
-    def _work(self, launched: _Launched, shape: BatchShape) -> Work:
+    def _work(self, launched: _Launched, shape: BatchShape, graph: bool) -> Work:
         if self._inline is not None and launched.lost:
             self._inline.skip()
         if self._inline is not None and launched.totals is not None:
@@ -291,6 +292,10 @@ class Observer:
             if work is not None:
                 return work
         linear = self._linear[launched.mode is ForwardMode.DECODE]
+        if isinstance(self._model, ComposedShape):
+            # Latent attention is absorbed in verify steps and in graphs, whatever the batch's sums look like.
+            absorbed = graph or launched.mode is ForwardMode.DECODE
+            return self._model.work(shape, form=Form.ABSORBED if absorbed else None, linear=linear)
         return self._model.work(shape) if linear is None else self._model.work(shape, linear=linear)
 
     def _shared_tokens(self, requests: Sequence[Any]) -> int:

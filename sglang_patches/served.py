@@ -59,6 +59,9 @@ def of_server(scheduler: Any, settings: Settings, counters: Counters | None) -> 
     """
     whole = served_model.whole(scheduler.model_config, scheduler.tp_worker)
     graph_sizes = sorted(scheduler.tp_worker.get_decode_cuda_graph_bs())
+    if decides_here() and settings.ceilings is not None:
+        for sentence in settings.ceilings.stand_ins:
+            logger.warning(f"Roofline: {sentence}. Shares of a ceiling are to be read with that in mind.")
     shard = whole.shard(get_parallel().tp_size)
     return Served(
         shard,

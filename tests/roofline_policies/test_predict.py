@@ -17,7 +17,6 @@ from roofline_policies.errors import InputError
 from roofline_policies.hardware import Ceilings, from_catalogue
 from roofline_policies.kernel_time import KernelModel, decode_attention_s, gemm_s, prefill_attention_s
 from roofline_policies.model import ModelShape
-from roofline_policies.model_catalogue import shipped_model
 from roofline_policies.predict import StepCosts, StepPredictor, StepTime
 from roofline_policies.roofline import roof_time
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
@@ -254,61 +253,6 @@ def test_a_decode_step_is_padded_to_the_next_captured_size(contexts):
         stated = BatchShape.of((), contexts, padded_rows=size - len(contexts))
         assert padded.step(decode=decode, graph=True) == STEP.step(decode=stated, graph=True)
         assert padded.step_s(decode=decode, graph=True) >= STEP.step_s(decode=decode, graph=True)
-
-
-def rows_of(requests, length, width):
-    if width == 1:
-        return BatchShape.of((), [length] * requests)
-    return BatchShape.of([(width, length)] * requests, all_logits=True)
-
-
-PRICED = [shipped_model(name).shape for name in ("llama_3_1_8b", "qwen3_30b_a3b", "deepseek_v2_lite")] + [
-    dataclasses.replace(LLAMA, hidden_size=1024, num_layers=28, num_heads=16, num_kv_heads=8, intermediate_size=3072),
-    dataclasses.replace(LLAMA, num_heads=40, num_kv_heads=40),
-]
-
-
-@given(
-    st.sampled_from(PRICED),
-    st.sampled_from(["h200", "l4", "b200"]),
-    st.sampled_from([None, "fp8"]),
-    st.sampled_from([4, 8, 16]),
-    st.integers(1, 32),
-    st.integers(1, 40),
-    st.data(),
-)
-def test_beyond_the_captured_graphs_a_step_is_never_cheaper_than_within_them(
-    model, device, linear, distance, captured, more, data
-):
-    few = tuple(range(distance, distance * captured + 1, distance))
-    many = tuple(range(distance, distance * (captured + more) + 1, distance))
-    requests = data.draw(st.integers(few[-1] + 1, many[-1]))
-    shape = rows_of(requests, data.draw(st.integers(1, 8000)), data.draw(st.sampled_from([1, 2, 5])))
-    without = StepPredictor(model, from_catalogue(device), EFFICIENCY, linear=linear, captured=few)
-    within = dataclasses.replace(without, captured=many)
-    replay = within.step_s(decode=shape, graph=True)
-    assert without.step_s(decode=shape, graph=True) >= replay
-    assert within.step_s(decode=shape, graph=False) >= replay
-    prompt = BatchShape.of([(500, 20)])
-    assert without.step_s(prefill=prompt, decode=shape) >= within.step_s(prefill=prompt, decode=shape, graph=True)
-
-
-@pytest.mark.parametrize("requests", [64, 100])
-def test_a_small_model_beyond_its_graphs_takes_as_long_as_its_launches(requests):
-    """Measured with Qwen3-0.6B on another device: 5.44 to 5.51 ms a token against 2.64 within the graphs."""
-    small = StepPredictor(
-        dataclasses.replace(PRICED[3], vocab_size=151936, tied_embeddings=True, qk_norm=True), H200, EFFICIENCY,
-        captured=tuple(range(8, 49, 8)),
-    )  # fmt: skip
-    within = dataclasses.replace(small, captured=tuple(range(8, 129, 8)))
-    decode = BatchShape.of((), [256] * requests)
-    assert small.step_s(decode=decode, graph=True) == pytest.approx(286 * 19e-6)
-    assert small.step_s(decode=decode, graph=True) > 1.5 * within.step_s(decode=decode, graph=True)
-
-
-def test_one_captured_size_goes_on_in_its_multiples():
-    one = dataclasses.replace(STEP, captured=(4,))
-    assert [one._size(requests) for requests in (1, 4, 5, 8, 9)] == [4, 4, 8, 8, 12]
 
 
 @given(st.integers(1, 64), st.integers(64, 4000))
