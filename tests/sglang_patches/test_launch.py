@@ -151,7 +151,10 @@ def test_an_untested_sglang_is_refused_and_the_flag_overrides_it(capsys, model, 
 def test_a_good_policy_rides_along(model, monkeypatch):
     monkeypatch.setenv("SGLANG_ROOFLINE_ACTIVE", "")
     server_args = prepare_server_args(["--model-path", model, "--policy", "static", "--policy-set", "hardware=l4"])
-    assert getattr(server_args, SETTINGS).ceilings.device == "NVIDIA L4"
+    ceilings = getattr(server_args, SETTINGS).ceilings
+    assert ceilings.device == "NVIDIA L4"
+    (sentence,) = ceilings.stand_ins
+    assert sentence.startswith("the ceilings of NVIDIA L4 stand in for those of ")
     assert os.environ["SGLANG_ROOFLINE_ACTIVE"] == "1"
 
 

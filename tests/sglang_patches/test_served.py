@@ -1,6 +1,7 @@
 """What a loop is told of a real server. Stand-ins take the place of SGLang's Scheduler and its worker."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -68,6 +69,28 @@ def test_what_attention_issues_follows_the_backends_that_run(monkeypatch, instal
     assert times.masked_pair_flops == 4 * 2 * 64
     unified = served.of_server(scheduler(attention="triton", deterministic=True), settings("hardware=l4"), None)
     assert unified.attention.prefill == TritonAttention(2, 1, 64, Tile(64, 64), unified=True)
+
+
+def test_ceilings_that_stand_in_for_others_are_named_in_the_log(caplog):
+    """As a launch with ``hardware=l4`` on another device leaves them, in a precision that they lack."""
+    chosen = settings("hardware=l4", "efficiency=roofline")
+    borrowed = chosen.ceilings.of_device("NVIDIA RTX 5090")
+    some = {precision: rate for precision, rate in borrowed.flops_per_s.items() if precision is not Precision.BF16}
+    borrowed = replace(borrowed, flops_per_s=some).covering(Precision.BF16)
+    caplog.set_level(logging.WARNING)
+    served.of_server(scheduler(), replace(chosen, ceilings=borrowed), None)
+    first, second = [record.message for record in caplog.records]
+    assert first.startswith("Roofline: the ceilings of NVIDIA L4 stand in for those of NVIDIA RTX 5090.")
+    assert second.startswith("Roofline: the compute ceiling of fp16 stands in for bf16, which has none.")
+
+
+def test_the_roofline_is_a_choice(caplog):
+    caplog.set_level(logging.INFO)
+    chosen = settings("hardware=h200", "efficiency=roofline")
+    it = served.of_server(scheduler(), chosen, None)
+    assert it.predictor is None
+    assert caplog.records == []
+    assert served.roofline_times(it, chosen, 1).model == it.model
 
 
 def test_a_device_is_timed_by_its_events_and_watched(monkeypatch):
