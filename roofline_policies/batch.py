@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -109,6 +110,19 @@ class BatchShape(NamedTuple):
             masked_flops,
         )  # fmt: skip
 
+    def padded_to(self, size: int, row_flops: int = 0) -> BatchShape:
+        """A decode batch with requests that only fill a graph of ``size``, each with as many rows as the others.
+
+        row_flops: what one layer's attention issues for such a row.
+        """
+        added = size - self.requests
+        rows = added * (self.new_tokens // self.requests)
+        return self._replace(
+            padded_rows=rows,
+            padded_logit_rows=added * (self.logit_rows // self.requests),
+            masked_flops=self.masked_flops + rows * row_flops,
+        )
+
     def __add__(self, other: BatchShape) -> BatchShape:  # type: ignore[override]  # shapes add, they do not concatenate
         return BatchShape(
             self.requests + other.requests,
@@ -122,6 +136,17 @@ class BatchShape(NamedTuple):
             self.shared_tokens + other.shared_tokens,
             self.masked_flops + other.masked_flops,
         )
+
+
+def graph_size(captured: Sequence[int], requests: int) -> int:
+    """The captured size that runs so many requests; beyond the last one, what it would be if the sizes went on at their
+    last distance. captured: ascending, at least one."""
+    place = bisect_left(captured, requests)
+    if place < len(captured):
+        return captured[place]
+    last = captured[-1]
+    distance = last - captured[-2] if len(captured) > 1 else last
+    return last + -(-(requests - last) // distance) * distance
 
 
 def _refuse(key: str, value: object, allowed: str) -> InputError:

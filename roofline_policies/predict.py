@@ -10,13 +10,12 @@ experts and latent attention are priced in ``composed_time``.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from roofline_policies.backends import backends
-from roofline_policies.batch import BatchShape
+from roofline_policies.batch import BatchShape, graph_size
 from roofline_policies.composed_time import ComposedLayers
 from roofline_policies.efficiency import (
     DecodeEfficiency,
@@ -186,31 +185,13 @@ class StepPredictor:
             return StepTime()
         if prefill.requests or decode.padded_rows or not self.captured:
             return self._step(prefill, decode, graph)
-        replay = self._step(prefill, self._padded(decode, self._size(decode.requests)), True)
+        size = graph_size(self.captured, decode.requests)
+        replay = self._step(prefill, decode.padded_to(size, self._padded_row_flops), True)
         if graph and decode.requests <= self.captured[-1]:
             return replay
         eager = self._step(prefill, decode, False)
         missing_s = max(0.0, replay.total_s - eager.total_s)
         return eager._replace(launch_s=eager.launch_s + missing_s) if missing_s else eager
-
-    def _size(self, requests: int) -> int:
-        """The captured size of so many requests; beyond the last one, what it would be if the sizes went on."""
-        place = bisect_left(self.captured, requests)
-        if place < len(self.captured):
-            return self.captured[place]
-        last = self.captured[-1]
-        distance = last - self.captured[-2] if len(self.captured) > 1 else last
-        return last + -(-(requests - last) // distance) * distance
-
-    def _padded(self, decode: BatchShape, size: int) -> BatchShape:
-        """The batch with requests that only fill a graph of ``size`` of them; each has as many rows as the others."""
-        added = size - decode.requests
-        rows = added * (decode.new_tokens // decode.requests)
-        return decode._replace(
-            padded_rows=rows,
-            padded_logit_rows=added * (decode.logit_rows // decode.requests),
-            masked_flops=decode.masked_flops + rows * self._padded_row_flops,
-        )
 
     def _step(self, prefill: BatchShape, decode: BatchShape, graph: bool) -> StepTime:
         batch = prefill + decode

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import mul
 
-from roofline_policies.batch import BatchShape
+from roofline_policies.batch import BatchShape, graph_size
 from roofline_policies.hardware import Ceilings
 from roofline_policies.model import ModelShape
 from roofline_policies.model_composed import ComposedShape, Shape
@@ -30,12 +31,16 @@ class RooflineSteps:
     model: the shape that one rank runs. ceilings: of the device. linear: precision of the layers' products, see
     ``ModelShape.work``. masked_pair_flops: of the attention kernel, see ``AttentionKernel``; a batch that says itself
     what its kernel does beside the causal pairs is taken at its word.
+    captured: batch sizes with a CUDA graph, ascending. A decode step is padded to them, and beyond the last one as if
+    they went on, so that it is never cheaper without a graph. padded_row_flops: of attention, see ``padded_to``.
     """
 
     model: Shape
     ceilings: Ceilings
     linear: Precision | None = None
     masked_pair_flops: int = 0
+    captured: Sequence[int] = ()
+    padded_row_flops: int = 0
     _compute_s: tuple[float, ...] = field(init=False, repr=False, compare=False)
     _memory_s: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
@@ -62,6 +67,8 @@ class RooflineSteps:
         batch = decode if not prefill.requests else prefill if not decode.requests else prefill + decode
         if not batch.requests:
             return 0.0
+        if self.captured and not prefill.requests and not batch.padded_rows:
+            batch = batch.padded_to(graph_size(self.captured, batch.requests), self.padded_row_flops)
         if self.masked_pair_flops and not batch.masked_flops:
             batch = batch._replace(masked_flops=self.masked_pair_flops * (batch.pairs - batch.causal_pairs))
         return self.bound_s(batch)

@@ -79,8 +79,13 @@ def roofline_times(served: Served, settings: Settings, rows_per_request: int) ->
     step may yield several tokens."""
     if settings.efficiency is None or settings.ceilings is None or rows_per_request > 1:
         return None
-    masked = 0 if served.attention is None else served.attention.prefill.masked_pair_flops
-    return RooflineSteps(served.model, settings.ceilings, masked_pair_flops=masked)
+    attention, sizes = served.attention, served.graph_sizes
+    if attention is None:
+        return RooflineSteps(served.model, settings.ceilings, captured=sizes)
+    return RooflineSteps(
+        served.model, settings.ceilings, None, attention.prefill.masked_pair_flops, sizes,
+        attention.decode.decode_flops((), 1),
+    )  # fmt: skip
 
 
 def _predictor(

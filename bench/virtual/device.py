@@ -156,9 +156,11 @@ class Device:
         if self.fitted is not None:
             return None
         if self.efficiency is None:
-            masked = self.backends.prefill.masked_pair_flops
-            shard = self.model.shape.shard(self.tp_size)
-            return RooflineSteps(shard, self.ceilings, self._precision(linear), masked)
+            kernels, shard = self.backends, self.model.shape.shard(self.tp_size)
+            return RooflineSteps(
+                shard, self.ceilings, self._precision(linear), kernels.prefill.masked_pair_flops, captured,
+                kernels.decode.decode_flops((), 1),
+            )  # fmt: skip
         return StepPredictor(
             self.model.shape, self.ceilings, self.efficiency, attention=self.attention, linear=linear,
             tp_size=self.tp_size, captured=captured,

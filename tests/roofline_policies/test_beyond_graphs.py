@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.batch import BatchShape
+from roofline_policies.backends import backends
+from roofline_policies.batch import BatchShape, graph_size
 from roofline_policies.efficiency import load_efficiency
 from roofline_policies.hardware import from_catalogue
 from roofline_policies.model_catalogue import shipped_model
 from roofline_policies.predict import StepPredictor
+from roofline_policies.roofline_steps import RooflineSteps
 
 H200, EFFICIENCY = from_catalogue("h200"), load_efficiency("h200")
 LLAMA = shipped_model("llama_3_1_8b").shape
@@ -69,5 +71,23 @@ def test_a_small_model_beyond_its_graphs_takes_as_long_as_its_launches(requests)
 
 
 def test_one_captured_size_goes_on_in_its_multiples():
-    one = StepPredictor.for_device(LLAMA, "h200", captured=(4,))
-    assert [one._size(requests) for requests in (1, 4, 5, 8, 9)] == [4, 4, 8, 8, 12]
+    assert [graph_size((4,), requests) for requests in (1, 4, 5, 8, 9)] == [4, 4, 8, 8, 12]
+    assert [graph_size((1, 2, 8), requests) for requests in (1, 3, 8, 9, 15)] == [1, 8, 8, 14, 20]
+
+
+@given(st.sampled_from(PRICED), st.integers(1, 300), st.integers(1, 4000), st.sampled_from([1, 3]), st.booleans())
+def test_nor_is_it_by_the_roofline_alone(model, requests, length, width, graph):
+    """What is observed of a padded batch is no more than its price: neither share of a roof is above 1."""
+    kernels = backends(model, "fa3")
+    shape = rows_of(requests, length, width)
+    if width == 1:
+        shape = BatchShape.of((), [length] * requests, attention=kernels)
+    few, many = tuple(range(8, 49, 8)), tuple(range(8, 305, 8))
+    options = {"padded_row_flops": kernels.decode.decode_flops((), 1)}
+    within = RooflineSteps(model, from_catalogue("l4"), captured=many, **options)
+    without = RooflineSteps(model, from_catalogue("l4"), captured=few, **options)
+    priced = within.step_s(decode=shape, graph=graph)
+    assert without.step_s(decode=shape, graph=graph) == priced
+    seen = shape.padded_to(graph_size(many, requests), options["padded_row_flops"])
+    assert within.step_s(decode=seen, graph=True) == priced
+    assert priced >= RooflineSteps(model, from_catalogue("l4")).step_s(decode=shape) * (1 - 1e-9)
