@@ -3,7 +3,8 @@
 Nothing else in this package asks which Triton is installed.
 
 Source: ``triton/language/core.py`` of the two releases. 3.9.0 took block pointers out (``make_block_ptr`` raises there,
-``load`` and ``store`` have no ``boundary_check``) and added ``atomic_load``, ``atomic_store`` and ``atomic_poll``.
+``load`` and ``store`` have no ``boundary_check``), added ``atomic_load``, ``atomic_store`` and ``atomic_poll``, and
+refuses ``scalar[:, None]``.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ ATOMIC_ACCESSES = tuple(name for name in ("atomic_load", "atomic_store") if hasa
 
 ATOMIC_WAITS = tuple(name for name in ("atomic_poll",) if hasattr(core, name))
 """Atomics that read until they find a value, nobody knows how often; from 3.9.0 on."""
+
+INDEXES_SCALARS = HAS_BLOCK_POINTERS
+"""Whether a scalar may be indexed as if it were a block, as SGLang's decode kernel for grouped heads does where it
+scales by ``xai_temperature_len``; before 3.9.0."""
 
 
 def is_block_pointer(value: object) -> bool:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bench.kernels import attention
 from bench.kernels.attention import Case, Tensors, block_sizes_of_hopper
 from bench.kernels.launching import kernel_named
+from roofline_policies.counting.triton_versions import INDEXES_SCALARS
 
 DTYPES = st.sampled_from([torch.float16, torch.bfloat16, torch.float32])
 HEADS = st.sampled_from([(1, 1), (3, 3), (2, 1), (6, 2), (5, 1), (17, 1), (20, 1), (32, 2)])
@@ -94,7 +95,8 @@ def decodes_with_options(draw: st.DrawFn) -> Trial:
         lengths, heads=heads, kv_heads=kv_heads, head_dim=head_dim, v_head_dim=v_dim, dtype=dtype, max_kv_splits=splits
     )
     q, k, v, indptr, indices, num_kv_splits, _ = case.inputs.values()
-    options: dict[str, Any] = {"logit_cap": draw(CAP), "xai_temperature_len": draw(st.sampled_from([-1, 20]))}
+    temperature = st.sampled_from([-1, 20]) if INDEXES_SCALARS or heads == kv_heads else st.just(-1)
+    options: dict[str, Any] = {"logit_cap": draw(CAP), "xai_temperature_len": draw(temperature)}
     if draw(st.booleans()):
         options["sinks"] = torch.linspace(-1, 1, heads)
     if draw(st.booleans()):
