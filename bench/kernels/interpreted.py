@@ -200,14 +200,20 @@ _LIBDEVICE: dict[str, Callable[..., Any]] = {
         name: getattr(np, name)
         for name in ("tanh", "exp", "exp2", "log", "log2", "log1p", "expm1", "sqrt", "sin", "cos")
     },
-    "fast_expf": np.exp, "fast_logf": np.log, "fast_tanhf": np.tanh, "pow": np.power, "rint": np.rint,
-    
-        "div_rn": np.divide,
-        "fast_dividef": np.divide,
-        "rsqrt": lambda x: 1 / np.sqrt(x),
-        "erf": np.vectorize(math.erf)
-    ,
-    "round": np.round, "floor": np.floor, "ceil": np.ceil, "abs": np.abs, "isnan": np.isnan,
+    "fast_expf": np.exp,
+    "fast_logf": np.log,
+    "fast_tanhf": np.tanh,
+    "pow": np.power,
+    "rint": np.rint,
+    "div_rn": np.divide,
+    "fast_dividef": np.divide,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "erf": np.vectorize(math.erf),
+    "round": np.round,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "abs": np.abs,
+    "isnan": np.isnan,
 }
 
 

@@ -23,7 +23,8 @@ CALLS: dict[str, tuple[str, ...]] = {
         "fused_add_rms_norm.LigerFusedAddRMSNormFunction.apply(r(3, 37), r(3, 37), r(37), 1e-6, 0.0, 'llama', False)",
         "cross_entropy.LigerCrossEntropyFunction.apply(r(5, 37), targets(5, 37), None, -100)",
         "cross_entropy.LigerCrossEntropyFunction.apply(r(5, 37), targets(5, 37) * 0 - 100, None, -100)",
-        "cross_entropy.LigerCrossEntropyFunction.apply(r(5, 37), targets(5, 37), None, 3, 1e-4, 0.1, 'sum', 30.0, True)",
+        "cross_entropy.LigerCrossEntropyFunction.apply("
+        "r(5, 37), targets(5, 37), None, 3, 1e-4, 0.1, 'sum', 30.0, True)",
         "fused_linear_cross_entropy.LigerFusedLinearCrossEntropyFunction.apply(r(5, 16), r(37, 16), targets(5, 37))",
         "jsd.LigerJSDFunction.apply(r(5, 37), r(5, 37), targets(5, 37), 0.3, -100)",
         "kl_div.LigerKLDivLossFunction.apply(r(5, 37), r(5, 37).abs(), 'batchmean', False, 1e-10)",
@@ -32,7 +33,8 @@ CALLS: dict[str, tuple[str, ...]] = {
         "qwen2vl_mrope.LigerQwen2VLMRopeFunction.apply("
         "r(1, 4, 7, 16), r(1, 2, 7, 16), t(3, 1, 7, 16), t(3, 1, 7, 16), [2, 3, 3])",
         "llama4_rope.LigerLlama4RopeFunction.apply(r(1, 7, 4, 16), r(1, 7, 2, 16), torch.polar(t(7, 8), t(7, 8)))",
-        "multi_token_attention.LigerMultiTokenAttentionFunction.apply(r(1, 2, 9, 9), r(2, 2, 3, 3), None, 1, 1, 1, 1, False)",
+        "multi_token_attention.LigerMultiTokenAttentionFunction.apply("
+        "r(1, 2, 9, 9), r(2, 2, 3, 3), None, 1, 1, 1, 1, False)",
         "fused_neighborhood_attention.LigerFusedNeighborhoodAttentionFunction.apply("
         "r(1, 2, 9, 16), r(1, 2, 9, 16), r(1, 2, 9, 16), 3, 1)",
         "grpo_loss.GrpoLossFunction.apply(r(2, 6, 37), t(2, 5, 37)[..., 0], t(2, 5), targets(10, 37).view(2, 5), "
@@ -47,7 +49,8 @@ CALLS: dict[str, tuple[str, ...]] = {
         "ops.simple_gla.fused_recurrent_simple_gla(r(1, 7, 2, 16), r(1, 7, 2, 16), r(1, 7, 2, 16), logs(1, 7, 2))",
         "ops.retention.chunk_retention(r(1, 37, 1, 16), r(1, 37, 1, 16), r(1, 37, 1, 16))",
         "ops.retention.fused_recurrent_retention(r(1, 7, 2, 16), r(1, 7, 2, 16), r(1, 7, 2, 16))",
-        "ops.delta_rule.fused_recurrent_delta_rule(r(1, 7, 2, 16), r(1, 7, 2, 16), r(1, 7, 2, 16), t(1, 7, 2).sigmoid())",
+        "ops.delta_rule.fused_recurrent_delta_rule("
+        "r(1, 7, 2, 16), r(1, 7, 2, 16), r(1, 7, 2, 16), t(1, 7, 2).sigmoid())",
         "ops.delta_rule.chunk_delta_rule(r(1, 37, 1, 16), r(1, 37, 1, 16), r(1, 37, 1, 16), t(1, 37, 1).sigmoid())",
         "ops.gated_delta_rule.fused_recurrent_gated_delta_rule("
         "r(1, 7, 2, 16), r(1, 7, 2, 16), r(1, 7, 2, 16), logs(1, 7, 2), t(1, 7, 2).sigmoid())",
@@ -64,7 +67,8 @@ CALLS: dict[str, tuple[str, ...]] = {
         "t(1, 7, 2, 16), logs(1, 7, 2, 16), t(1, 7, 2, 16), t(1, 7, 2, 16), t(1, 7, 2, 16), t(1, 7, 2, 16))",
         "ops.kda.fused_recurrent_kda("
         "t(1, 7, 2, 16), t(1, 7, 2, 16), t(1, 7, 2, 16), logs(1, 7, 2, 16), t(1, 7, 2).sigmoid())",
-        "ops.gsa.fused_recurrent_gsa(r(1, 7, 1, 16), r(1, 7, 1, 16), r(1, 7, 1, 16), r(1, 7, 1, 16), logs(1, 7, 1, 16))",
+        "ops.gsa.fused_recurrent_gsa("
+        "r(1, 7, 1, 16), r(1, 7, 1, 16), r(1, 7, 1, 16), r(1, 7, 1, 16), logs(1, 7, 1, 16))",
         "ops.based.parallel_based(r(1, 37, 1, 16), r(1, 37, 1, 16), r(1, 37, 1, 16))",
         "ops.rwkv4.fused_recurrent_rwkv4(r(37), r(37), r(2, 7, 37), r(2, 7, 37), t(2, 3, 37))",
         "ops.utils.mean_pooling(r(1, 37, 2, 16), 8)",
@@ -134,7 +138,8 @@ CALLS: dict[str, tuple[str, ...]] = {
         "triton.cascade.merge_state(t(5, 2, 16), t(5, 2), t(5, 2, 16), t(5, 2))",
         "triton.cascade.merge_state_in_place(t(5, 2, 16), t(5, 2), t(5, 2, 16), t(5, 2))",
         "triton.cascade.merge_states(t(5, 3, 2, 16), t(5, 3, 2))",
-        "triton.cascade.variable_length_merge_states(t(9, 2, 16), t(9, 2), torch.tensor([0, 4, 4, 9], dtype=torch.int32))",
+        "triton.cascade.variable_length_merge_states("
+        "t(9, 2, 16), t(9, 2), torch.tensor([0, 4, 4, 9], dtype=torch.int32))",
         "triton.page.get_batch_indices_positions("
         "torch.tensor([0, 3, 3, 7], dtype=torch.int32), torch.tensor([5, 2, 9], dtype=torch.int32), 7)",
         "triton.gemm.compute_sm80_group_gemm_args("

@@ -36,12 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.kernels.packages", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("packages", nargs="*", choices=[[], *CALLS], help=f"of {', '.join(CALLS)} (default: all)")
+    parser.add_argument("packages", nargs="*", metavar="PACKAGE", help=f"of {', '.join(CALLS)} (default: all)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
         _work(options.worker)
     chosen = options.packages or list(CALLS)
+    if unknown := [package for package in chosen if package not in CALLS]:
+        parser.error(f"no calls of {', '.join(unknown)}; allowed: {', '.join(CALLS)}")
     missing = [package for package in chosen if importlib.util.find_spec(package) is None]
     if missing:
         print(f"not installed: {', '.join(missing)}", file=sys.stderr)
