@@ -143,6 +143,14 @@ def _is_named(node: ast.AST) -> bool:
     return isinstance(node, ast.NamedExpr)
 
 
+def _always_returns(statement: ast.stmt) -> bool:
+    """Whether nothing behind ``statement`` is ever reached."""
+    if isinstance(statement, ast.If):
+        branches = (statement.body, statement.orelse)
+        return all(branch and _always_returns(branch[-1]) for branch in branches)
+    return isinstance(statement, ast.Return)
+
+
 class Rewriter:
     """Rewrites one function, statement by statement; ``_flow`` follows along."""
 
@@ -172,7 +180,7 @@ class Rewriter:
         docstring = body[:1] if ast.get_docstring(self._source.tree) is not None else []
         begin = assign(COUNTS, traced_call("begin", use(LEDGER), ast.Constant(self._library.version)))
         body = [*docstring, begin, *body[len(docstring) :]]
-        if not isinstance(body[-1], ast.Return):
+        if not _always_returns(body[-1]):  # else Triton would find returns of two types
             body += self._leave(None)
         arguments = self._source.tree.args
         defaults: dict[str, str | None] = {}

@@ -94,3 +94,41 @@ def constants_in_loops(kernel, n, flag, seed):
     x, out = normal(seed, 64), blank(8)
     kernel[(1,)](x, out, n, BLOCK=8, FLAG=flag)
     return (out,)
+
+
+@triton.jit
+def one_of_two(p, at, FIRST: tl.constexpr):
+    if FIRST:
+        return tl.load(p + at)
+    return tl.load(p + at, mask=at > 2, other=0.0) * 2
+
+
+@triton.jit
+def first_or_last(p, at, n):
+    if n > 3:
+        return tl.load(p + at)
+    if n > 1:
+        return tl.load(p + at, mask=at < n, other=0.0) * 2
+    return at * 1.0
+
+
+@triton.jit
+def returns_kernel(x, out, n, BLOCK: tl.constexpr, FIRST: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    value = one_of_two(x, lane, FIRST) + one_of_two(x, lane, not FIRST)
+    if n == 5:
+        tl.store(out + lane, value, mask=lane < 1)
+        return
+    tl.store(out + lane, value + first_or_last(x, lane, n))
+
+
+def returns_counts(n, **_):
+    loads = 13 if n == 5 else 13 + (8 if n > 3 else n if n > 1 else 0)
+    return Tally(4 * loads, 4 if n == 5 else 32)
+
+
+@specimen(returns_kernel, returns_counts, n=small(1, 8), first=st.booleans())
+def returns_in_all_branches(kernel, n, first, seed):
+    x, out = normal(seed, 64), blank(8)
+    kernel[(1,)](x, out, n, BLOCK=8, FIRST=first)
+    return (out,)
