@@ -12,12 +12,15 @@ rewriting added, and nothing that a user wrote is there.
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import triton.language
 from triton._C.libtriton import ir
 from triton.compiler import make_backend
 
@@ -32,6 +35,8 @@ from roofline_policies.work import Precision
 
 _HALVES = {frozenset({"max", "umin"}), frozenset({"min", "umax"})}
 """An atomic maximum or minimum of floating-point numbers is two of integers, with disjoint masks."""
+
+_LANGUAGE = str(Path(inspect.getfile(triton.language)).parent)
 
 
 @dataclass(eq=False)
@@ -58,15 +63,16 @@ class _Function:
 class _Trace:
     """A module as it was traced, with its marks.
 
-    counted: places of the accesses that have a mark. merged: of the calls whose counts are added up. ledger: of the
-    statements that write counts to the ledger. repeats: of accesses inside statements that count, which ask for a value
-    that the kernel loads anyhow; the compiler makes one of the two.
+    accesses: places of what moves bytes or multiplies. counted: of those that have a mark. merged: of the calls whose
+    counts are added up. ledger: of the statements that write counts to the ledger. repeats: of accesses inside
+    statements that count, which ask for a value that the kernel loads anyhow; the compiler makes one of the two.
     """
 
     def __init__(self, text: str, sources: Mapping[str, Rewritten]) -> None:
         self._sources = sources
         self.problems: list[str] = []
         self.counted: dict[tuple[Place, str], Operation] = {}
+        self.accesses: set[tuple[Place, str]] = set()
         self.merged: set[Place] = set()
         self.ledger: set[Place] = set()
         self.repeats = {place for file, rewritten in sources.items() for place in _repeats(file, rewritten.source)}
@@ -87,12 +93,12 @@ class _Trace:
         line, column = rewritten.places.get((line, column), (rewritten.original.__code__.co_firstlineno, 1))
         return rewritten.original.__code__.co_filename, line, column
 
-    def where(self, place: Place | None) -> str:
-        """A place as people read it: file, line and what stands there."""
-        if place is None:
-            return "at an unknown place"
-        file, line, _ = self.original(place)
-        return f"{file}:{line}: {linecache.getline(file, line).strip()}"
+    def where(self, *chain: Place) -> str:
+        """The first place of a chain that is not in Triton's own language, as people read it, and what stands there."""
+        places = [self.original(place) for place in chain]
+        for file, line, _ in (*(one for one in places if not one[0].startswith(_LANGUAGE)), *places):
+            return f"{file}:{line}: {linecache.getline(file, line).strip()}"
+        return "at an unknown place"
 
     def _place(self, operation: Operation) -> Place:
         chain = operation.location.chain
@@ -125,6 +131,7 @@ class _Trace:
         second: set[tuple[Place, frozenset[str]]] = set()
         for operation in function.accesses:
             kind, place = KINDS[operation.name], self._place(operation)
+            self.accesses |= {(one, kind) for one in operation.location.chain[:1]}
             beside = [mark for mark in left if mark.words[0] == kind and mark.place == place]
             mark = _nearest(operation, beside)
             if mark is not None:
@@ -203,8 +210,7 @@ class _Trace:
                 self._problem(operation, "it has a mask, and all lanes are counted")
 
     def _problem(self, operation: Operation, what: str) -> None:
-        chain = operation.location.chain
-        self.problems.append(f"{self.where(chain[0] if chain else None)}: {what}")
+        self.problems.append(f"{self.where(*operation.location.chain)}: {what}")
 
 
 def is_of_the_ledger(operation: Operation, ledger: set[Place]) -> bool:
@@ -262,12 +268,14 @@ def audit(kernel: str, traced: str, compiled: str, sources: Mapping[str, Rewritt
                 repeated.add((trace.original(key[0]), key[1]))
                 continue
             kept.add(key)
-            if key not in trace.counted:
+            if key not in trace.accesses:
+                why = f"the compiler makes a {operation.name} of it, which is not counted"
+            elif key not in trace.counted:
                 why = f"{operation.name} is not counted"
             elif any(place[0] in sources and place not in trace.merged for place in chain[1:]):
                 why = f"{operation.name} is not counted in one of the calls that lead to it"
         if why:
-            problems.append(f"{trace.where(chain[0] if chain else None)}: {why}")
+            problems.append(f"{trace.where(*chain)}: {why}")
     for place, kind in trace.counted:
         if (trace.original(place), kind) in repeated:
             if (place, kind) in kept:

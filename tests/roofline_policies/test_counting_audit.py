@@ -241,6 +241,23 @@ def test_both_are_told_what_the_source_does_and_what_the_compiler_kept() -> None
     assert "4 places counted, 2 kept by the compiler" in str(told)
 
 
+@triton.jit
+def sum_of_products(x, y, out, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    at = lane[:, None] * BLOCK + lane[None, :]
+    left = tl.load(x + at)
+    right = tl.load(y + at)
+    total = tl.sum(left[:, :, None] * right[None, :, :], axis=1)
+    tl.store(out + at, total)
+
+
+def test_a_product_that_the_compiler_makes_is_named() -> None:
+    """It is no ``tl.dot``: its FLOPs are element-wise in the source, and tensor cores multiply them all the same."""
+    x = torch.zeros(32 * 32)
+    (problem,) = audited(sum_of_products, x, x, x, BLOCK=32).problems
+    assert "total = tl.sum(left[:, :, None] * right[None, :, :], axis=1): the compiler makes a tt.dot of it" in problem
+
+
 # --- when a kernel is launched ----------------------------------------------------------------------------------------
 
 
