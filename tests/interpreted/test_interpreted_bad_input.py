@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from zoo import ZOO, add_kernel
+from zoo import ZOO, add_kernel, inside_expressions
 
 from roofline_policies.counting import Ledger, LedgerError, Uncountable, counted, difference, slots
 from roofline_policies.counting.ledger import MODULUS
@@ -39,6 +39,22 @@ def test_a_lambda_is_refused() -> None:
         counted(triton.jit(lambda x: tl.store(x, tl.load(x))))
     assert raised.value.construct == "source"
     assert "\n" not in str(raised.value)
+
+
+def test_what_a_constant_lets_be_compiled_is_refused_at_the_launch() -> None:
+    kernel = counted(inside_expressions.untraced_kernel, ledger=Ledger("cpu", rows=1))
+    x, out = torch.ones(8), torch.zeros(1)
+    report = kernel.exactness()
+    assert report.exact
+    assert {site.cost for site in report.sites if site.kind == "refusal"} == {"refused if compiled"}
+    kernel[(1,)](x, out, 2, NEW=False, SOURCE=None)
+    assert kernel.counts().load_bytes == 4 * 5
+    with pytest.raises(Uncountable) as raised:
+        kernel[(1,)](x, out, 2, NEW=True, SOURCE=None)
+    assert raised.value.construct == "call of of_another_version"
+    assert raised.value.text.startswith("value += of_another_version(x)")
+    assert str(raised.value).startswith(f"{inside_expressions.__file__}:{raised.value.line}: untraced_kernel: call of ")
+    assert "roofline_" not in str(raised.value).partition("untraced_kernel")[2]
 
 
 # --- ledgers ----------------------------------------------------------------------------------------------------------

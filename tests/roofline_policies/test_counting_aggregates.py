@@ -1,4 +1,4 @@
-"""Aggregates, whose methods are functions under ``triton.jit``. Triton's interpreter does not know those: compiled only.
+"""Aggregates, whose methods are functions under ``triton.jit``: compiled only, as Triton's interpreter has none.
 
 That every access is counted, and none twice, is what the audit of a compiled twin says; without a ledger the twin is
 the machine code of the original.
