@@ -6,7 +6,7 @@ import ast
 import copy
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from triton.language import core
 
@@ -154,11 +154,18 @@ class Expressions:
         callee = self._source.callee(call)
         return not isinstance(callee, Access) or callee.writes
 
+    def _changes_nothing(self, node: ast.expr) -> bool:
+        """Whether evaluating ``node``, which is rewritten, a second time changes nothing."""
+        names = any(isinstance(one, ast.NamedExpr) for one in ast.walk(node))
+        return not names and not any(map(self._may_write, self.effects(node)))
+
     @contextmanager
     def _guarded(self, condition: ast.expr) -> Iterator[None]:
         self._guards.append(condition)
-        yield
-        self._guards.pop()
+        try:
+            yield
+        finally:
+            self._guards.pop()
 
     def _expression(self, node: ast.expr, *, root: bool = False, hoist: bool = False) -> ast.expr:
         match node:
@@ -204,14 +211,12 @@ class Expressions:
 
     def _if_reached(self, node: ast.expr, *, hoist: bool = False, in_place: bool = False) -> ast.expr:
         """Rewrite what a constant may leave out: what is wrong with it is said where it is."""
-        before, guards, sites = len(self._before), len(self._guards), len(self._sites.sites)
+        before, sites = len(self._before), len(self._sites.sites)
         original = copy.deepcopy(node)
-        outer = self._in_place
         try:
             return self._where_it_stands(node) if in_place else self._expression(node, hoist=hoist)
         except Uncountable as refusal:
-            del self._before[before:], self._guards[guards:], self._sites.sites[sites:]
-            self._in_place = outer
+            del self._before[before:], self._sites.sites[sites:]
             return self.refused_if_reached(refusal, original)
 
     def refused_if_reached(self, refusal: Uncountable, node: ast.AST) -> ast.expr:
@@ -228,11 +233,13 @@ class Expressions:
         branches = []
         scope = self._scopes[-1]
         scope.branches += 1
-        for value in (node.body, node.orelse):
-            before, (rewritten,) = self.rewrite(value)
-            assert rewritten is not None
-            branches.append([*before, assign(name, rewritten)])
-        scope.branches -= 1
+        try:
+            for value in (node.body, node.orelse):
+                before, (rewritten,) = self.rewrite(value)
+                assert rewritten is not None
+                branches.append([*before, assign(name, rewritten)])
+        finally:
+            scope.branches -= 1
         self._before.append(ast.If(test, *branches))
         self.bind(ast.Name(name, ast.Store()), None)
         return use(name)
@@ -243,18 +250,19 @@ class Expressions:
         moved = hoist and any(map(self.has_effects, node.values[1:]))
         for position, value in enumerate(node.values):
             earlier = node.values[:position]
-            if not position or not self.has_effects(value):
-                rewrite = self._if_reached if any(map(self._source.is_constant, earlier)) else self._expression
-                node.values[position] = rewrite(value, hoist=hoist and not moved)
-            elif (
-                moved
-                or self._needs_room(value)
-                or any(self._may_write(call) for one in earlier for call in self.effects(one))
-            ):
-                node.values[position] = self._where_it_stands(value)
-            else:
-                with self._guarded(traced_call("reached", operator, *earlier)):
-                    node.values[position] = self._expression(value)
+            once = any(not self._changes_nothing(one) for one in earlier)
+            counts = bool(position) and self.has_effects(value)
+            in_place = counts and (moved or once or self._needs_room(value))
+            guard: AbstractContextManager[None] = nullcontext()
+            if counts and not in_place:
+                guard = self._guarded(traced_call("reached", operator, *earlier))
+            with guard:
+                if any(map(self._source.is_constant, earlier)):
+                    node.values[position] = self._if_reached(value, hoist=hoist and not moved, in_place=in_place)
+                elif in_place:
+                    node.values[position] = self._where_it_stands(value)
+                else:
+                    node.values[position] = self._expression(value, hoist=hoist and not moved)
         return self._hoist(node) if moved else node
 
     def _comprehension(self, node: ast.ListComp | ast.GeneratorExp, *, hoist: bool) -> ast.expr:
@@ -277,8 +285,10 @@ class Expressions:
         if self._guards:
             self._source.refuse(node, self._source.text(node), "it is part of a conditional expression; give it a name")
         outer, self._in_place = self._in_place, True
-        before, (value,) = self.rewrite(node)
-        self._in_place = outer
+        try:
+            before, (value,) = self.rewrite(node)
+        finally:
+            self._in_place = outer
         assert value is not None
         if not before:
             return value

@@ -33,6 +33,8 @@ def operands_kernel(x, out, n, FLAG: tl.constexpr):
         tl.store(out + 1, 1.0)
     if n > 3 or positive(x, tl.load(x + 3).to(tl.int32) * 0 + 4):
         tl.store(out + 2, 1.0)
+    if n > 4 or positive(x, 1) or tl.load(x + 2) > 0:
+        tl.store(out + 4, 1.0)
     both = n > 3 and (positive(x, 5) or positive(x, 6))
     value = 1.0 + tl.where(both, 1.0, 0.0) + tl.load(x + 7)
     tl.store(out + 3, value)
@@ -48,13 +50,15 @@ def operands_counts(n, flag, seed):
     stores += flag and x[1] and x[2]
     loads += 2 * (n <= 3)
     stores += n > 3 or x[4]
+    loads += (n <= 4) * (1 + (not x[1]))
+    stores += n > 4 or x[1] or x[2]
     loads += (n > 3) * (1 + (not x[5]))
     return Tally(4 * loads, 4 * stores)
 
 
 @specimen(operands_kernel, operands_counts, n=small(1, 6), flag=st.booleans())
 def helpers_in_and_and_or(kernel, n, flag, seed):
-    x, out = normal(seed, 8), blank(4)
+    x, out = normal(seed, 8), blank(5)
     kernel[(1,)](x, out, n, FLAG=flag)
     return (out,)
 
@@ -259,6 +263,8 @@ def untraced_kernel(x, out, n, NEW: tl.constexpr, SOURCE: tl.constexpr):
     value += of_another_version(x) if NEW else tl.load(x + 1)  # noqa: F821
     if NEW and of_another_version(x):  # noqa: F821
         value += 2.0
+    if NEW and (n > 3 or reads_by_another_version(x)):
+        value += 3.0
     other = 1.0 + (reads_by_another_version(x) if NEW else tl.load(x + 2))
     tl.store(out, value + other)
 
