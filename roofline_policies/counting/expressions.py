@@ -268,7 +268,7 @@ class Expressions:
     def _comprehension(self, node: ast.ListComp | ast.GeneratorExp, *, hoist: bool) -> ast.expr:
         """What is counted of an element is counted as part of it, once for each."""
         first, *others = node.generators
-        first.iter = self._expression(first.iter, hoist=hoist)
+        first.iter = self._expression(first.iter, hoist=hoist or self.has_effects(first.iter))
         if any(self.has_effects(one.iter) for one in others):
             self._source.refuse(node, "comprehension", "Triton compiles none over more than one tuple")
         moved = hoist and self.has_effects(node)

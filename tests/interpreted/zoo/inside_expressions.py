@@ -91,15 +91,18 @@ def comprehensions_kernel(sources, out, n, BLOCK: tl.constexpr):
     nested = [[tl.load(source + at) for at in (0, 2)] for source in sources]
     indirect = [tl.load(source + tl.load(source + 8).to(tl.int32)) for source in sources]
     chosen = [tl.load(source) if n > 3 else 0.0 for source in sources]
+    of_loads = [[2.0 * value for value in (tl.load(source) > 0 or positive(source, 1),)] for source in sources]
     total = masked[0] + masked[1] + helped[0] + helped[1] + nested[0][0] + nested[1][1]
-    tl.store(out + offs, total + indirect[0] + indirect[1] + chosen[0] + chosen[1], mask=offs < n)
+    tl.store(out + offs, total + indirect[0] + indirect[1] + chosen[0] + chosen[1] + of_loads[1][0], mask=offs < n)
 
 
-@specimen(
-    comprehensions_kernel,
-    lambda n, **_: Tally(4 * (2 * min(n, 8) + min(n + 1, 8) + min(n + 2, 8) + 4 + 4 + 2 * (n > 3)), 4 * min(n, 8)),
-    n=small(1, 9),
-)
+def comprehensions_counts(n, seed):
+    firsts = [float(normal(one, 9)[0]) > 0 for one in (seed, seed + 1)]
+    loads = 2 * min(n, 8) + min(n + 1, 8) + min(n + 2, 8) + 4 + 4 + 2 * (n > 3) + 2 + firsts.count(False)
+    return Tally(4 * loads, 4 * min(n, 8))
+
+
+@specimen(comprehensions_kernel, comprehensions_counts, n=small(1, 9))
 def accesses_in_comprehensions(kernel, n, seed):
     sources = (normal(seed, 9), normal(seed + 1, 9))
     for source in sources:
