@@ -19,7 +19,7 @@ ENV = {"PYTHONPATH": str(Path(__file__).parent), "PYTHONDONTWRITEBYTECODE": ""}
 WITHIN_S = 1.0
 PHASES = ("prefill", "decode", "mixed")
 NOW = ("roofline_compute_ratio", "roofline_memory_bandwidth_ratio", "roofline_intensity_flops_per_byte")
-LAYOUTS = {"sleeps": ["--sleep-on-idle"], "two_ranks": ["--tp", "2"], "two_replicas": ["--dp", "2"]}
+LAYOUTS = {"sleeps": ["--sleep-on-idle"], "two_ranks": ["--tp", "2"]}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,6 @@ def served(model, tmp_path_factory, request):
     arguments += ["--chunked-prefill-size", "128", "--max-total-tokens", "8192", "--enable-metrics"]
     arguments += ["--policy", "adaptive", *LAYOUTS[request.param]]
     with Server(arguments, tmp_path_factory.mktemp("log") / "server.log", env=ENV, start_timeout_s=900) as running:
-        running.ranks = 2 if request.param == "two_replicas" else 1
         yield running
 
 
@@ -72,12 +71,12 @@ def post(server, path, **body):
 def test_series_are_there_before_anybody_asks_for_anything(served):
     values = series(served)
     for name in (*NOW, "roofline_issued_flops_total", "roofline_iterations_total"):
-        assert len([labels for found, labels in values if found == name]) == 3 * served.ranks, name
+        assert len([labels for found, labels in values if found == name]) == 3, name
     assert total(values, "roofline_policy_fallback") == 0
     assert total(values, "roofline_compute_ceiling_flops_per_second") > 0
     for accept in ("text/plain;version=1.0.0;escaping=underscores", "application/openmetrics-text;version=1.0.0"):
         assert names(served, accept) == {name for name, _ in values}
-    assert {re.search(r'dp_rank="(\d)"', labels)[1] for _, labels in values} == {str(n) for n in range(served.ranks)}
+    assert {re.search(r'dp_rank="(\d)"', labels)[1] for _, labels in values} == {"0"}
 
 
 def test_after_traffic_everything_that_is_of_now_is_zero_or_absent_within_a_second(served):
@@ -135,4 +134,4 @@ def test_a_paused_engine_shows_what_it_holds_and_nothing_that_moves(served):
     for name in NOW:
         assert total(values, name) == 0, name
     time.sleep(WITHIN_S)
-    assert [page["running"] + page["waiting"] for page in ranks(served)] == [0] * served.ranks
+    assert [page["running"] + page["waiting"] for page in ranks(served)] == [0]
