@@ -100,8 +100,8 @@ def _work(package: str) -> None:
                 _backwards(eval(call, {**names, **_modules(package, call)}))
             except Exception as error:  # whatever a package does without a GPU
                 report.failed[call] = f"{type(error).__name__}: {str(error)[:300]}"
-    told = asdict(report) | {"launched": sorted(report.launched), "inexact": sorted(report.inexact)}
-    print(json.dumps(told), flush=True)
+            told = asdict(report) | {"launched": sorted(report.launched), "inexact": sorted(report.inexact)}
+            print(json.dumps(told), flush=True)  # after each call: the last line holds, also where one ends the process
     os._exit(0)  # extensions of packages can crash in the interpreter's teardown
 
 
