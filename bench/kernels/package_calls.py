@@ -116,7 +116,8 @@ CALLS: dict[str, tuple[str, ...]] = {
         "kernels.rope_embedding.Fast_RoPE_Embedding.apply(r(1, 7, 2, 16), t(7, 16), t(7, 16))",
     ),
     "torchao": (
-        "kernel.intmm_triton.int_matmul_kernel_call(t(20, 32).to(torch.int8), t(32, 24).to(torch.int8))",
+        "kernel.intmm_triton.int_matmul_kernel(t(20, 32).to(torch.int8), t(32, 24).to(torch.int8), "
+        "torch.empty(20, 24, dtype=torch.int32), kernel.intmm_triton.int8_mm_kernel_configs[0])",
         "kernel.intmm_triton.int_scaled_matmul_cuda(t(32, 32).to(torch.int8), t(32, 32).to(torch.int8), t(32, 1))",
         "kernel.blockwise_quantization.fp8_blockwise_act_quant(t(6, 256), 128)",
         "kernel.blockwise_quantization.fp8_blockwise_weight_quant(t(200, 256), 128)",
