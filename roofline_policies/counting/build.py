@@ -14,12 +14,27 @@ from typing import Any
 
 from triton.runtime.interpreter import InterpretedFunction
 
-from roofline_policies.counting import lanes, masks, scalars, slots, trace, traced
+from roofline_policies.counting import (
+    callees,
+    conditions,
+    lanes,
+    masks,
+    pure,
+    scalars,
+    sites,
+    slots,
+    trace,
+    traced,
+    triton_versions,
+)
 from roofline_policies.counting.callees import Kernel
 from roofline_policies.counting.occupancy import CountingFunction
 from roofline_policies.counting.source import DEFAULT
 from roofline_policies.counting.structure import MODULE
 from roofline_policies.counting.twin import Rewritten
+
+DIGESTED = (traced, conditions, masks, trace, lanes, scalars, slots, triton_versions, callees, pure, sites)
+"""What runs while a kernel is traced: ``traced``, and the modules of counting that it stands on."""
 
 
 @cache
@@ -30,7 +45,7 @@ def version() -> str:
     is written into the source: an older cache entry is never taken for a newer way of counting.
     """
     digest = hashlib.sha256()
-    for module in (traced, masks, trace, lanes, scalars, slots):
+    for module in DIGESTED:
         digest.update(Path(inspect.getfile(module)).read_bytes())
     digest.update(repr((slots.DOT, slots.USED)).encode())
     return digest.hexdigest()[:12]

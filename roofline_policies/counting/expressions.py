@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import ast
 import copy
-import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-
-from triton.language import core
 
 from roofline_policies.counting.binding import earlier, pairs, traits
 from roofline_policies.counting.callees import (
     UNRESOLVED,
     Access,
     Helper,
-    Kernel,
     Other,
     assembly_touches_memory,
-    is_access,
-    is_of_the_language,
 )
 from roofline_policies.counting.count_sites import Scope, SiteCounter
-from roofline_policies.counting.sites import Cost, Kind, Site
+from roofline_policies.counting.counted_calls import CountedCalls
+from roofline_policies.counting.helper_calls import HelperCalls
+from roofline_policies.counting.sites import Cost, Kind
 from roofline_policies.counting.source import COUNTS, LEDGER, RESERVED, Source, assign, negated, use
 from roofline_policies.counting.structure import (
-    SHAPE,
     Definition,
     Flow,
     Translator,
-    Untranslatable,
     assigned,
     loaded,
     traced_call,
 )
-from roofline_policies.counting.twin import Helpers, Rewritten
+from roofline_policies.counting.twin import Helpers
 from roofline_policies.errors import Uncountable
 
 
@@ -42,8 +36,8 @@ class Expressions:
     """Rewrites the expressions of one function.
 
     scopes: the loops around the statement at hand, innermost last.
-    inherited: sites of the helpers that are called. helpers: their names in the rewritten source.
-    functions: parameters that are called. counts: whether anything is counted at all.
+    calls: which of the calls in them are counted. helpers: those of them that call functions.
+    counts: whether anything is counted at all.
     """
 
     def __init__(
@@ -58,7 +52,6 @@ class Expressions:
         self._source = source
         self._library = library
         self._flow = flow
-        self._translator = translator
         self._sites = sites
         self._scopes = scopes
         self._before: list[ast.stmt] = []
@@ -69,9 +62,8 @@ class Expressions:
         self._roots: tuple[ast.expr | None, ...] = ()
         self._discards = False
         self._temporaries = 0
-        self.inherited: list[Site] = []
-        self.helpers: dict[str, Rewritten] = {}
-        self.functions: set[str] = set()
+        self.calls = CountedCalls(source, library)
+        self.helpers = HelperCalls(source, library, flow, translator, self.calls)
         self.counts = False
 
     def temporary(self, kind: str) -> str:
@@ -86,10 +78,10 @@ class Expressions:
 
         root: the expression is all of the statement, or all that it assigns. discards: nobody looks at its value.
         """
-        effects = [call for node in nodes if node is not None for call in self.effects(node)]
+        effects = [call for node in nodes if node is not None for call in self.calls.effects(node)]
         outer = self._before, self._hoisting, self._counting, self._roots, self._discards
         # Where something that may write is taken out of an expression, what was evaluated before it goes out first.
-        moves = [call for call in effects if self._must_move(call)]
+        moves = [call for call in effects if self.calls.must_move(call)]
         self._before, self._hoisting = [], len(effects) > 1 and bool(moves)
         self._counting, self._roots, self._discards = bool(effects), nodes, discards
         try:
@@ -100,64 +92,6 @@ class Expressions:
             return self._before, result
         finally:
             self._before, self._hoisting, self._counting, self._roots, self._discards = outer
-
-    def _must_move(self, call: ast.Call) -> bool:
-        callee = self._source.callee(call)
-        return not isinstance(callee, Access) or callee.kind is Kind.ATOMIC
-
-    def _is_involved(self, call: ast.Call) -> bool:
-        """Whether ``call`` is more than one plain access."""
-        return self._must_move(call) or len(self.effects(call)) > 1
-
-    def effects(self, node: ast.AST) -> list[ast.Call]:
-        """The calls in ``node`` that are counted."""
-        return [call for call in ast.walk(node) if isinstance(call, ast.Call) and self._is_effect(call)]
-
-    def has_effects(self, node: ast.AST) -> bool:
-        return bool(self.effects(node))
-
-    def writes(self, node: ast.AST) -> bool:
-        """Whether an access in ``node`` writes memory."""
-        callees = map(self._source.callee, self.effects(node))
-        return any(isinstance(callee, Access) and callee.writes for callee in callees)
-
-    def repeatable(self, node: ast.AST) -> bool:
-        """Whether evaluating ``node`` once more changes nothing."""
-        return not self.has_effects(node) and not any(isinstance(one, ast.NamedExpr) for one in ast.walk(node))
-
-    def _is_effect(self, call: ast.Call) -> bool:
-        callee = self._source.callee(call)
-        if isinstance(callee, Helper):
-            try:
-                return self._library.helper(callee.function, callee.given).counts
-            except Uncountable:  # it says so where it is called
-                return True
-        return isinstance(callee, Access) or callee is Other.PARAMETER
-
-    def needs_room(self, choice: ast.IfExp) -> bool:
-        """Whether a conditional expression has to become a statement: to count before its test, or more than
-        plain accesses in its branches."""
-        return self.has_effects(choice.test) or any(map(self._needs_room, (choice.body, choice.orelse)))
-
-    def _needs_room(self, node: ast.expr) -> bool:
-        """Whether something in ``node`` has to be evaluated into a name, or is evaluated several times."""
-        return any(
-            self.has_effects(one)
-            and (
-                isinstance(one, ast.ListComp | ast.GeneratorExp)
-                or (isinstance(one, ast.Call) and self._is_effect(one) and self._is_involved(one))
-            )
-            for one in ast.walk(node)
-        )
-
-    def _may_write(self, call: ast.Call) -> bool:
-        callee = self._source.callee(call)
-        return not isinstance(callee, Access) or callee.writes
-
-    def _changes_nothing(self, node: ast.expr) -> bool:
-        """Whether evaluating ``node``, which is rewritten, a second time changes nothing."""
-        names = any(isinstance(one, ast.NamedExpr) for one in ast.walk(node))
-        return not names and not any(map(self._may_write, self.effects(node)))
 
     @contextmanager
     def _guarded(self, condition: ast.expr) -> Iterator[None]:
@@ -178,7 +112,7 @@ class Expressions:
             case ast.ListComp() | ast.GeneratorExp():
                 return self._comprehension(node, hoist=hoist or self._hoisting)
             case ast.SetComp() | ast.DictComp() | ast.Lambda():
-                if self.has_effects(node):
+                if self.calls.has_effects(node):
                     self._source.refuse(node, type(node).__name__, "Triton does not compile it")
                 return node
             case ast.NamedExpr(target=target):
@@ -193,7 +127,7 @@ class Expressions:
         return node
 
     def _choice(self, node: ast.IfExp, *, hoist: bool) -> ast.expr:
-        room = not self._guards and self.has_effects(node) and (hoist or self.needs_room(node))
+        room = not self._guards and self.calls.has_effects(node) and (hoist or self.calls.needs_statement(node))
         if room and self._source.is_constant(node.test):
             # Only one branch is looked at, and not as a region of its own.
             node.body, node.orelse = (self._if_reached(one, in_place=True) for one in (node.body, node.orelse))
@@ -247,12 +181,12 @@ class Expressions:
     def _decision(self, node: ast.BoolOp, *, hoist: bool) -> ast.expr:
         """``and`` and ``or``: what is counted of an operand is counted only where it is evaluated."""
         operator = ast.Constant("and" if isinstance(node.op, ast.And) else "or")
-        moved = hoist and any(map(self.has_effects, node.values[1:]))
+        moved = hoist and any(map(self.calls.has_effects, node.values[1:]))
         for position, value in enumerate(node.values):
             earlier = node.values[:position]
-            once = any(not self._changes_nothing(one) for one in earlier)
-            counts = bool(position) and self.has_effects(value)
-            in_place = counts and (moved or once or self._needs_room(value))
+            once = any(not self.calls.changes_nothing(one) for one in earlier)
+            counts = bool(position) and self.calls.has_effects(value)
+            in_place = counts and (moved or once or self.calls.needs_room(value))
             guard: AbstractContextManager[None] = nullcontext()
             if counts and not in_place:
                 guard = self._guarded(traced_call("reached", operator, *earlier))
@@ -268,10 +202,10 @@ class Expressions:
     def _comprehension(self, node: ast.ListComp | ast.GeneratorExp, *, hoist: bool) -> ast.expr:
         """What is counted of an element is counted as part of it, once for each."""
         first, *others = node.generators
-        first.iter = self._expression(first.iter, hoist=hoist or self.has_effects(first.iter))
-        if any(self.has_effects(one.iter) for one in others):
+        first.iter = self._expression(first.iter, hoist=hoist or self.calls.has_effects(first.iter))
+        if any(self.calls.has_effects(one.iter) for one in others):
             self._source.refuse(node, "comprehension", "Triton compiles none over more than one tuple")
-        moved = hoist and self.has_effects(node)
+        moved = hoist and self.calls.has_effects(node)
         names = assigned([one.target for one in node.generators])
         self._flow.forget(names)
         for one in node.generators:
@@ -323,12 +257,15 @@ class Expressions:
                 return self._hoist(node) if hoist and not root else node
             case Helper(function, given, bound):
                 rewritten = self._library.helper(function, given)
-                self.inherited += rewritten.sites
+                self.helpers.inherited += rewritten.sites
                 self._arguments_of(node, hoist=rewritten.counts)
-                return self._helper_call(node, rewritten, on_a_value=bound) if rewritten.counts else node
+                if not rewritten.counts:
+                    return node
+                self.helpers.call(node, rewritten, on_a_value=bound)
+                return self._counted_call(node)
             case Other.PARAMETER:
                 assert isinstance(node.func, ast.Name)
-                self.functions.add(node.func.id)
+                self.helpers.functions.add(node.func.id)
                 self._arguments_of(node, hoist=True)
                 return self._counted_call(node)
             case Other.ASSEMBLY:
@@ -343,45 +280,18 @@ class Expressions:
                     node, f"call of {self._source.text(node.func)}", "what it does to memory is not known"
                 )
             case Other.PURE:
-                self._refuse_hidden_access(node)
+                self.helpers.refuse_hidden_access(node)
                 self._look_for_function(node)
         self._arguments_of(node, hoist=hoist)
         return node
 
-    def _refuse_hidden_access(self, node: ast.Call) -> None:
-        """Functions passed to ``tl.reduce`` and its kin run out of our sight."""
-        for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
-            target = self._source.names.resolve(argument)
-            if is_access(target):
-                self._source.refuse(node, f"{self._source.text(argument)} as an argument", "it is called out of sight")
-            if not isinstance(target, Kernel) or is_of_the_language(target):
-                continue
-            if self._library.helper(target).counts:
-                self._source.refuse(node, f"{self._source.text(argument)} as an argument", "it accesses memory")
-
     def _look_for_function(self, node: ast.Call) -> None:
-        """A method of an argument may be a function that the argument holds: what it is shows when it is compiled."""
-        if not isinstance(node.func, ast.Attribute) or not self._may_hold_functions(node.func.value):
+        look = self.helpers.look(node)
+        if look is None:
             return
-        if hasattr(core.dtype, node.func.attr):
-            return  # a question to a type
         # A helper that counts nothing itself is left as it is, unless what it is given is a constant: no value is that.
-        self.counts |= bool(loaded(node.func.value) & self._source.constants)
-        receiver = copy.deepcopy(node.func.value)
-        source = self._source
-        where = (source.function.__qualname__, source.text(node.func), source.file, source.line(node))
-        told = (node.func.attr, *where, source.line_of(node))
-        self._add_before(ast.Expr(traced_call("method", receiver, *(ast.Constant(one) for one in told))))
-
-    def _may_hold_functions(self, receiver: ast.expr) -> bool:
-        match receiver:
-            case ast.Name(id=name):
-                return name in self._source.parameters or name in self._source.constants
-            case ast.Attribute(value=owner) | ast.Subscript(value=owner):
-                return self._may_hold_functions(owner)
-            case ast.IfExp(body=body, orelse=orelse):
-                return self._may_hold_functions(body) or self._may_hold_functions(orelse)
-        return False
+        self.counts |= bool(loaded(node.func) & self._source.constants)
+        self._add_before(look)
 
     def _arguments_of(self, node: ast.Call, *, hoist: bool, needed: frozenset[int] = frozenset()) -> None:
         """Rewrite the arguments of a call; those in ``needed`` (by identity) are left without effects."""
@@ -435,86 +345,6 @@ class Expressions:
             statement = ast.If(copy.deepcopy(guard), [statement], [])
         self._before.append(statement)
 
-    def _helper_call(self, node: ast.Call, rewritten: Rewritten, *, on_a_value: bool) -> ast.expr:
-        name = self._helper_name(rewritten)
-        if on_a_value and isinstance(node.func, ast.Attribute):
-            node.args.insert(0, node.func.value)
-        node.func = use(name)
-        self._functions_for(node, rewritten)
-        if rewritten.shapes and not any(isinstance(one, ast.Starred) for one in node.args):
-            signature = inspect.signature(rewritten.original)
-            try:
-                bound = signature.bind(*node.args, **{one.arg: one.value for one in node.keywords if one.arg})
-            except TypeError as error:
-                self._source.refuse(node, f"call of {rewritten.original.__name__}", str(error))
-            for parameter in rewritten.shapes:
-                shape = self._shape_for(bound.arguments.get(parameter))
-                if shape is not None:
-                    node.keywords.append(ast.keyword(SHAPE + parameter, traced_call("pack", shape)))
-        return self._counted_call(node)
-
-    def _functions_for(self, node: ast.Call, rewritten: Rewritten) -> None:
-        """Functions that a helper is given and calls have to be counting ones."""
-        if not rewritten.functions:
-            return
-        parameters = inspect.signature(rewritten.original).parameters
-        order = list(parameters)
-        given = {*order[: len(node.args)], *(keyword.arg for keyword in node.keywords)}
-        for parameter in rewritten.functions - given:
-            if not isinstance(parameters[parameter].default, Kernel):
-                self.counting_form(parameters[parameter].default, node)
-        named = zip(order, node.args, strict=False)
-        node.args = [self._argument_function(one, parameter in rewritten.functions) for parameter, one in named]
-        for keyword in node.keywords:
-            keyword.value = self._argument_function(keyword.value, keyword.arg in rewritten.functions)
-
-    def _argument_function(self, value: ast.expr, is_called: bool) -> ast.expr:
-        if not is_called:
-            return value
-        if isinstance(value, ast.Name) and value.id in self._source.parameters:
-            self.functions.add(value.id)
-            return value
-        return self.counting_form(self._source.names.resolve(value), value) or value
-
-    def counting_form(self, function: object, where: ast.AST) -> ast.Name | None:
-        """The name of the counting form of a function that is passed to be called; None where it is none.
-
-        Raises:
-            Uncountable: it is something else that can be called.
-        """
-        if isinstance(function, Kernel):
-            return self.counting_function(function)
-        if function is not UNRESOLVED and callable(function):
-            name = getattr(function, "__name__", repr(function))
-            self._source.refuse(where, f"{name} as an argument", "it is called, and is no function under triton.jit")
-        return None
-
-    def counting_function(self, function: Kernel) -> ast.Name:
-        """The name of the counting form of ``function``."""
-        helper = self._library.helper(function)
-        self.inherited += helper.sites
-        return use(self._helper_name(helper))
-
-    def _helper_name(self, rewritten: Rewritten) -> str:
-        name = base = f"{RESERVED}_{rewritten.original.__name__}"
-        number = 1
-        while self.helpers.get(name, rewritten) is not rewritten:
-            number += 1
-            name = f"{base}_{number}"
-        self.helpers[name] = rewritten
-        return name
-
-    def _shape_for(self, argument: object) -> ast.expr | None:
-        """The shape of an argument, where the source shows one."""
-        if not isinstance(argument, ast.expr) or self.has_effects(argument):
-            return None
-        if not traits(argument, self._flow.now, self._source.names)[0]:
-            return None
-        try:
-            return self._translator.shape(argument)
-        except Untranslatable:
-            return None
-
     def _counted_call(self, node: ast.Call) -> ast.expr:
         self.counts = True
         node.keywords.append(ast.keyword(LEDGER, use(LEDGER)))
@@ -529,7 +359,7 @@ class Expressions:
         self._flow.now.update({name: self._definition(name, one) for name, one in pairs(target, value)})
 
     def _definition(self, name: str, value: ast.expr | None) -> Definition:
-        replayable = value is not None and self.repeatable(value)
+        replayable = value is not None and self.calls.repeatable(value)
         structured, block = traits(value, self._flow.now, self._source.names)
         return self._flow.definition(
             name,

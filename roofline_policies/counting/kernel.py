@@ -22,7 +22,7 @@ from roofline_policies.counting import slots
 from roofline_policies.counting.build import Builder, version
 from roofline_policies.counting.callees import Kernel
 from roofline_policies.counting.ledger import MODULUS, Ledger, LedgerError, ledger_of
-from roofline_policies.counting.rewrite import Library, rewrite
+from roofline_policies.counting.library import Library, rewrite
 from roofline_policies.counting.sites import Exactness, Site
 from roofline_policies.counting.source import LEDGER
 from roofline_policies.counting.triton_versions import require_tried

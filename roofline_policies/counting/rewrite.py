@@ -11,9 +11,7 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from dataclasses import replace
-from types import FunctionType
-from typing import TypeAlias, TypeGuard
+from typing import TypeGuard
 
 from triton.language import core
 
@@ -32,90 +30,11 @@ from roofline_policies.counting.source import (
     places,
     use,
 )
+from roofline_policies.counting.statements import always_returns, certain, leaves, range_bounds
 from roofline_policies.counting.structure import SHAPE, Flow, Loop, Translator, assigned, loaded, traced_call
-from roofline_policies.counting.twin import Rewritten
+from roofline_policies.counting.twin import Helpers, Rewritten
 from roofline_policies.errors import Uncountable
 
-_Key: TypeAlias = tuple[FunctionType, Given]
-
-
-class Library:
-    """The rewritten forms of all helpers that one kernel can reach, each made once."""
-
-    def __init__(self, version: str, *, shadow: bool = False) -> None:
-        self.version = version
-        self.shadow = shadow
-        self._helpers: dict[_Key, Rewritten | Uncountable] = {}
-        self._open: dict[_Key, Rewritten] = {}
-        self._recursive: set[_Key] = set()
-
-    def helper(self, kernel: Kernel, given: Given = frozenset()) -> Rewritten:
-        """The counting form of a function called inside kernels.
-
-        given: its parameters that get aggregates, and their classes.
-
-        Raises:
-            Uncountable: something in it cannot be counted.
-        """
-        key = (kernel.fn, given)
-        if key in self._open:
-            self._recursive.add(key)
-            return self._open[key]
-        if key not in self._helpers:
-            try:
-                self._helpers[key] = self._fixed(kernel, given)
-            except Uncountable as refusal:
-                self._helpers[key] = refusal
-        known = self._helpers[key]
-        if isinstance(known, Uncountable):
-            raise known
-        return known
-
-    def _fixed(self, kernel: Kernel, given: Given) -> Rewritten:
-        """The form of a helper that may call itself: what its calls take it for is what it turns out to be."""
-        assumed = Rewritten(
-            kernel=kernel,
-            source="",
-            places={},
-            sites=(),
-            counts=False,
-            helpers={},
-            shapes=(),
-            functions=frozenset(),
-            defaults={},
-        )
-        key = (kernel.fn, given)
-        before = set(self._helpers)
-        while True:
-            self._open[key] = assumed
-            self._recursive.discard(key)
-            try:
-                result = Rewriter(kernel, self, helper=True, given=given).rewritten()
-            finally:
-                del self._open[key]
-            made = self._helpers.keys() - before
-            found = replace(result, source="", places={}, helpers={}, defaults={})
-            if found == assumed or key not in self._recursive:
-                break
-            assumed = found
-            for one in made:  # with what was assumed
-                del self._helpers[one]
-        for form in (result, *(self._helpers[one] for one in made)):
-            if isinstance(form, Rewritten):
-                form.helpers.update({name: result for name, helper in form.helpers.items() if helper is assumed})
-        return result
-
-
-def rewrite(kernel: Kernel, library: Library) -> Rewritten:
-    """The counting form of a kernel that is launched.
-
-    Raises:
-        Uncountable: something in it, or in a helper it calls, cannot be counted.
-    """
-    return Rewriter(kernel, library, helper=False).rewritten()
-
-
-_TRITON_RANGE = core.range  # the interpreter has another in its place for a while
 _NOT_COMPILED = {
     ast.Break: "break",
     ast.Continue: "continue",
@@ -134,27 +53,14 @@ _NOT_COMPILED = {
 }
 
 
-def _leaves(statements: list[ast.stmt]) -> bool:
-    """Whether a ``return`` is among statements."""
-    return any(isinstance(node, ast.Return) for statement in statements for node in ast.walk(statement))
-
-
 def _is_named(node: ast.AST) -> bool:
     return isinstance(node, ast.NamedExpr)
-
-
-def _always_returns(statement: ast.stmt) -> bool:
-    """Whether nothing behind ``statement`` is ever reached."""
-    if isinstance(statement, ast.If):
-        branches = (statement.body, statement.orelse)
-        return all(branch and _always_returns(branch[-1]) for branch in branches)
-    return isinstance(statement, ast.Return)
 
 
 class Rewriter:
     """Rewrites one function, statement by statement; ``_flow`` follows along."""
 
-    def __init__(self, kernel: Kernel, library: Library, *, helper: bool, given: Given = frozenset()) -> None:
+    def __init__(self, kernel: Kernel, library: Helpers, *, helper: bool, given: Given = frozenset()) -> None:
         self._source = Source(kernel, given)
         self._library = library
         self._helper = helper
@@ -169,6 +75,8 @@ class Rewriter:
         self._scopes: list[Scope] = [Scope()]
         self._optional = 0  # constant conditions around the statement at hand
         self._expressions = Expressions(self._source, library, self._flow, translator, self._sites, self._scopes)
+        self._calls = self._expressions.calls
+        self._helpers = self._expressions.helpers
 
     def _want_shape(self, parameter: str) -> None:
         if parameter not in self._shapes:
@@ -180,7 +88,7 @@ class Rewriter:
         docstring = body[:1] if ast.get_docstring(self._source.tree) is not None else []
         begin = assign(COUNTS, traced_call("begin", use(LEDGER), ast.Constant(self._library.version)))
         body = [*docstring, begin, *body[len(docstring) :]]
-        if not _always_returns(body[-1]):  # else Triton would find returns of two types
+        if not always_returns(body[-1]):  # else Triton would find returns of two types
             body += self._leave(None)
         arguments = self._source.tree.args
         defaults: dict[str, str | None] = {}
@@ -201,11 +109,11 @@ class Rewriter:
             kernel=self._source.kernel,
             source=source,
             places=places(module, source, self._source.first_line),
-            sites=(*own, *(one for one in dict.fromkeys(self._expressions.inherited) if one not in own)),
+            sites=(*own, *(one for one in dict.fromkeys(self._helpers.inherited) if one not in own)),
             counts=self._expressions.counts,
-            helpers=self._expressions.helpers,
+            helpers=self._helpers.forms,
             shapes=tuple(self._shapes),
-            functions=frozenset(self._expressions.functions),
+            functions=frozenset(self._helpers.functions),
             defaults=defaults,
         )
 
@@ -220,10 +128,10 @@ class Rewriter:
         for position, (argument, node) in enumerate(zip(arguments, nodes, strict=True)):
             if node is None or isinstance(node, ast.Constant):
                 continue
-            called = argument.arg in self._expressions.functions
+            called = argument.arg in self._helpers.functions
             value = values[argument.arg].default
             counts = called and isinstance(value, Kernel)
-            defaults[argument.arg] = self._expressions.counting_function(value).id if counts else None
+            defaults[argument.arg] = self._helpers.counting_function(value).id if counts else None
             nodes[position] = use(DEFAULT + argument.arg)
 
     def _block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
@@ -260,7 +168,7 @@ class Rewriter:
             case ast.Return():
                 before, (value,) = self._expressions.rewrite(node.value)
                 return before + self._leave(value)
-            case ast.Assign(targets=[target], value=ast.IfExp() as choice) if self._expressions.needs_room(choice):
+            case ast.Assign(targets=[target], value=ast.IfExp() as choice) if self._calls.needs_statement(choice):
                 return self._if(self._as_if(node, target, choice))
             case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
                 return self._assignment(node)
@@ -299,9 +207,9 @@ class Rewriter:
         return [*before, ast.Expr(value)] if isinstance(value, ast.Call) else before
 
     def _assignment(self, node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[ast.stmt]:
-        if isinstance(node, ast.AnnAssign) and node.value is not None and self._expressions.has_effects(node.value):
+        if isinstance(node, ast.AnnAssign) and node.value is not None and self._calls.has_effects(node.value):
             # Triton evaluates the value of an annotated assignment twice. The compiler makes one load of two.
-            if self._expressions.writes(node.value):
+            if self._calls.writes(node.value):
                 self._source.refuse(node, "annotated assignment", "Triton writes twice what is on its right")
             node = ast.copy_location(ast.Assign([node.target], node.value), node)
         before, (value,) = self._expressions.rewrite(node.value, root=True)
@@ -329,7 +237,7 @@ class Rewriter:
         return ast.copy_location(ast.If(choice.test, branch(choice.body), branch(choice.orelse)), node)
 
     def _if(self, node: ast.If) -> list[ast.stmt]:
-        constant = self._source.is_constant(node.test) and not self._expressions.has_effects(node.test)
+        constant = self._source.is_constant(node.test) and not self._calls.has_effects(node.test)
         original_test = copy.deepcopy(node.test)
         before, (test,) = self._expressions.rewrite(node.test)
         assert test is not None
@@ -339,7 +247,9 @@ class Rewriter:
         # A constant that the loop's body defines is none behind the loop.
         lasting = constant and not (loop and loaded(original_test) & loop.changes)
         self._optional += constant
-        node.body = self._branch(node.body, original_test if lasting else None, self._certain(original_test))
+        node.body = self._branch(
+            node.body, original_test if lasting else None, certain(original_test, self._flow.now, loop)
+        )
         then = self._flow.now
         self._flow.now = start
         node.orelse = self._branch(node.orelse, negated(original_test) if lasting else None, None)
@@ -372,28 +282,6 @@ class Rewriter:
         finally:
             conditions.pop()
 
-    def _certain(self, test: ast.expr) -> ast.expr | None:
-        """A constant condition under which ``test``, which is none, holds.
-
-        Its name is True then, or False after ``not``: ``skip = False``, then ``if MASKED: skip = ...``, then
-        ``if not skip:``.
-        """
-        wanted = True
-        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-            test, wanted = test.operand, False
-        definition = self._flow.now.get(test.id) if isinstance(test, ast.Name) else None
-        if definition is None or definition.choice is None:
-            return None
-        condition, *branches = definition.choice
-        loop, now = self._scopes[-1].loop, self._flow.now
-        names = loaded(condition)
-        if any(now.get(one) is not definition.uses.get(one) for one in names) or (loop and names & loop.changes):
-            return None  # it would be another condition here, or behind the loop
-        for branch, holds in zip(branches, (condition, negated(condition)), strict=True):
-            if branch is not None and isinstance(branch.value, ast.Constant) and branch.value.value is wanted:
-                return holds
-        return None
-
     def _for(self, node: ast.For) -> list[ast.stmt]:
         if not isinstance(node.iter, ast.Call) or not isinstance(node.target, ast.Name) or node.orelse:
             self._source.refuse(node, "for", "over something that is no range")
@@ -403,9 +291,9 @@ class Rewriter:
         self._flow.forget(changes)
         variable = self._flow.assign(node.target.id)
         scope = Scope(node.target.id)
-        bounds = self._bounds(node.iter, changes)
+        bounds = range_bounds(node.iter, changes, self._source.names, self._calls)
         # What leaves a loop on its way would pass by what is counted behind it.
-        if bounds is not None and not _leaves(node.body):
+        if bounds is not None and not leaves(node.body):
             scope.loop, scope.bounds = Loop(variable, outside, changes), bounds
         kept: list[ast.stmt] = []
         if node.target.id in assigned(node.body):
@@ -427,32 +315,10 @@ class Rewriter:
             keyword.value = value
         return before
 
-    def _bounds(self, call: ast.Call, changes: frozenset[str]) -> tuple[ast.expr, ast.expr, ast.expr] | None:
-        """Start, stop and step of a ``range`` that mean the same behind its loop; else None."""
-        if self._source.names.resolve(call.func) not in (range, _TRITON_RANGE):
-            return None
-        given: list[ast.expr | None] = [None, None, None]
-        positional = call.args
-        if len(positional) == 1:
-            given[1] = positional[0]
-        else:
-            given[: len(positional)] = positional
-        for keyword in call.keywords:
-            if keyword.arg in ("arg1", "arg2", "start", "end", "step", None):
-                if keyword.arg != "step":
-                    return None
-                given[2] = keyword.value
-        start, stop, step = given[0] or ast.Constant(0), given[1], given[2] or ast.Constant(1)
-        if stop is None or any(
-            not self._expressions.repeatable(one) or loaded(one) & changes for one in (start, stop, step)
-        ):
-            return None
-        return copy.deepcopy((start, stop, step))
-
     def _while(self, node: ast.While) -> list[ast.stmt]:
         changes = assigned(node.body) | assigned([node.test])
         self._flow.forget(changes)
-        if self._library.shadow and self._expressions.has_effects(node.test):
+        if self._library.shadow and self._calls.has_effects(node.test):
             self._source.refuse(
                 node, "while", "waits for memory, which a twin that writes nothing might wait for for ever"
             )

@@ -14,6 +14,9 @@ from roofline_policies.counting.scalars import Arithmetic
 MARK = "roofline: "
 """What the names of marks begin with; no name in a kernel has a colon."""
 
+Counts = Any
+"""What a kernel has counted: a ``tl.tuple`` of ``slots.USED`` int64 scalars; of one where there is no ledger."""
+
 _marking: ContextVar[bool] = ContextVar("marking", default=False)
 
 

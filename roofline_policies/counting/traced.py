@@ -7,13 +7,13 @@ few instructions that counting needs. Where a kernel is traced without a ledger 
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 import triton.language as tl
 from triton.language import core
 
 from roofline_policies.counting import slots
-from roofline_policies.counting.callees import Kernel, is_of_the_language
+from roofline_policies.counting.conditions import method, reached, refuse, where
 from roofline_policies.counting.lanes import FULL, Box, Loop, Opaque, lanes, lanes_over, settle, summable
 from roofline_policies.counting.masks import (
     Shape,
@@ -35,9 +35,8 @@ from roofline_policies.counting.masks import (
     window,
 )
 from roofline_policies.counting.scalars import Scalar, is_block, unwrap
-from roofline_policies.counting.trace import Trace, traced
+from roofline_policies.counting.trace import Counts, Trace, traced
 from roofline_policies.counting.triton_versions import is_block_pointer
-from roofline_policies.errors import Uncountable
 
 __all__ = [
     "add",
@@ -73,9 +72,6 @@ __all__ = [
     "variable",
     "where",
 ]
-
-Counts = Any
-"""A ``tl.tuple`` of ``slots.USED`` int64 scalars; of one where the kernel has no ledger and counts nothing."""
 
 
 def _is_off(counts: Counts) -> bool:
@@ -298,55 +294,6 @@ def gather(trace: Trace, counts: Counts, receiver: Any, rows: Any, column: Any =
 @traced
 def scatter(trace: Trace, counts: Counts, receiver: Any, rows: Any, column: Any = None) -> Counts:
     return _rows(trace, counts, slots.STORE, receiver, rows, column)
-
-
-@traced
-def method(
-    trace: Trace, receiver: Any, name: str, kernel: str, construct: str, file: str, line: int, text: str
-) -> None:
-    """Refuse a function that ``receiver`` holds: to the source it looked like a method of a value.
-
-    Raises:
-        Uncountable: it is under ``triton.jit``, and nothing in it is counted.
-    """
-    function = unwrap(getattr(unwrap(receiver), unwrap(name), None))
-    function = getattr(function, "original", function)
-    if isinstance(function, Kernel) and not is_of_the_language(function):
-        why = f"{function.fn.__qualname__} is held by an argument; pass it as an argument of its own"
-        where = {"file": unwrap(file), "line": unwrap(line), "text": unwrap(text)}
-        raise Uncountable(unwrap(kernel), unwrap(construct), why, **where)
-
-
-@traced
-def refuse(trace: Trace, kernel: str, construct: str, why: str, file: str, line: int, text: str) -> NoReturn:
-    """Refuse the kernel: what stands here cannot be counted, and here it is compiled."""
-    told = map(unwrap, (kernel, construct, why))
-    raise Uncountable(*told, file=unwrap(file), line=unwrap(line), text=unwrap(text))
-
-
-@traced
-def where(trace: Trace, condition: Any, counts: Counts, otherwise: Counts) -> Counts:
-    """``counts`` where a scalar condition holds, else ``otherwise``; both have been computed."""
-    condition = unwrap(condition)
-    if not isinstance(condition, tl.tensor):
-        return counts if condition else otherwise
-    holds = trace.semantic.cast(condition, tl.int1)
-    return tl.tuple([trace.semantic.where(holds, one, other) for one, other in zip(counts, otherwise, strict=True)])
-
-
-@traced
-def reached(trace: Trace, operator: str, *earlier: Any) -> bool:
-    """Whether an operand of ``and`` or ``or`` is evaluated, given the ones before it.
-
-    Compiled code evaluates all operands but those that a constant makes unnecessary; the interpreter is Python.
-    """
-    stops = unwrap(operator) == "or"
-    for operand in map(unwrap, earlier):
-        if isinstance(operand, tl.tensor) and trace.generator is not None:
-            continue
-        if bool(operand) is stops:
-            return False
-    return True
 
 
 @traced

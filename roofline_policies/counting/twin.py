@@ -44,6 +44,10 @@ class Helpers(Protocol):
     """Where the twins of the functions that a kernel calls come from."""
 
     @property
+    def version(self) -> str:
+        """What is written into each twin: see ``build.version``."""
+
+    @property
     def shadow(self) -> bool:
         """Whether twins only count, and write nothing."""
 

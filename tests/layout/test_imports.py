@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from roofline_policies.counting.build import DIGESTED
+
 ROOT = Path(__file__).parents[2]
 
 # A module may import from its own layer and the layers above it in this list (earlier ones).
@@ -29,12 +31,12 @@ LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
 COUNTING_LAYERS = [
     {"pure", "sass", "scalars", "sites", "slots", "stand_ins", "triton_versions", "ttir"},
     {"callees", "definitions", "lanes", "ledger", "machine_code", "trace"},
-    {"aggregates", "effects", "masks", "structure", "twin", "wrappers"},
+    {"aggregates", "conditions", "effects", "masks", "structure", "twin", "wrappers"},
     {"binding", "census", "source", "traced"},
-    {"audit", "count_sites"},
-    {"expressions", "occupancy"},
+    {"audit", "count_sites", "counted_calls"},
+    {"expressions", "helper_calls", "occupancy", "statements"},
     {"build", "rewrite"},
-    {"kernel"},
+    {"kernel", "library"},
     {"cost", "explain"},
     {"__main__"},
 ]
@@ -125,6 +127,18 @@ def test_layers_are_kept_inside_counting(path):
         return
     for name in submodules(path, "roofline_policies.counting"):
         assert COUNTING_LAYER_OF[name] <= COUNTING_LAYER_OF[path.stem], f"{path.stem} imports {name}"
+
+
+def test_the_digest_of_counting_covers_all_that_runs_while_a_kernel_is_traced():
+    """``traced`` is what rewritten source calls, and that calls what it imports."""
+    waiting, reached = ["traced"], set()
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            path = ROOT / "roofline_policies" / "counting" / f"{name}.py"
+            waiting += submodules(path, "roofline_policies.counting")
+    assert {Path(module.__file__).stem for module in DIGESTED} == reached
 
 
 @pytest.mark.parametrize("path", modules("bench"), ids=lambda path: path.stem)
