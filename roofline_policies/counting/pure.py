@@ -1,4 +1,4 @@
-"""Functions of Python, numpy and torch that compute and do nothing else, wherever a kernel calls them."""
+"""What a kernel may call that computes and does nothing else: Python, numpy and torch, and classes of named tuples."""
 
 from __future__ import annotations
 
@@ -70,4 +70,7 @@ def is_pure(target: Any) -> bool:
         return True
     if isinstance(target, np.ufunc) or target in _LIMITS:
         return True
-    return isinstance(target, type) and issubclass(target, np.generic)
+    if not isinstance(target, type):
+        return False
+    # A named tuple's class has tuple as its only base, and typing.NamedTuple lets nobody write its __new__ or __init__.
+    return issubclass(target, np.generic) or (target.__bases__ == (tuple,) and hasattr(target, "_fields"))

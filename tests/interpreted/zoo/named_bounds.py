@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import triton
@@ -183,4 +184,45 @@ def nested_counts(n, ends, **_):
 def bounds_named_in_nested_loops(kernel, n, ends, seed):
     x, out = normal(seed, 64), blank(BLOCK)
     kernel[(1,)](x, torch.tensor(ends, dtype=torch.int32), out, len(ends) - 1, n, BLOCK=BLOCK)
+    return (out,)
+
+
+class Interval(NamedTuple):
+    low: tl.tensor
+    high: tl.tensor
+
+
+@triton.jit
+def interval_of(ends):
+    return Interval(tl.load(ends), high=tl.load(ends + 1))
+
+
+@triton.jit
+def shifted(both, by):
+    return Interval(both.low + by, both.high + by)
+
+
+@triton.jit
+def named_tuple_kernel(x, ends, out, n, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    both = interval_of(ends)
+    for i in range(0, n, BLOCK):
+        at = i + lane
+        acc += tl.load(x + at, mask=(at >= both.low) & (at < both.high), other=0.0)
+        both = shifted(both, -1)
+    low, high = both
+    tl.store(out + lane, acc, mask=(lane >= low) & (lane < high))
+
+
+def named_tuple_counts(n, low, high, **_):
+    steps = range(0, n, BLOCK)
+    loads = sum(interval(BLOCK, low - turn - i, high - turn - i) for turn, i in enumerate(steps))
+    return Tally(4 * loads + 8, 4 * interval(BLOCK, low - len(steps), high - len(steps)))
+
+
+@specimen(named_tuple_kernel, named_tuple_counts, **edges)
+def bounds_in_a_named_tuple(kernel, n, low, high, seed):
+    x, out = normal(seed, 64), blank(BLOCK)
+    kernel[(1,)](x, bounds(low, high), out, n, BLOCK=BLOCK)
     return (out,)
