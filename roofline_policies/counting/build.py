@@ -9,9 +9,10 @@ import linecache
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from triton.language import constexpr
 from triton.runtime.interpreter import InterpretedFunction
 
 from roofline_policies.counting import (
@@ -32,6 +33,7 @@ from roofline_policies.counting.occupancy import CountingFunction
 from roofline_policies.counting.source import DEFAULT
 from roofline_policies.counting.structure import MODULE
 from roofline_policies.counting.twin import Rewritten
+from roofline_policies.errors import Uncountable
 
 DIGESTED = (traced, conditions, masks, trace, lanes, scalars, slots, triton_versions, callees, pure, sites)
 """What runs while a kernel is traced: ``traced``, and the modules of counting that it stands on."""
@@ -60,6 +62,7 @@ class Builder:
     def __init__(self) -> None:
         self.sources: dict[str, Rewritten] = {}
         self._built: dict[int, Kernel] = {}
+        self._seen: list[tuple[FunctionType, FunctionType, dict[str, Any]]] = []
         self._kept: list[Rewritten] = []  # an id is good only as long as its object lives
 
     def build(self, rewritten: Rewritten, like: Kernel) -> Kernel:
@@ -67,11 +70,33 @@ class Builder:
         if id(rewritten) not in self._built:
             self._kept.append(rewritten)
             function = self._function(rewritten)
+            original: Any = rewritten.original
+            seen = {
+                name: original.__globals__[name] for name in _names(original.__code__) & original.__globals__.keys()
+            }
+            self._seen.append((function, original, seen))
             self.sources.setdefault(function.__code__.co_filename, rewritten)
             self._built[id(rewritten)] = _under_jit(function, like, self.sources)
             # Only now, because a helper may call itself.
             function.__globals__.update(self._helpers(rewritten, rewritten.helpers))
         return self._built[id(rewritten)]
+
+    def follow_globals(self) -> None:
+        """Give what was built the values that the globals of the originals have now; Triton's interpreter reads those.
+
+        Raises:
+            Uncountable: a function, class or module that a kernel was rewritten for is another one now.
+        """
+        for function, original, seen in self._seen:
+            for name, then in seen.items():
+                now = original.__globals__.get(name)
+                if now is then:
+                    continue
+                if any(_is_code(value) for value in (then, now)):
+                    why = "is another one since the kernel was counted; count it anew"
+                    code = original.__code__
+                    raise Uncountable(original.__qualname__, name, why, file=code.co_filename, line=code.co_firstlineno)
+                seen[name] = function.__globals__[name] = now
 
     def _helpers(self, rewritten: Rewritten, names: Iterable[str]) -> dict[str, Kernel]:
         helpers = {name: rewritten.helpers[name] for name in names}
@@ -99,6 +124,17 @@ class Builder:
         function.__qualname__ = original.__qualname__
         function.__annotations__ = original.__annotations__
         return function
+
+
+def _names(code: CodeType) -> set[str]:
+    """Names that a function looks up outside, in the functions within it too."""
+    return set(code.co_names).union(*(_names(one) for one in code.co_consts if isinstance(one, CodeType)))
+
+
+def _is_code(value: Any) -> bool:
+    """Whether what a kernel does with a global depends on which one it is, not on its value alone."""
+    value = value.value if isinstance(value, constexpr) else value
+    return callable(value) or isinstance(value, ModuleType)
 
 
 def _defaults(rewritten: Rewritten, helpers: dict[str, Kernel]) -> dict[str, Any]:

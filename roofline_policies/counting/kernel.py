@@ -158,6 +158,8 @@ class _Launcher(KernelInterface[Any]):
 
     def _count(self, *args: Any, **kwargs: Any) -> Any:
         """Launch the twin. What cannot be counted may show only while it is compiled."""
+        if isinstance(self._original, InterpretedFunction):
+            self._functions.builder.follow_globals()  # a compiled kernel refuses globals that changed, as Triton does
         try:
             return self._twin.run(*args, **kwargs)
         except Exception as error:
@@ -197,7 +199,7 @@ class _Functions:
     def __init__(self, library: Library, builder: Builder) -> None:
         self.sites: dict[Site, None] = {}
         self._library = library
-        self._builder = builder
+        self.builder = builder
 
     def check(self, value: Any) -> None:
         """Refuse one of Triton's own functions: it takes no ledger."""
@@ -212,7 +214,7 @@ class _Functions:
             return value
         rewritten = self._library.helper(value)
         self.sites.update(dict.fromkeys(rewritten.sites))
-        return self._builder.build(rewritten, value)
+        return self.builder.build(rewritten, value)
 
 
 class CountedKernel(KernelInterface[Any]):
