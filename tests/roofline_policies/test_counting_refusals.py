@@ -189,11 +189,13 @@ def found(flags, i):
 @refused("+ (tl.load(x) if", "tl.load(x): its result is needed to count something else")
 @triton.jit
 def nested_access_in_a_conditional_element(sources, out, n):
+    # fmt: off
     loaded = [
-        # An element over several lines.
-        tl.load(x + 1) + (tl.load(x) if n > 3 else tl.load(x + tl.load(x)))
+        tl.load(x + 1)
+        + (tl.load(x) if n > 3 else tl.load(x + tl.load(x)))
         for x in sources
     ]
+    # fmt: on
     tl.store(out, loaded[0])
 
 
@@ -265,10 +267,10 @@ def defines_a_class(x):
     tl.store(x, 1.0)
 
 
-@refused("if (n or found(x, n)) and len(*(", "call of undefined_after_all: it is not defined")
+@refused("if found(x, n) + len(*(", "call of undefined_after_all: it is not defined")
 @triton.jit
 def refused_behind_a_helper(x, n):
-    if (n or found(x, n)) and len(*(found(x, tl.load(x)), undefined_after_all(x))):  # noqa: F821
+    if found(x, n) + len(*(found(x, tl.load(x)), undefined_after_all(x))):  # noqa: F821
         tl.store(x, 1.0)
 
 
