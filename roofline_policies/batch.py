@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 from roofline_policies.attention_kernels import Backends, read_keys, seen_pairs
@@ -139,14 +140,24 @@ class BatchShape(NamedTuple):
 
 
 def graph_size(captured: Sequence[int], requests: int) -> int:
-    """The captured size that runs so many requests; beyond the last one, what it would be if the sizes went on at their
-    last distance. captured: ascending, at least one."""
+    """The captured size that runs so many requests; beyond the last one, what it would be if the sizes went on.
+
+    They go on as in SGLang's own list, whose distances grow, or in their last distance where that pads to more.
+    captured: ascending, at least one.
+
+    Source: SGLang 0.5.23, ``generate_decode_cuda_graph_batch_sizes`` of ``arg_groups/cuda_graph_hook.py``.
+    """
     place = bisect_left(captured, requests)
     if place < len(captured):
         return captured[place]
     last = captured[-1]
     distance = last - captured[-2] if len(captured) > 1 else last
-    return last + -(-(requests - last) // distance) * distance
+    own = next(own for below, own in _DISTANCES if requests <= below)
+    return max(last + -(-(requests - last) // distance) * distance, -(-requests // own) * own)
+
+
+_DISTANCES = ((16, 4), (256, 8), (512, 16), (inf, 32))
+"""Up to so many requests, SGLang captures every so many."""
 
 
 def _refuse(key: str, value: object, allowed: str) -> InputError:

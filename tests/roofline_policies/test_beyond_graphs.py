@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from roofline_policies.backends import backends
@@ -55,6 +55,29 @@ def test_beyond_the_captured_graphs_a_step_is_never_cheaper_than_within_them(
     assert within.step_s(decode=shape, graph=False) >= replay
     prompt = BatchShape.of([(500, 20)])
     assert without.step_s(prefill=prompt, decode=shape) >= within.step_s(prefill=prompt, decode=shape, graph=True)
+
+
+OWN_SIZES = [1, 2, 4, 8, 12, *range(16, 257, 8), *range(272, 512, 16), *range(512, 1025, 32)]
+"""What SGLang 0.5.23 captures up to 1,024 requests where nothing else is asked for."""
+
+
+@given(
+    st.sampled_from(PRICED),
+    st.integers(0, len(OWN_SIZES) - 2),
+    st.integers(1, 8000),
+    st.integers(1, 1023),
+)
+@example(PRICED[0], OWN_SIZES.index(16), 7000, 1)
+@example(PRICED[0], OWN_SIZES.index(256), 7000, 1)
+def test_beyond_the_first_of_sglangs_own_sizes_a_step_is_never_cheaper_than_with_all_of_them(
+    model, place, length, beyond
+):
+    few = tuple(OWN_SIZES[: place + 1])
+    requests = min(few[-1] + beyond, OWN_SIZES[-1])
+    shape = rows_of(requests, length, 1)
+    without = StepPredictor(model, from_catalogue("h200"), EFFICIENCY, captured=few)
+    within = dataclasses.replace(without, captured=tuple(OWN_SIZES))
+    assert without.step_s(decode=shape, graph=True) >= within.step_s(decode=shape, graph=True)
 
 
 @pytest.mark.parametrize("requests", [64, 100])
