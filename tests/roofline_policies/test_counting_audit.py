@@ -25,7 +25,10 @@ from roofline_policies.counting import Exactness, Ledger, counted, occupancy, sl
 from roofline_policies.counting.machine_code import Launch, compile_launch, record_launches
 from roofline_policies.counting.sites import Audit
 
-pytestmark = pytest.mark.skipif(knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
+pytestmark = [
+    pytest.mark.skipif(knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled"),
+    pytest.mark.filterwarnings("ignore:Logical operators 'and' and 'or' are deprecated:UserWarning"),
+]
 
 
 def audited(kernel: Any, *args: Any, **kwargs: Any) -> Audit:

@@ -21,6 +21,7 @@ from roofline_policies.policies.compose import Composition
 from roofline_policies.policies.conditions import kv_use
 from roofline_policies.policies.gate import MOST_PROPOSALS, accepted
 from roofline_policies.status import explain, log_line, status
+from roofline_policies.view import QueueState
 
 CHUNK = Knob.PREFILL_CHUNK_TOKENS
 
@@ -164,9 +165,9 @@ def test_whatever_a_policy_returns_the_loop_goes_on_and_its_page_is_json(compose
     for now_s in (0.0, 1.0):
         decision = loop.decide(now_s, BUSY)
         assert BOUNDS.contains(decision.knobs)
-        page = status(loop, now_s)
+        page = status(loop, now_s, QueueState())
         json.dumps(page, ensure_ascii=False, allow_nan=False).encode("utf-8")
-        assert (explain(loop.queue, decision) + log_line(loop)).isprintable()
+        assert (explain(loop.queue, decision) + log_line(loop, now_s)).isprintable()
         assert all(type(value) in (int, bool, type(None)) for value in page["knobs"].values())
     assert loop.state is State.ACTIVE or decision.knobs == LAUNCH
 
@@ -195,5 +196,5 @@ def test_a_class_that_derives_from_composition_passes_the_gate_too():
 
     loop = controller(Mine(()))
     loop.decide(0.0, BUSY)
-    assert status(loop, 0.0)["changes"][0]["reason"] == "<Hostile that cannot be shown>"
+    assert status(loop, 0.0, QueueState())["changes"][0]["reason"] == "<Hostile that cannot be shown>"
     assert view().knobs is not None
