@@ -14,8 +14,10 @@ from zoo.specimen import blank, normal, small, specimen
 def summed(x, offs, n, DEPTH: tl.constexpr):
     mine = tl.load(x + DEPTH * 8 + offs, mask=offs + DEPTH < n, other=0.0)
     if DEPTH == 0:
-        return mine
-    return mine + summed(x, offs, n, DEPTH - 1)
+        value = mine
+    else:
+        value = mine + summed(x, offs, n, DEPTH - 1)
+    return value
 
 
 @triton.jit
@@ -32,8 +34,10 @@ def pairwise(x, START: tl.constexpr, COUNT: tl.constexpr):
 def power(value, N: tl.constexpr):
     """Moves no bytes, at no depth."""
     if N == 0:
-        return 1.0
-    return value * power(value, N - 1)
+        result = value * 0.0 + 1.0
+    else:
+        result = value * power(value, N - 1)
+    return result
 
 
 @triton.jit
