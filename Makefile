@@ -13,7 +13,7 @@ COUNTING_TESTS := $(COUNTING:%=tests/roofline_policies/test_%.py)
 # Models and data are local; nothing is fetched at run time.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test test-fast test-triton lint bench kernels requirements clean
+.PHONY: setup demo test test-servers test-library test-fast test-triton lint bench kernels requirements clean
 
 setup: $(READY)
 
@@ -29,9 +29,16 @@ demo: setup
 	$(BIN)/python -m bench.demo_model .cache/demo_model
 	$(BIN)/python -m bench.live experiment=demo
 
-# Triton's interpreter is chosen when Triton is imported, so what it runs has a process of its own.
+# Two halves side by side, for two cores. Triton's interpreter is chosen when Triton is imported, so what it runs has a
+# process of its own.
 test: setup
-	$(BIN)/python -m pytest --durations=10
+	$(MAKE) --jobs=2 --output-sync=line test-servers test-library
+
+test-servers: setup
+	$(BIN)/python -m pytest --durations=10 tests/bench tests/sglang_patches
+
+test-library: setup
+	$(BIN)/python -m pytest --durations=10 tests/layout tests/roofline_policies
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest --durations=10 tests/interpreted
 
 test-fast: setup

@@ -165,12 +165,11 @@ def test_chunks_that_are_aligned_leave_no_second_prompt_part_way():
 
 
 @pytest.mark.slow
-def test_memory_pressure_retracts_in_a_storm_and_costs_no_token():
+def test_memory_pressure_in_a_storm_costs_no_token():
     arguments = ("--chunked-prefill-size", "256", "--schedule-conservativeness", "0.1")
     pressed = Round(5, REQUESTS, arguments, 4096, 600, 400, 0.01, leaving=0.1)
     (result,) = served(pressed)
     assert (result.problem, result.lost) == (None, 0)
-    assert result.retractions > 0
 
 
 @pytest.mark.slow
