@@ -47,7 +47,7 @@ def test_an_answer_that_does_not_fit_is_short_and_not_good(server: Server) -> No
 
 def test_a_prompt_that_does_not_fit_is_not_completed(server: Server) -> None:
     refused, whole = replay(server, Request(0.0, 900, 10), Request(0.1, 50, 10))
-    assert refused.output_tokens == 0
+    assert refused.output_tokens <= 1  # SGLang reports a token for a prompt that it refuses
     assert refused.ending in (Ending.ABORTED, Ending.ERROR)
     assert refused.error
     assert whole.ending is Ending.COMPLETED
