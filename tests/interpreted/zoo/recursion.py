@@ -13,7 +13,7 @@ from zoo.specimen import blank, normal, small, specimen
 @triton.jit
 def summed(x, offs, n, DEPTH: tl.constexpr):
     mine = tl.load(x + DEPTH * 8 + offs, mask=offs + DEPTH < n, other=0.0)
-    if DEPTH == 0:
+    if DEPTH == 0:  # noqa: SIM108  # a conditional expression is another construct
         value = mine
     else:
         value = mine + summed(x, offs, n, DEPTH - 1)
@@ -33,7 +33,7 @@ def pairwise(x, START: tl.constexpr, COUNT: tl.constexpr):
 @triton.jit
 def power(value, N: tl.constexpr):
     """Moves no bytes, at no depth."""
-    if N == 0:
+    if N == 0:  # noqa: SIM108
         result = value * 0.0 + 1.0
     else:
         result = value * power(value, N - 1)
