@@ -56,7 +56,7 @@ def test_another_helper_is_refused_until_counted_anew(monkeypatch: pytest.Monkey
     kernel = counted(copy_kernel)
     copied(kernel)
     monkeypatch.setitem(globals(), "read", first_and_next)
-    with pytest.raises(Uncountable, match=r"test_changed_globals.py:\d+: copy_kernel: read: .*count it anew"):
+    with pytest.raises(Uncountable, match=r"test_interpreted_globals.py:\d+: copy_kernel: read: .*count it anew"):
         copied(kernel)
     assert kernel.counts().load_bytes == 4 * 5
     anew = counted(copy_kernel)
