@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
+from loop_parts import Ticks
 from sglang.srt.entrypoints import http_server
 from sglang.srt.managers import io_struct
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
@@ -54,19 +55,6 @@ class Unreadable:
 
     def __reduce__(self):
         return (int, ("no number",))
-
-
-class Ticks:
-    source = "a test's clock"
-
-    def end(self):
-        pass
-
-    def seconds(self):
-        return 0.02
-
-    def done_s(self, processed_s):
-        return processed_s
 
 
 class Request:
