@@ -1,6 +1,8 @@
 """Storms: SGLang's real scheduler on the virtual clock, every knob at random in every decision."""
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -173,10 +175,15 @@ def test_memory_pressure_in_a_storm_costs_no_token():
 
 
 @pytest.mark.slow
-def test_the_command_runs_until_so_many_iterations_are_done(capsys):
-    assert main(["virtual", "--iterations", "300", "--requests", "60", "--processes", "1", "--seed", "3"]) == 0
-    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+def test_the_command_runs_until_so_many_iterations_are_done_also_under_forced_retractions():
+    arguments = ["--iterations", "300", "--requests", "60", "--processes", "1", "--seed", "5", "--retract-every", "16"]
+    run = subprocess.run(
+        [sys.executable, "-m", "bench.storm", "virtual", *arguments], capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    line = json.loads(run.stdout.splitlines()[-1])
     assert line["iterations"] >= 300
+    assert line["retractions"] > 10
     assert (line["lost"], line["problems"]) == (0, [])
     assert line["served"] + line["left"] == line["requests"]
 

@@ -66,16 +66,20 @@ def helpers_that_call_themselves(kernel, n, depth, count, seed):
 
 @triton.jit
 def even(x, at, N: tl.constexpr, READ: tl.constexpr):
-    if N == 0:
-        return READ(x, at)
-    return odd(x, at + 1, N - 1, READ)
+    if N == 0:  # noqa: SIM108  # the compiler reads on behind a `return` in a branch, and would never end
+        value = READ(x, at)
+    else:
+        value = odd(x, at + 1, N - 1, READ)
+    return value
 
 
 @triton.jit
 def odd(x, at, N: tl.constexpr, READ: tl.constexpr):
-    if N == 0:
-        return 0.0
-    return even(x, at + 1, N - 1, READ) + tl.load(x)
+    if N == 0:  # noqa: SIM108
+        value = 0.0
+    else:
+        value = even(x, at + 1, N - 1, READ) + tl.load(x)
+    return value
 
 
 @triton.jit
