@@ -287,7 +287,7 @@ def audit(kernel: str, traced: str, compiled: str, sources: Mapping[str, Rewritt
         traced=len(trace.counted),
         kept=len(kept & trace.counted.keys()),
         problems=_unique(problems),
-        dropped=_unique(dropped),
+        dropped=tuple(dropped),  # two places of one line are told twice
     )
 
 
