@@ -12,7 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 
 from roofline_policies.errors import InputError
-from roofline_policies.overrides import composed
+from roofline_policies.settings.overrides import composed
 
 CONF = "roofline_policies.conf"
 

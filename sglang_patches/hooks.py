@@ -9,12 +9,14 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_parallel
 
-from sglang_patches import counters, part_way, served_model
-from sglang_patches.agree import KnobsUpdate
 from sglang_patches.compat import Hook, verify
-from sglang_patches.loop import Loop
-from sglang_patches.reload import PolicyAdoptReq, PolicyOfferReq, Reloads, register
-from sglang_patches.served import of_server
+from sglang_patches.loop.loop import Loop
+from sglang_patches.loop.reload import PolicyAdoptReq, PolicyOfferReq, Reloads, register
+from sglang_patches.observe import counters
+from sglang_patches.requests import part_way
+from sglang_patches.server import model as served_model
+from sglang_patches.server.agree import KnobsUpdate
+from sglang_patches.server.facts import of_server
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 SCHEDULE_POLICY = "sglang.srt.managers.schedule_policy.SchedulePolicy"

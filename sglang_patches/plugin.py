@@ -12,8 +12,9 @@ def activate() -> None:
     SGLang logs and swallows what is raised here. In a launching process the hooks are verified again before the server
     starts (``launch.prepare``), in a scheduler process before the loop is attached (``hooks.attach``).
     """
-    from sglang_patches import cli, compat
+    from sglang_patches import compat
     from sglang_patches.cpu import standin
+    from sglang_patches.launch import flags as cli
 
     compat.apply(cli.CLI_HOOKS)
     if standin.is_installed():
@@ -24,8 +25,8 @@ def activate() -> None:
     if engine is not None:
         cli.accept_in_engine(engine.Engine)
     if os.environ.get(compat.ACTIVE):
-        from sglang_patches import reload
         from sglang_patches.hooks import SCHEDULER_HOOKS
+        from sglang_patches.loop import reload
 
         compat.apply(SCHEDULER_HOOKS)
         reload.register()

@@ -19,10 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.rivals.shapes import NOTHING, prompt_shape
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import SchedulerView
 from roofline_policies.policies.base import Proposal
 from roofline_policies.policies.shapes import NOT_PREDICTED, running_shape
-from roofline_policies.view import SchedulerView
 
 
 @dataclass(frozen=True, slots=True)

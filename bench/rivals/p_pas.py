@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import SchedulerView
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Proposal
-from roofline_policies.view import SchedulerView
 
 
 @dataclass(frozen=True, slots=True)

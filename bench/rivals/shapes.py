@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.view import SchedulerView
+from roofline_policies.contract.view import SchedulerView
+from roofline_policies.model.batch import BatchShape
 
 NOTHING = BatchShape()
 

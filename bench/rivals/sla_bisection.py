@@ -24,10 +24,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from roofline_policies.decision import Knob, Range
+from roofline_policies.contract.decision import Knob, Range
+from roofline_policies.contract.view import SchedulerView
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Proposal
-from roofline_policies.view import SchedulerView
 
 
 @dataclass(slots=True)

@@ -21,12 +21,12 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from bench.rivals.shapes import NOTHING, prompt_shape
-from roofline_policies.decision import Knob, Range
+from roofline_policies.contract.decision import Knob, Range
+from roofline_policies.contract.view import SchedulerView
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Proposal
 from roofline_policies.policies.shapes import NOT_PREDICTED, running_shape
-from roofline_policies.step_times import StepTimes
-from roofline_policies.view import SchedulerView
+from roofline_policies.steps.times import StepTimes
 
 NO_TARGET = "nothing is ever due here (slo.itl_s is null)"
 

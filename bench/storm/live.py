@@ -15,8 +15,8 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.prompts import PromptBuilder
-from bench.server import Server
+from bench.live.prompts import PromptBuilder
+from bench.live.server import Server
 from bench.storm.load import leaves_after_s, storm_load
 from bench.storm.rounds import OVERRIDES, Result, retracting
 from bench.traffic.request import Request

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.storm.load import URGENT
 from bench.virtual.processes import Crash, run_each
-from roofline_policies.slo import Objectives, Slo
+from roofline_policies.slo.objectives import Objectives, Slo
 
 OVERRIDES = ("controller.dwell_s=0", "controller.hysteresis=0", "controller.budget_s=1")
 """Nothing holds a knob back."""

@@ -9,14 +9,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from bench.prompts import PromptBuilder
+from bench.live.prompts import PromptBuilder
 from bench.storm.load import leaves_after_s, storm_load
 from bench.storm.rounds import CONTEXT_TOKENS, OBJECTIVES, OVERRIDES, Result, Round
-from roofline_policies.config import load
-from roofline_policies.fitted_steps import FittedSteps, StepLine
-from roofline_policies.hardware import from_catalogue
-from roofline_policies.host_time import HostTime
-from roofline_policies.model_catalogue import shipped_model
+from roofline_policies.device.hardware import from_catalogue
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.settings.loading import load
+from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
+from roofline_policies.steps.host_time import HostTime
 from roofline_policies.testing import Storm
 from sglang_patches.virtual.clock import VirtualClock
 from sglang_patches.virtual.server import VirtualDevice, VirtualServer

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from bench.composition import choices, read_config, writable
-from bench.headlines import sweep_lines
+from bench.report.headlines import sweep_lines
 from bench.sweep.capacity import Point, capacities
 from bench.sweep.page import write_page
 from bench.sweep.run import run_missing, units_of

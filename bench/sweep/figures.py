@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from bench.figures import arm_styles, dressed
+from bench.report.figures import arm_styles, dressed
 from bench.sweep.tables import ratio_texts, unpicked
 
 Result = Mapping[str, Any]

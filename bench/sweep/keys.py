@@ -13,7 +13,7 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-from bench.percentiles import PERCENTILES, reported
+from bench.report.percentiles import PERCENTILES, reported
 from bench.slo import Slo
 from bench.virtual.arms import VirtualArm
 from bench.virtual.settings import Experiment
@@ -25,20 +25,20 @@ VERSIONED = ("roofline-policies", "sglang", "numpy")
 OWN = ("roofline_policies", "sglang_patches", "bench")
 SOURCES = (
     "roofline_policies", "sglang_patches", "bench/virtual", "bench/rivals", "bench/traffic", "bench/checks.py",
-    "bench/composition.py", "bench/metrics.py", "bench/percentiles.py", "bench/prompts.py", "bench/records.py",
-    "bench/slo.py", "bench/sweep/task.py", "bench/tail.py",
+    "bench/composition.py", "bench/report/metrics.py", "bench/report/percentiles.py", "bench/live/prompts.py",
+    "bench/report/records.py", "bench/slo.py", "bench/sweep/task.py", "bench/report/tail.py",
 )  # fmt: skip
 """Where the code is that decides a metric: files and folders of the checkout."""
 
 OF_POLICIES = (
-    "bench/rivals", "roofline_policies/policies", "roofline_policies/testing",
-    *(f"roofline_policies/{module}.py" for module in (
-        "admission", "controller", "correction", "deadlines", "output_lengths", "pace", "running_targets", "status",
-        "transitions", "view", "window",
+    "bench/rivals", "roofline_policies/policies", "roofline_policies/testing", "roofline_policies/control",
+    "roofline_policies/contract/view.py", "roofline_policies/steps/correction.py",
+    *(f"roofline_policies/slo/{module}.py" for module in (
+        "admission", "deadlines", "output_lengths", "running_targets",
     )),
     *(f"sglang_patches/{module}.py" for module in (
-        "actuate", "guard", "loop", "observe", "outputs", "progress", "queues", "recorder", "reports", "service",
-        "waiting",
+        "loop/actuator", "loop/guard", "loop/loop", "observe/observer", "observe/recorder", "loop/reports",
+        "requests/output_watch", "requests/prefill_rate", "requests/progress", "requests/queues", "requests/waiting",
     )),
 )  # fmt: skip
 """Of these, what does not run without a policy: an edit there leaves the results of fixed settings valid."""

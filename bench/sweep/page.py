@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.columns import Column, endings, latency_columns
-from bench.headlines import sweep_lines
-from bench.percentiles import PERCENTILES
-from bench.report import ABSENT, render
+from bench.report.columns import Column, endings, latency_columns
+from bench.report.headlines import sweep_lines
+from bench.report.percentiles import PERCENTILES
+from bench.report.rendering import ABSENT, render
 from bench.sweep.figures import attainment_figure, cell_label, ratio_figure
 from bench.sweep.tables import CRASHED, tables
 

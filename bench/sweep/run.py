@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from bench.metrics import Metrics
+from bench.report.metrics import Metrics
 from bench.sweep.settings import Cell, SweepSettings
 from bench.sweep.store import Outcome
 from bench.sweep.task import crashed_row, run_unit

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.checks import count, number, section, text, texts
 from bench.composition import read_config
-from bench.percentiles import read_percentiles
+from bench.report.percentiles import read_percentiles
 from bench.slo import Slo
 from bench.sweep.grid import Place, label, places
 from bench.sweep.keys import arm_digest, cell_digest, environment_digest, run_digest, unit_key

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bench.metrics import Metrics
+from bench.report.metrics import Metrics
 from roofline_policies.errors import InputError
 
 

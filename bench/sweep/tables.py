@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.report import ABSENT
+from bench.report.rendering import ABSENT
 
 CRASHED = "crashed"
 SPREAD = ("min", "median", "max")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bench.metrics import Metrics, summarise
-from bench.records import ArmRun
+from bench.report.metrics import Metrics, summarise
+from bench.report.records import ArmRun
 from bench.slo import Slo
 from bench.virtual.arms import VirtualArm
 from bench.virtual.processes import Crash

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.composition import choices, read_config, writable
-from bench.headlines import note_lines, verdict_lines
-from bench.metrics import Metrics, paired_ratios, summarise
-from bench.notes import notes_of
-from bench.records import ArmRun, write_run
-from bench.report import verdict_table, write_report
+from bench.report.headlines import note_lines, verdict_lines
+from bench.report.metrics import Metrics, paired_ratios, summarise
+from bench.report.notes import notes_of
+from bench.report.records import ArmRun, write_run
+from bench.report.rendering import verdict_table, write_report
 from bench.virtual.oracles import highest_attainment, oracles, with_regret
 from bench.virtual.processes import Crash, run_each
 from bench.virtual.settings import VirtualSettings

@@ -15,8 +15,8 @@ import yaml
 from bench.checks import only, optional_count, section, texts
 from bench.composition import CONF, choices
 from bench.slo import Slo
-from roofline_policies.config import SHIPPED, Settings, load
 from roofline_policies.errors import InputError
+from roofline_policies.settings.loading import SHIPPED, Settings, load
 
 GROUP = "arm"
 KEYS = ("server_args", "policy", "policy_set", "grid", "speculation_steps", "oracle")

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from bench.checks import choice, count, number, only, optional_count, section, text
-from roofline_policies.attention_kernels import Backends
-from roofline_policies.backends import backends
-from roofline_policies.batch import BatchShape
-from roofline_policies.config import AUTO
-from roofline_policies.efficiency import ROOFLINE, Efficiency, load_efficiency, shipped_efficiencies
+from roofline_policies.device.hardware import Ceilings, match_device
 from roofline_policies.errors import InputError
-from roofline_policies.fitted_steps import FittedSteps
-from roofline_policies.hardware import Ceilings, match_device
-from roofline_policies.model_catalogue import CatalogueModel, model_from_section, shape_from_config
-from roofline_policies.model_config import served_precision
-from roofline_policies.predict import StepPredictor
-from roofline_policies.roofline_steps import RooflineSteps
-from roofline_policies.step_times import StepTimes
+from roofline_policies.model.attention_kernels import Backends
+from roofline_policies.model.backends import backends
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.catalogue import CatalogueModel, model_from_section, shape_from_config
+from roofline_policies.model.config import served_precision
+from roofline_policies.settings.loading import AUTO
+from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency, shipped_efficiencies
+from roofline_policies.steps.fitted_steps import FittedSteps
+from roofline_policies.steps.predictor import StepPredictor
+from roofline_policies.steps.roofline_steps import RooflineSteps
+from roofline_policies.steps.times import StepTimes
 from roofline_policies.work import Precision
 
 KEYS = (
@@ -273,7 +273,7 @@ def _ceilings(conf: Mapping[str, Any]) -> Ceilings:
 
 def _last_line(file: str) -> Mapping[str, Any]:
     """The JSON object in a file's last line."""
-    allowed = "a file with the output of python -m roofline_policies.calibrate --json"
+    allowed = "a file with the output of python -m roofline_policies.device.calibrate --json"
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8").splitlines()[-1])
     except OSError as error:
@@ -325,7 +325,7 @@ def _efficiency(value: object, ceilings: Ceilings) -> Efficiency | None:
             allowed=[
                 f"efficiency={ROOFLINE} (the roofline of each step, a lower bound)",
                 *(f"efficiency={name} (its kernels' shares under these ceilings)" for name in shipped_efficiencies()),
-                "steps=FILE (python -m bench.fit_steps measures a server)",
-                "a file in conf/efficiency of your own (python -m bench.fit_efficiency fits one to kernel tables)",
+                "steps=FILE (python -m bench.fit.steps measures a server)",
+                "a file in conf/efficiency of your own (python -m bench.fit.efficiency fits one to kernel tables)",
             ],
         ) from None  # fmt: skip

@@ -8,12 +8,12 @@ from typing import Any
 
 from bench.checks import number, only, section
 from bench.virtual.device import Device
-from roofline_policies.acceptance import Acceptance
 from roofline_policies.errors import FieldError, InputError
-from roofline_policies.model import ModelShape
-from roofline_policies.model_catalogue import shipped_model
-from roofline_policies.model_composed import Shape
-from roofline_policies.speculation import Speculation
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.model.composed import Shape
+from roofline_policies.model.dense import ModelShape
+from roofline_policies.steps.acceptance import Acceptance
+from roofline_policies.steps.speculation import Speculation
 
 KEYS = ("model", "per_position", "spread")
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from bench.prompts import PromptBuilder
-from bench.records import ArmRun, RequestRecord, ServerSample
+from bench.live.prompts import PromptBuilder
+from bench.report.records import ArmRun, RequestRecord, ServerSample
 from bench.virtual.arms import VirtualArm
 from bench.virtual.device import PricedSteps
 from bench.virtual.settings import Experiment

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.checks import count, number, only, optional_count, optional_number, section, text, texts
-from bench.percentiles import PERCENTILES, read_percentiles
+from bench.report.percentiles import PERCENTILES, read_percentiles
 from bench.slo import Slo
 from bench.traffic import Request, Traffic, load_traffic
 from bench.traffic.notes import Note
@@ -16,8 +16,8 @@ from bench.virtual.arms import VirtualArm, read_arms
 from bench.virtual.device import Device
 from bench.virtual.draft import Draft
 from roofline_policies.errors import InputError
-from roofline_policies.host_time import HostTime, RequestPath
-from roofline_policies.speculation import check_draft
+from roofline_policies.steps.host_time import HostTime, RequestPath
+from roofline_policies.steps.speculation import check_draft
 
 KEYS = (
     "name", "arms", "baseline", "seed", "phase_s", "usd_per_h", "percentiles", "out_dir", "server_args", "traffic",

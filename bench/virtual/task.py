@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.metrics import Metrics, summarise
-from bench.records import ArmRun
+from bench.report.metrics import Metrics, summarise
+from bench.report.records import ArmRun
 from bench.virtual.arms import VirtualArm
 from bench.virtual.settings import Experiment
 

@@ -25,13 +25,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from triton import knobs
 from triton.runtime.autotuner import Autotuner, Heuristics
 
-from roofline_policies.counting import census
-from roofline_policies.counting.callees import Kernel
-from roofline_policies.counting.cost import Case, CostRow, compare, cost_record, cost_table, launches_of
+from roofline_policies.counting.compiled.cost import Case, CostRow, compare, cost_record, cost_table, launches_of
+from roofline_policies.counting.compiled.machine_code import Launch, MachineCodeError
 from roofline_policies.counting.explain import explain
 from roofline_policies.counting.kernel import CountedKernel, counted
-from roofline_policies.counting.machine_code import Launch, MachineCodeError
-from roofline_policies.counting.stand_ins import first_line, load
+from roofline_policies.counting.packages import census
+from roofline_policies.counting.packages.stand_ins import first_line, load
+from roofline_policies.counting.rewriting.callees import Kernel
 from roofline_policies.counting.triton_versions import UntriedTriton, require_tried
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError, Uncountable
 

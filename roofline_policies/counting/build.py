@@ -15,24 +15,14 @@ from typing import Any
 from triton.language import constexpr
 from triton.runtime.interpreter import InterpretedFunction
 
-from roofline_policies.counting import (
-    callees,
-    conditions,
-    lanes,
-    masks,
-    pure,
-    scalars,
-    sites,
-    slots,
-    trace,
-    traced,
-    triton_versions,
-)
-from roofline_policies.counting.callees import Kernel
-from roofline_policies.counting.occupancy import CountingFunction
-from roofline_policies.counting.source import DEFAULT
-from roofline_policies.counting.structure import MODULE
-from roofline_policies.counting.twin import Rewritten
+from roofline_policies.counting import sites, slots, triton_versions
+from roofline_policies.counting.compiled.occupancy import CountingFunction
+from roofline_policies.counting.rewriting import callees, pure
+from roofline_policies.counting.rewriting.callees import Kernel
+from roofline_policies.counting.rewriting.source import DEFAULT
+from roofline_policies.counting.rewriting.structure import MODULE
+from roofline_policies.counting.rewriting.twin import Rewritten
+from roofline_policies.counting.tracing import conditions, lanes, masks, scalars, trace, traced
 from roofline_policies.errors import Uncountable
 
 DIGESTED = (traced, conditions, masks, trace, lanes, scalars, slots, triton_versions, callees, pure, sites)

@@ -12,10 +12,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from roofline_policies.counting.callees import Kernel
 from roofline_policies.counting.kernel import CountedKernel, counted
+from roofline_policies.counting.rewriting.callees import Kernel
+from roofline_policies.counting.rewriting.source import RESERVED
 from roofline_policies.counting.sites import Cost, Exactness, Site
-from roofline_policies.counting.source import RESERVED
 from roofline_policies.counting.wrappers import way_in
 
 

@@ -20,13 +20,13 @@ from triton.runtime.jit import KernelInterface
 
 from roofline_policies.counting import slots
 from roofline_policies.counting.build import Builder, version
-from roofline_policies.counting.callees import Kernel
 from roofline_policies.counting.ledger import MODULUS, Ledger, LedgerError, ledger_of
-from roofline_policies.counting.library import Library, rewrite
+from roofline_policies.counting.rewriting.callees import Kernel
+from roofline_policies.counting.rewriting.library import Library, rewrite
+from roofline_policies.counting.rewriting.source import LEDGER
+from roofline_policies.counting.rewriting.twin import Rewritten
 from roofline_policies.counting.sites import Exactness, Site
-from roofline_policies.counting.source import LEDGER
 from roofline_policies.counting.triton_versions import require_tried
-from roofline_policies.counting.twin import Rewritten
 from roofline_policies.counting.wrappers import innermost
 from roofline_policies.errors import FieldError, Uncountable
 from roofline_policies.work import Precision

@@ -11,7 +11,7 @@ from typing import Any
 from triton.runtime.autotuner import Autotuner, Heuristics
 from triton.runtime.jit import JITFunction
 
-from roofline_policies.counting.callees import Kernel
+from roofline_policies.counting.rewriting.callees import Kernel
 from roofline_policies.errors import Uncountable
 
 _INWARD = ("fn", "kernel", "__wrapped__", "original", "src")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from roofline_policies.decision import Knob, KnobValue
-from roofline_policies.view import SchedulerView
+from roofline_policies.contract.decision import Knob, KnobValue
+from roofline_policies.contract.view import SchedulerView
 
 
 class Strength(IntEnum):

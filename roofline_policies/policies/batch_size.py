@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import SchedulerView
+from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal, Strength
 from roofline_policies.policies.shapes import NOT_PREDICTED, running_shape
-from roofline_policies.roofline import Bound
-from roofline_policies.view import SchedulerView
 
 LOWEST_FILL, MIDDLE_FILL = 0.65, 0.8
 """A cap stays while a step at the cap fills at least LOWEST_FILL of its time, and moves to MIDDLE_FILL: what requests

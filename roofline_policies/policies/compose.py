@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import SchedulerView
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Kind, Policy, Proposal
 from roofline_policies.policies.gate import accepted
-from roofline_policies.view import SchedulerView
 
 
 @dataclass(frozen=True, slots=True)

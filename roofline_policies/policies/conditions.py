@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
+from roofline_policies.contract.view import SchedulerView
 from roofline_policies.errors import FieldError
-from roofline_policies.view import SchedulerView
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from itertools import islice
 from operator import index
 from typing import Any
 
-from roofline_policies.decision import Knob, KnobValue
+from roofline_policies.contract.decision import Knob, KnobValue
 from roofline_policies.errors import PolicyError
 from roofline_policies.plain import plain, shown, type_name
 from roofline_policies.policies.base import Kind, Proposal, Strength

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.correction import CorrectedSteps
-from roofline_policies.decision import Knob, Range
+from roofline_policies.contract.decision import Knob, Range
+from roofline_policies.contract.view import SchedulerView
+from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Kind, Proposal, Strength
 from roofline_policies.policies.shapes import NOT_PREDICTED, prompt_shape, running_shape
-from roofline_policies.roofline import Bound
-from roofline_policies.slo import ItlKind
-from roofline_policies.view import SchedulerView
+from roofline_policies.slo.objectives import ItlKind
+from roofline_policies.steps.correction import CorrectedSteps
 
 EMPTY = BatchShape()
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import SchedulerView
+from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Proposal
-from roofline_policies.roofline import Bound
-from roofline_policies.view import SchedulerView
 
 KNOB = Knob.QUANT_TIER
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import SchedulerView
 from roofline_policies.errors import FieldError
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Kind, Proposal, Strength
 from roofline_policies.policies.shapes import prompt_shape, running_shape
-from roofline_policies.view import SchedulerView
 
 EMPTY = BatchShape()
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from roofline_policies.acceptance import Acceptance
-from roofline_policies.decision import Knob, Range
+from roofline_policies.contract.decision import Knob, Range
+from roofline_policies.contract.view import SchedulerView
+from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Proposal, Strength
-from roofline_policies.roofline import Bound
-from roofline_policies.speculation import NOTHING, verify_shape
-from roofline_policies.step_times import StepTimes
-from roofline_policies.view import SchedulerView
+from roofline_policies.steps.acceptance import Acceptance
+from roofline_policies.steps.speculation import NOTHING, verify_shape
+from roofline_policies.steps.times import StepTimes
 
 KNOB = Knob.SPECULATION_WINDOW
 

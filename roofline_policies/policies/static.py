@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from roofline_policies.contract.view import SchedulerView
 from roofline_policies.policies.base import Proposal
-from roofline_policies.view import SchedulerView
 
 
 @dataclass(frozen=True, slots=True)

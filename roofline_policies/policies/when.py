@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from roofline_policies.contract.view import SchedulerView
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Policy, Proposal
 from roofline_policies.policies.conditions import Condition
 from roofline_policies.policies.gate import accepted
-from roofline_policies.view import SchedulerView
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class When:
     otherwise: None says nothing, so a costly knob stays where it is and any other goes back to its launch setting.
 
     It has no memory: a signal that hovers about its number switches it in every step. How often and by how much a
-    costly knob may move is settled once, by the dwell and hysteresis of roofline_policies/transitions.py.
+    costly knob may move is settled once, by the dwell and hysteresis of roofline_policies/control/transitions.py.
 
     Raises:
         FieldError: something that is no condition, or no policy.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.hardware import Ceilings
+from roofline_policies.device.hardware import Ceilings
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Bytes, Flops, Precision, Provenance, Work
 
 EMPTY = BatchShape()

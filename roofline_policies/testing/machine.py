@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from roofline_policies.decision import Bounds, Knob, Knobs
+from roofline_policies.contract.decision import Bounds, Knob, Knobs
 from roofline_policies.errors import FieldError
 from roofline_policies.testing.views import fake_bounds
 

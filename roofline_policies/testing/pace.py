@@ -1,4 +1,7 @@
-"""How fast a Plant serves prompts: seconds that pass for each predicted second. As sglang_patches.service."""
+"""How fast a Plant serves prompts: seconds that pass for each predicted second.
+
+As sglang_patches.requests.prefill_rate.
+"""
 
 from __future__ import annotations
 

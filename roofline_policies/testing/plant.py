@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from roofline_policies.controller import Controller, ControllerSettings
+from roofline_policies.control.controller import Controller, ControllerSettings
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Policy
-from roofline_policies.slo import Objectives
-from roofline_policies.step_times import StepTimes
+from roofline_policies.slo.objectives import Objectives
+from roofline_policies.steps.times import StepTimes
 from roofline_policies.testing.device import CEILINGS, LinearSteps
 from roofline_policies.testing.machine import Machine
 from roofline_policies.testing.results import Request, Run

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from roofline_policies.decision import KnobChange, Knobs
-from roofline_policies.view import ForwardMode, QueueState
+from roofline_policies.contract.decision import KnobChange, Knobs
+from roofline_policies.contract.view import ForwardMode, QueueState
 
 
 class Request(NamedTuple):

@@ -8,29 +8,29 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
-from roofline_policies.admission import NO_TARGET_S, Admission, Rank, Ticket
-from roofline_policies.batch import BatchShape
-from roofline_policies.controller import Controller, State
-from roofline_policies.decision import Decision
-from roofline_policies.running_targets import RunningTargets
-from roofline_policies.slo import Objectives, Slo
-from roofline_policies.step_times import StepTimes
+from roofline_policies.contract.decision import Decision
+from roofline_policies.contract.view import ForwardMode, IterationRecord, QueueState
+from roofline_policies.control.controller import Controller, State
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.slo.admission import NO_TARGET_S, Admission, Rank, Ticket
+from roofline_policies.slo.objectives import Objectives, Slo
+from roofline_policies.slo.running_targets import RunningTargets
+from roofline_policies.steps.times import StepTimes
 from roofline_policies.testing.device import work_of
 from roofline_policies.testing.machine import Machine
 from roofline_policies.testing.pace import Pace
 from roofline_policies.testing.results import Answer, Moment, Request, Run, Step
-from roofline_policies.view import ForwardMode, IterationRecord, QueueState
 
 EMPTY = BatchShape()
 
 DECIDE_AT_LEAST_EVERY_S = 0.1
-"""While requests only decode; with prompts waiting there is a decision in every pass. As sglang_patches.loop."""
+"""While requests only decode; with prompts waiting there is a decision in every pass. As sglang_patches.loop.loop."""
 
 STALLED_AFTER = 256
-"""Steps without a record after which the policy is given up. As sglang_patches.loop."""
+"""Steps without a record after which the policy is given up. As sglang_patches.loop.loop."""
 
 LEAST_IN_FLIGHT = 8
-"""The prompt part-way gets at least one part in so many of each chunk. As sglang_patches.waiting."""
+"""The prompt part-way gets at least one part in so many of each chunk. As sglang_patches.requests.waiting."""
 
 RECENT_ANSWERS = 64
 """Answers whose lengths tell how long the next ones are at least: the tenth of them that is shortest is left out."""
@@ -171,7 +171,7 @@ class Server:
             self.admission.move(self.waiting, job, rank)
 
     def queue(self) -> QueueState:
-        """The queues as sglang_patches.queues tells them."""
+        """The queues as sglang_patches.requests.queues tells them."""
         running, part_way, waiting = self.running, self.part_way, self.waiting
         prefix = part_way.prompt_done if part_way is not None else 0
         first = part_way if part_way is not None else waiting[0] if waiting else None
@@ -225,7 +225,7 @@ class Server:
         )
 
     def chunk(self, rows: int) -> tuple[bool, int]:
-        """Whether decode rows ride along, and the chunk, as sglang_patches.actuate sets them for a pass."""
+        """Whether decode rows ride along, and the chunk, as sglang_patches.loop.actuator sets them for a pass."""
         knobs, launch = self.controller.knobs, self.machine.prefill_chunk_tokens
         tokens = knobs.prefill_chunk_tokens or launch
         mixed = knobs.mixed_chunk and (self.machine.mixed_chunk or rows + 2 <= launch)

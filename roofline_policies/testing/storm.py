@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from roofline_policies.decision import Knob, KnobValue
+from roofline_policies.contract.decision import Knob, KnobValue
+from roofline_policies.contract.view import SchedulerView
 from roofline_policies.policies.base import Proposal
-from roofline_policies.view import SchedulerView
 
 AT_AN_END = 0.3
 """Share of values that are one end of the knob's range: limits fail where they are reached."""

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from roofline_policies.correction import CorrectedSteps
-from roofline_policies.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.view import QueueState, SchedulerView
+from roofline_policies.device.roofline import Bound, OperatingPoint
 from roofline_policies.errors import FieldError
-from roofline_policies.roofline import Bound, OperatingPoint
-from roofline_policies.slo import ItlKind, Slo
+from roofline_policies.slo.objectives import ItlKind, Slo
+from roofline_policies.steps.correction import CorrectedSteps
 from roofline_policies.testing.device import LinearSteps
-from roofline_policies.view import QueueState, SchedulerView
 
 PROMPT_TOKENS = 1000
 """Length of every prompt of a made-up server."""

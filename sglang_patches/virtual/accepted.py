@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from roofline_policies.acceptance import Acceptance
+from roofline_policies.steps.acceptance import Acceptance
 
 Integers = npt.NDArray[np.int64]
 

@@ -16,17 +16,17 @@ from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import SpawnRanks, publish
 from sglang.srt.server_args import PortArgs, ServerArgs, prepare_server_args
 
-from roofline_policies.attention_kernels import Backends
-from roofline_policies.config import Settings
-from roofline_policies.host_time import HostTime
-from roofline_policies.model_composed import Shape
-from roofline_policies.speculation import Speculation
-from roofline_policies.step_times import StepTimes
+from roofline_policies.model.attention_kernels import Backends
+from roofline_policies.model.composed import Shape
+from roofline_policies.settings.loading import Settings
+from roofline_policies.steps.host_time import HostTime
+from roofline_policies.steps.speculation import Speculation
+from roofline_policies.steps.times import StepTimes
 from roofline_policies.work import Precision
 from sglang_patches import compat
 from sglang_patches.hooks import SCHEDULER_HOOKS, join
-from sglang_patches.loop import Loop
-from sglang_patches.served import Served
+from sglang_patches.loop.loop import Loop
+from sglang_patches.server.facts import Served
 from sglang_patches.virtual.clock import EPOCH_S, VirtualClock, VirtualTime, replace_clocks
 from sglang_patches.virtual.events import VirtualDeviceModule, VirtualInterval
 from sglang_patches.virtual.speculative import SpeculativeWorker, check_launched, replace_drafting

@@ -23,9 +23,9 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.eagle_info import EagleDraftInput
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from roofline_policies.batch import BatchShape
 from roofline_policies.errors import InputError
-from roofline_policies.speculation import Speculation
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.steps.speculation import Speculation
 from sglang_patches.virtual.accepted import AcceptedRuns
 from sglang_patches.virtual.worker import MIDDLE_TOKEN, VirtualWorker
 

@@ -10,10 +10,10 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from roofline_policies.attention_kernels import Backends
-from roofline_policies.batch import BatchShape
-from roofline_policies.host_time import HostTime
-from roofline_policies.step_times import StepTimes
+from roofline_policies.model.attention_kernels import Backends
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.steps.host_time import HostTime
+from roofline_policies.steps.times import StepTimes
 from sglang_patches.virtual.clock import VirtualClock
 from sglang_patches.virtual.traffic import VirtualTraffic
 

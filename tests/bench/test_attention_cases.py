@@ -6,8 +6,8 @@ from triton import knobs
 
 from bench.kernels import attention
 from bench.kernels.attention import SERVING, block_sizes_of_hopper, decode, extend
-from roofline_policies.counting.cost import CostRow, cost_table
-from roofline_policies.counting.machine_code import compile_for, record_launches
+from roofline_policies.counting.compiled.cost import CostRow, cost_table
+from roofline_policies.counting.compiled.machine_code import compile_for, record_launches
 
 SMALL = {"heads": 4, "kv_heads": 2, "head_dim": 16}
 

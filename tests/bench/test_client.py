@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from stand_in_server import StandInServer
 
-from bench.client import Limits, Replay
-from bench.prompts import PromptBuilder
-from bench.records import RequestRecord
+from bench.live.client import Limits, Replay
+from bench.live.prompts import PromptBuilder
+from bench.report.records import RequestRecord
 from bench.traffic.request import Request
 
 

@@ -12,11 +12,11 @@ from test_client import PROMPTS
 from test_itl import streamed
 from test_report import result_of
 
-from bench.client import Limits, Replay
-from bench.headlines import verdict_lines
-from bench.metrics import e2e_s, meets, summarise
-from bench.records import ArmRun, Ending, RequestRecord
-from bench.report import shown_columns, write_report
+from bench.live.client import Limits, Replay
+from bench.report.headlines import verdict_lines
+from bench.report.metrics import e2e_s, meets, summarise
+from bench.report.records import ArmRun, Ending, RequestRecord
+from bench.report.rendering import shown_columns, write_report
 from bench.slo import Slo
 from bench.traffic.request import Request
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench.fidelity import compare, main
+from bench.fit.fidelity import compare, main
 from roofline_policies.errors import InputError
 
 SHARED = {"requests": 10, "slo": {"ttft_s": 1.0}, "seed": 0, "baseline": "a"}

@@ -14,11 +14,11 @@ pytest.importorskip("scipy")
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-from bench import fit_efficiency  # noqa: E402
-from roofline_policies.efficiency import load_efficiency, read_efficiency  # noqa: E402
+from bench.fit import efficiency as fit_efficiency  # noqa: E402
+from roofline_policies.device.hardware import from_catalogue  # noqa: E402
 from roofline_policies.errors import EXIT_BAD_INPUT  # noqa: E402
-from roofline_policies.hardware import from_catalogue  # noqa: E402
-from roofline_policies.kernel_time import decode_attention_s, gemm_s, prefill_attention_s  # noqa: E402
+from roofline_policies.steps.efficiency import load_efficiency, read_efficiency  # noqa: E402
+from roofline_policies.steps.kernel_time import decode_attention_s, gemm_s, prefill_attention_s  # noqa: E402
 from roofline_policies.work import Precision  # noqa: E402
 
 H200 = from_catalogue("h200")

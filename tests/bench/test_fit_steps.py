@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 pytest.importorskip("scipy")
 
-from bench import fit_steps
-from bench.request_path import SentRequest, alone, read_requests, request_path
-from bench.step_records import WARM_UP, StepRecord, parse, read_steps
-from roofline_policies.backends import backends
-from roofline_policies.batch import BatchShape
+from bench.fit import steps as fit_steps
+from bench.fit.request_path import SentRequest, alone, read_requests, request_path
+from bench.fit.step_records import WARM_UP, StepRecord, parse, read_steps
+from roofline_policies.contract.view import ForwardMode, IterationRecord
+from roofline_policies.device.hardware import from_catalogue
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
-from roofline_policies.fitted_steps import FittedSteps, StepLine
-from roofline_policies.hardware import from_catalogue
-from roofline_policies.host_time import HostTime, RequestPath
-from roofline_policies.model import ModelShape
-from roofline_policies.view import ForwardMode, IterationRecord
-from sglang_patches.recorder import line
+from roofline_policies.model.backends import backends
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.dense import ModelShape
+from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
+from roofline_policies.steps.host_time import HostTime, RequestPath
+from sglang_patches.observe.recorder import line
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2,

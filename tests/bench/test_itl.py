@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stand_in_server import StandInServer
 
-from bench.client import Replay
-from bench.figures import arm_styles, ecdf_figure
-from bench.metrics import chunk_gaps_s, gaps_s, meets, summarise, tpot_s
-from bench.prompts import PromptBuilder
-from bench.records import ArmRun, RequestRecord
+from bench.live.client import Replay
+from bench.live.prompts import PromptBuilder
+from bench.report.figures import arm_styles, ecdf_figure
+from bench.report.metrics import chunk_gaps_s, gaps_s, meets, summarise, tpot_s
+from bench.report.records import ArmRun, RequestRecord
 from bench.slo import ItlKind, Slo
 from bench.traffic.request import Request
 

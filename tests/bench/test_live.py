@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from markupsafe import escape
 
-import bench.arms
+import bench.live.arms
 from bench.composition import read_config
-from bench.live import main
-from bench.server import Server
-from bench.settings import LiveSettings
+from bench.live.__main__ import main
+from bench.live.server import Server
+from bench.live.settings import LiveSettings
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_server.py")))
@@ -36,12 +36,12 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a server was started")
 
-    monkeypatch.setattr(bench.arms, "Server", started)
+    monkeypatch.setattr(bench.live.arms, "Server", started)
 
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.arms, "Server", functools.partial(Server, command=STAND_IN))
+    monkeypatch.setattr(bench.live.arms, "Server", functools.partial(Server, command=STAND_IN))
 
 
 @pytest.mark.usefixtures("no_server")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.metrics import (
+from bench.report.metrics import (
     by_class,
     e2e_s,
     gaps_s,
@@ -23,7 +23,7 @@ from bench.metrics import (
     tpot_s,
     ttft_s,
 )
-from bench.records import ArmRun, RequestRecord, ServerSample
+from bench.report.records import ArmRun, RequestRecord, ServerSample
 from bench.slo import ItlKind, Slo
 
 PER_GAP = Slo(ttft_s=1.0, itl_s=0.1)

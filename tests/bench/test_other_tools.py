@@ -25,8 +25,8 @@ from sglang.benchmark.goodput import calculate_goodput
 from test_itl import streamed, threes
 from test_tail import hangs
 
-from bench.metrics import chunk_gaps_s, gaps_s, summarise, tpot_s
-from bench.records import ArmRun, RequestRecord
+from bench.report.metrics import chunk_gaps_s, gaps_s, summarise, tpot_s
+from bench.report.records import ArmRun, RequestRecord
 from bench.slo import ItlKind, Slo
 
 PERCENT = {"median": 50, "p90": 90, "p95": 95, "p99": 99}

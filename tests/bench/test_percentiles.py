@@ -12,13 +12,13 @@ from sweep_cells import settings as sweep_settings
 from test_itl import streamed
 from test_report import result_of, run
 
-from bench.columns import brief, columns
 from bench.composition import read_config
-from bench.metrics import summarise
-from bench.percentiles import PERCENTILES, label, read_percentiles, reported
-from bench.records import ArmRun
-from bench.report import shown_columns, verdict_table, write_report
-from bench.settings import LiveSettings
+from bench.live.settings import LiveSettings
+from bench.report.columns import brief, columns
+from bench.report.metrics import summarise
+from bench.report.percentiles import PERCENTILES, label, read_percentiles, reported
+from bench.report.records import ArmRun
+from bench.report.rendering import shown_columns, verdict_table, write_report
 from bench.slo import Slo
 from bench.sweep.keys import cell_digest
 from bench.sweep.page import shown_columns as sweep_columns

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.prompts import LOWEST_ID, PromptBuilder
+from bench.live.prompts import LOWEST_ID, PromptBuilder
 from bench.traffic.request import Request
 
 

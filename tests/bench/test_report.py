@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 from stand_in_server import rank_page
 
-from bench.figures import first_lived, roofline_figure
-from bench.headlines import note_lines, verdict_lines
-from bench.metrics import paired_ratios, summarise
-from bench.notes import notes_of
-from bench.records import ArmRun, RequestRecord, ServerSample
-from bench.report import in_script, verdict_rows, verdict_table, write_report
-from bench.series import changes_of, knobs_figure, load_figure, phase_spans
+from bench.report.figures import first_lived, roofline_figure
+from bench.report.headlines import note_lines, verdict_lines
+from bench.report.metrics import paired_ratios, summarise
+from bench.report.notes import notes_of
+from bench.report.records import ArmRun, RequestRecord, ServerSample
+from bench.report.rendering import in_script, verdict_rows, verdict_table, write_report
+from bench.report.series import changes_of, knobs_figure, load_figure, phase_spans
 from bench.slo import Slo
 
 SLO = Slo(1.0, 0.1)

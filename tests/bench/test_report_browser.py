@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_report import RUNS, result_of
 
-from bench.report import write_report
+from bench.report.rendering import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]

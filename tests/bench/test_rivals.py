@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from views import BOUNDS, view
 
 from bench.rivals import PPas, SlaBisection
-from roofline_policies.config import load
-from roofline_policies.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.view import QueueState
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.policies import Policy
-from roofline_policies.slo import Slo
-from roofline_policies.view import QueueState
+from roofline_policies.settings.loading import load
+from roofline_policies.slo.objectives import Slo
 
 WIDE = Bounds({Knob.MAX_RUNNING_REQUESTS: Range(1, 256), Knob.PREFILL_CHUNK_TOKENS: Range(64, 16384, 64)}, {})
 

@@ -9,14 +9,14 @@ from views import BOUNDS, view
 
 from bench.rivals import EbPlus, SlackChunks
 from bench.rivals.shapes import prompt_shape
-from roofline_policies.batch import BatchShape
-from roofline_policies.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.view import QueueState, SchedulerView
 from roofline_policies.errors import FieldError
-from roofline_policies.model import ModelShape
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.dense import ModelShape
 from roofline_policies.policies.shapes import running_shape
-from roofline_policies.predict import StepPredictor
-from roofline_policies.slo import Slo
-from roofline_policies.view import QueueState, SchedulerView
+from roofline_policies.slo.objectives import Slo
+from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.work import Precision
 
 WIDE = Bounds({Knob.MAX_RUNNING_REQUESTS: Range(1, 256), Knob.PREFILL_CHUNK_TOKENS: Range(64, 8192, 64)}, {})

@@ -5,8 +5,8 @@ from time import perf_counter
 
 from stand_in_server import StandInServer
 
-from bench.records import ServerSample
-from bench.sampler import Sampler, load_of, retractions
+from bench.live.sampler import Sampler, load_of, retractions
+from bench.report.records import ServerSample
 
 
 def sampled(server: StandInServer, for_s: float) -> list[ServerSample]:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.client import Limits, Replay
 from bench.demo_model import build
-from bench.metrics import gaps_s, summarise
-from bench.prompts import PromptBuilder
-from bench.records import ArmRun, Ending, RequestRecord
-from bench.server import Server
+from bench.live.client import Limits, Replay
+from bench.live.prompts import PromptBuilder
+from bench.live.server import Server
+from bench.report.metrics import gaps_s, summarise
+from bench.report.records import ArmRun, Ending, RequestRecord
 from bench.slo import Slo
 from bench.traffic.request import Request
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.server import Server, ServerDied
+from bench.live.server import Server, ServerDied
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_server.py")))
 

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 from stand_in_server import StandInServer
 
-from bench.prompts import PromptBuilder
+from bench.live.prompts import PromptBuilder
 from bench.storm import live
 from bench.traffic.request import Request
 

@@ -12,13 +12,13 @@ from test_itl import streamed
 from test_report import result_of
 from test_sweep_summary import result as swept
 
-from bench.headlines import sweep_lines, verdict_lines
-from bench.metrics import summarise
-from bench.records import ArmRun, RequestRecord
+from bench.report.headlines import sweep_lines, verdict_lines
+from bench.report.metrics import summarise
+from bench.report.records import ArmRun, RequestRecord
+from bench.report.tail import tail
 from bench.slo import Slo
 from bench.sweep.page import write_page
 from bench.sweep.summary import cell_result, judged
-from bench.tail import tail
 
 SLO = Slo(1.0, 0.1)
 

@@ -14,8 +14,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from traces import read
 
 from bench.composition import choices, read_config
-from bench.prompts import PromptBuilder
-from bench.records import ArmRun, RequestRecord, write_run
+from bench.live.prompts import PromptBuilder
+from bench.report.records import ArmRun, RequestRecord, write_run
 from bench.traffic import Request, Traffic, load_traffic
 from bench.traffic.formats import FORMATS, recognised
 from roofline_policies.errors import InputError

@@ -17,13 +17,13 @@ import pytest
 
 import bench.virtual.__main__ as command
 from bench.composition import read_config
-from bench.metrics import summarise
-from bench.records import ArmRun, RequestRecord
+from bench.report.metrics import summarise
+from bench.report.records import ArmRun, RequestRecord
 from bench.virtual.arms import VirtualArm
 from bench.virtual.processes import Crash, run_each
 from bench.virtual.settings import Experiment, VirtualSettings
 from bench.virtual.task import run_and_summarise
-from roofline_policies.host_time import HostTime, RequestPath
+from roofline_policies.steps.host_time import HostTime, RequestPath
 
 LENGTHS = "prompt_median: {prompt}, prompt_sigma: 0.8, output_median: 12, output_sigma: 0.6"
 PHASE = f"duration_s: 3, rate_per_s: {{rate}}, {LENGTHS}"

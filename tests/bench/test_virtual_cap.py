@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.composition import read_config
-from bench.records import ArmRun
-from bench.series import changes_of
+from bench.report.records import ArmRun
+from bench.report.series import changes_of
 from bench.virtual.arms import VirtualArm
 from bench.virtual.processes import Crash, run_each
 from bench.virtual.settings import VirtualSettings

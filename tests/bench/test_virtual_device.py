@@ -13,14 +13,14 @@ import pytest
 from bench.composition import read_config
 from bench.virtual.device import Device, PricedSteps, TieredSteps, kv_tokens
 from bench.virtual.settings import VirtualSettings
-from roofline_policies.batch import BatchShape
+from roofline_policies.device.hardware import from_catalogue
+from roofline_policies.device.roofline import roof_time
 from roofline_policies.errors import InputError
-from roofline_policies.fitted_steps import FittedSteps, StepLine
-from roofline_policies.hardware import from_catalogue
-from roofline_policies.host_time import HostTime, RequestPath
-from roofline_policies.model_catalogue import shipped_model
-from roofline_policies.predict import StepPredictor
-from roofline_policies.roofline import roof_time
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
+from roofline_policies.steps.host_time import HostTime, RequestPath
+from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.work import Precision
 
 NONE, PROMPT, ROW = BatchShape(), BatchShape.of(prefill=[(512, 0)]), BatchShape.of(decode_contexts=[700])
@@ -107,7 +107,7 @@ def test_a_device_whose_kernels_nobody_measured_says_what_to_do_instead() -> Non
             device(f"hardware={hardware}")
         said = str(refused.value)
         assert said.startswith(f"virtual: efficiency = 'auto': no kernel of {name} was measured; allowed: ")
-        for way in ("efficiency=roofline (", "efficiency=h200 (", "steps=FILE (", "bench.fit_efficiency"):
+        for way in ("efficiency=roofline (", "efficiency=h200 (", "steps=FILE (", "bench.fit.efficiency"):
             assert way in said
     with pytest.raises(InputError, match="prices no step on a virtual clock; allowed: efficiency=roofline"):
         device("efficiency=none")

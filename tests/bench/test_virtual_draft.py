@@ -7,10 +7,10 @@ import pytest
 from bench.composition import read_config
 from bench.virtual.draft import Draft
 from bench.virtual.settings import VirtualSettings
-from roofline_policies.acceptance import Acceptance
-from roofline_policies.batch import BatchShape
 from roofline_policies.errors import InputError
-from roofline_policies.model_catalogue import shipped_model
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.steps.acceptance import Acceptance
 
 
 def settings(*overrides):

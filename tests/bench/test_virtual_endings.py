@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bench.composition import read_config
-from bench.metrics import gaps_s
-from bench.records import Ending
+from bench.report.metrics import gaps_s
+from bench.report.records import Ending
 from bench.traffic import Request
 from bench.virtual.arms import VirtualArm
 from bench.virtual.processes import Crash, run_each

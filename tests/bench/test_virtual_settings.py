@@ -20,9 +20,9 @@ from bench.traffic import Request
 from bench.virtual.arms import VirtualArm, read_arms
 from bench.virtual.processes import Crash
 from bench.virtual.settings import VirtualSettings
-from roofline_policies.config import Settings
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
-from roofline_policies.host_time import HostTime, RequestPath
+from roofline_policies.settings.loading import Settings
+from roofline_policies.steps.host_time import HostTime, RequestPath
 
 SLO = Slo(ttft_s=1.5, itl_s=0.03, itl_kind=ItlKind.MEAN_TPOT)
 LARGE = "virtual: model = 'meta-llama/Llama-3.1-70B-Instruct': does not fit: its weights take 141.1 GB of the 135.7 GB"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.model import ModelShape
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.dense import ModelShape
 from roofline_policies.work import Bytes, Flops, Precision, Work
 
 LAYERS = 2

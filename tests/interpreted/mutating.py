@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from roofline_policies.counting import traced
 from roofline_policies.counting.build import Builder
-from roofline_policies.counting.scalars import unwrap
-from roofline_policies.counting.source import places
-from roofline_policies.counting.trace import traced as traceable
+from roofline_policies.counting.rewriting.source import places
+from roofline_policies.counting.tracing import traced
+from roofline_policies.counting.tracing.scalars import unwrap
+from roofline_policies.counting.tracing.trace import traced as traceable
 
 COUNTS = "roofline_counts"
 Case = tuple[str, dict[str, Any]]

@@ -16,12 +16,13 @@ import pytest
 import torch
 from mutating import CONTROLS, MUTATIONS, case, edit_source, is_counting, is_flush, mutation, read_comparison_as, wrap
 
-from roofline_policies.counting import lanes, masks, slots, traced
-from roofline_policies.counting.expressions import Expressions
-from roofline_policies.counting.lanes import FULL, OPAQUE, Box, Loop
-from roofline_policies.counting.scalars import unwrap
-from roofline_policies.counting.structure import Flow
-from roofline_policies.counting.trace import traced as traceable
+from roofline_policies.counting import slots
+from roofline_policies.counting.rewriting.expressions import Expressions
+from roofline_policies.counting.rewriting.structure import Flow
+from roofline_policies.counting.tracing import lanes, masks, traced
+from roofline_policies.counting.tracing.lanes import FULL, OPAQUE, Box, Loop
+from roofline_policies.counting.tracing.scalars import unwrap
+from roofline_policies.counting.tracing.trace import traced as traceable
 from roofline_policies.counting.triton_versions import HAS_BLOCK_POINTERS
 
 __all__ = ["CONTROLS", "MUTATIONS"]

@@ -28,10 +28,10 @@ from bench.kernels import attention, closed_forms
 from bench.kernels.attention import Case, block_sizes_of_hopper
 from bench.kernels.closed_forms import Expected, Tiles
 from bench.kernels.launching import MODULES, kernel_named, launched_by
-from roofline_policies.attention_tiles import TritonAttention, triton_tile
-from roofline_policies.backends import backends
-from roofline_policies.batch import BatchShape
 from roofline_policies.counting import Counts, Ledger, counted
+from roofline_policies.model.attention_tiles import TritonAttention, triton_tile
+from roofline_policies.model.backends import backends
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Flops, Precision
 
 PHASES = set(Phase) - {Phase.explain}

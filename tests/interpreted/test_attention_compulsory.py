@@ -14,7 +14,7 @@ from attention_of_model import LAYERS, attention_part, model
 
 from bench.kernels import attention, closed_forms
 from bench.kernels.attention import Case
-from roofline_policies.batch import BatchShape
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Precision
 
 

@@ -10,8 +10,8 @@ from triton.runtime.interpreter import interpreter_builder, interpreter_semantic
 from triton.tools.ragged_tma import load_ragged, store_ragged
 
 from roofline_policies.counting import Ledger, Uncountable, counted, slots
-from roofline_policies.counting.lanes import Linear, Loop, at
-from roofline_policies.counting.scalars import Arithmetic
+from roofline_policies.counting.tracing.lanes import Linear, Loop, at
+from roofline_policies.counting.tracing.scalars import Arithmetic
 
 # --- Triton's own library of device functions -------------------------------------------------------------------------
 

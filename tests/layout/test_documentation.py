@@ -8,8 +8,8 @@ from pathlib import Path
 
 from views import view
 
-from roofline_policies.decision import Knob
-from roofline_policies.view import QueueState
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import QueueState
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,7 +57,7 @@ def test_readmes_kernel_counts(tmp_path):
 
 def test_architecture_names_every_module_of_counting():
     table = (ROOT / "docs" / "architecture.md").read_text()
-    modules = {path.stem for path in (ROOT / "roofline_policies" / "counting").glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in (ROOT / "roofline_policies" / "counting").rglob("*.py")} - {"__init__"}
     assert {name for name in modules if f"`{name}`" not in table} == set()
 
 

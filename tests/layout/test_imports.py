@@ -9,23 +9,35 @@ from roofline_policies.counting.build import DIGESTED
 
 ROOT = Path(__file__).parents[2]
 
-# A module may import from its own layer and the layers above it in this list (earlier ones).
-LAYERS = [
-    {"errors", "plain", "work"},
-    {"nvml", "roofline", "hardware", "calibrate", "calibration_file", "device_rates", "counting"} | {"plausible"},
-    {"acceptance", "batch", "efficiency", "kernel_time", "model", "model_config", "predict", "step_times"}
-    | {"model_gqa", "model_mla", "model_moe", "model_composed", "model_catalogue"}
-    | {"composed_config", "composed_time", "step_costs", "tensor_parallel", "speculation"}
-    | {"attention_kernels", "attention_tiles", "backends", "correction", "roofline_steps"},
-    {"decision", "slo"},
-    {"view"},
-    {"policies"},
-    {"window", "transitions", "controller", "status", "fields", "targets", "config", "overrides"}
-    | {"fitted_steps", "host_time"}
-    | {"admission", "deadlines", "output_lengths", "pace", "running_targets"},
-    {"testing"},
-]
-LAYER_OF = {name: index for index, layer in enumerate(LAYERS) for name in layer}
+# A room may import from the rooms of its own line and of the lines above it.
+ROOMS = {
+    "roofline_policies": [
+        {"errors", "plain", "work"},
+        {"fields", "device", "counting", "model"},
+        {"slo", "steps"},
+        {"contract"},
+        {"policies"},
+        {"control"},
+        {"settings", "testing"},
+    ],
+    "sglang_patches": [
+        {"compat", "cpu"},
+        {"observe", "requests"},
+        {"server"},
+        {"loop"},
+        {"hooks"},
+        {"launch", "virtual"},
+        {"plugin"},
+    ],
+    "bench": [
+        {"checks", "composition", "demo_model", "demo_tokenizer"},
+        {"kernels", "rivals", "slo", "traffic"},
+        {"gpu", "report"},
+        {"fit", "live"},
+        {"virtual"},
+        {"storm", "sweep"},
+    ],
+}
 
 # The same inside roofline_policies/counting: what kernels call while they are traced, what rewrites, what measures.
 COUNTING_LAYERS = [
@@ -41,6 +53,9 @@ COUNTING_LAYERS = [
     {"__main__"},
 ]
 COUNTING_LAYER_OF = {name: index for index, layer in enumerate(COUNTING_LAYERS) for name in layer}
+
+MOST_MODULES = 15
+"""Side by side in a folder."""
 
 
 def modules(package):
@@ -60,11 +75,15 @@ def imports(path):
 
 
 def submodules(path, package):
-    """The modules of a package that a file imports, by their names in it."""
+    """The modules of a package that a file imports, by their own names, whatever room of it they are in."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == package:
-            yield from (alias.name for alias in node.names)
-    yield from (name.removeprefix(f"{package}.") for name, _ in imports(path) if name.startswith(f"{package}."))
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"{package}."):
+            rooms = ROOT.joinpath(*node.module.split("."))
+            for alias in node.names if rooms.is_dir() else ():
+                if (rooms / f"{alias.name}.py").is_file():
+                    yield alias.name
+            if rooms.with_suffix(".py").is_file():
+                yield rooms.name
 
 
 def counts(path):
@@ -94,7 +113,7 @@ def test_torch_is_for_counting_and_for_the_calibration_when_it_runs(path):
         return
     uses = [at_top for name, at_top in imports(path) if name.partition(".")[0] == "torch"]
     assert not any(uses)
-    assert not uses or path.stem in ("calibrate", "device_rates")
+    assert not uses or path.stem in ("calibrate", "rates")
 
 
 @pytest.mark.parametrize("path", modules("roofline_policies/policies"), ids=lambda path: path.stem)
@@ -110,15 +129,24 @@ def test_rivals_are_pure_python_and_stand_on_the_library_alone(path):
     assert all(name.startswith("bench.rivals") for name, _ in imports(path) if name.partition(".")[0] == "bench")
 
 
-@pytest.mark.parametrize("path", modules("roofline_policies"), ids=lambda path: path.stem)
-def test_layers_are_kept(path):
-    here = path.relative_to(ROOT / "roofline_policies").parts[0].removesuffix(".py")
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_has_its_place(package):
+    rooms = {path.relative_to(ROOT / package).parts[0].removesuffix(".py") for path in modules(package)}
+    assert rooms - {"__init__"} == set().union(*ROOMS[package])
+
+
+@pytest.mark.parametrize(
+    "path", [path for package in ROOMS for path in modules(package)], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_rooms_import_from_those_above_them(path):
+    package, here, *_ = path.relative_to(ROOT).with_suffix("").parts
     if here == "__init__":
         return
+    line = {room: place for place, rooms in enumerate(ROOMS[package]) for room in rooms}
     for name, _ in imports(path):
-        package, _, module = name.partition(".")
-        if package == "roofline_policies" and module.partition(".")[0] not in ("", "conf"):
-            assert LAYER_OF[module.partition(".")[0]] <= LAYER_OF[here], f"{here} imports {module}"
+        other, _, module = name.partition(".")
+        if other == package and module.partition(".")[0] not in ("", "conf"):
+            assert line[module.partition(".")[0]] <= line[here], f"{here} imports {module}"
 
 
 @pytest.mark.parametrize("path", modules("roofline_policies/counting"), ids=lambda path: path.stem)
@@ -136,7 +164,7 @@ def test_the_digest_of_counting_covers_all_that_runs_while_a_kernel_is_traced():
         name = waiting.pop()
         if name not in reached:
             reached.add(name)
-            path = ROOT / "roofline_policies" / "counting" / f"{name}.py"
+            (path,) = (ROOT / "roofline_policies" / "counting").rglob(f"{name}.py")
             waiting += submodules(path, "roofline_policies.counting")
     assert {Path(module.__file__).stem for module in DIGESTED} == reached
 
@@ -159,3 +187,13 @@ def test_the_bench_talks_to_servers_not_to_their_insides(path):
 )  # fmt: skip
 def test_modules_stay_small(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("package", ["roofline_policies", "sglang_patches", "bench"])
+def test_a_folder_can_be_overlooked(package):
+    crowded = {}
+    for folder in {path.parent for path in modules(package)}:
+        side_by_side = [path for path in folder.glob("*.py") if not path.stem.startswith("__")]
+        if len(side_by_side) > MOST_MODULES:
+            crowded[folder.name] = len(side_by_side)
+    assert crowded == {}

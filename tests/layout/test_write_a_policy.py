@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from roofline_policies.config import load
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
 from roofline_policies.policies import RidgeBatchSize, Static
 from roofline_policies.policies.conditions import SIGNALS
-from roofline_policies.slo import ItlKind, Slo
+from roofline_policies.settings.loading import load
+from roofline_policies.slo.objectives import ItlKind, Slo
 from roofline_policies.testing import fake_view
 
 PAGE = Path(__file__).parents[2] / "docs" / "write-a-policy.md"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.correction import CorrectedSteps, Line
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.steps.correction import CorrectedSteps, Line
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from roofline_policies.hardware import Ceilings
-from roofline_policies.view import ForwardMode, IterationRecord
+from roofline_policies.contract.view import ForwardMode, IterationRecord
+from roofline_policies.device.hardware import Ceilings
 from roofline_policies.work import Bytes, Flops, Precision, Provenance, Work
 
 CEILINGS = Ceilings("a device", {Precision.BF16: 100.0}, 10.0, 1000, None, "made up for tests")

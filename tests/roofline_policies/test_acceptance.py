@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.acceptance import Acceptance
 from roofline_policies.errors import FieldError
+from roofline_policies.steps.acceptance import Acceptance
 
 chance = st.floats(0, 1)
 inner = st.floats(1e-6, 1 - 1e-6)

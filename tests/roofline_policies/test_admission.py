@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.admission import LOOKED_AT, Admission, Rank, Ticket
+from roofline_policies.slo.admission import LOOKED_AT, Admission, Rank, Ticket
 
 
 @dataclass(eq=False)

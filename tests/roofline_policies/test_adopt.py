@@ -4,11 +4,11 @@ import pytest
 from records import CEILINGS, record
 from views import BOUNDS, LAUNCH
 
-from roofline_policies.controller import Controller, ControllerSettings, State
-from roofline_policies.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.view import QueueState
+from roofline_policies.control.controller import Controller, ControllerSettings, State
 from roofline_policies.policies import Proposal, Static
-from roofline_policies.slo import Slo
-from roofline_policies.view import QueueState
+from roofline_policies.slo.objectives import Slo
 
 BUSY = QueueState(running=8, waiting=4, next_prefill_tokens=4000)
 RUNNING, CHUNK = Knob.MAX_RUNNING_REQUESTS, Knob.PREFILL_CHUNK_TOKENS

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.attention_kernels import PaddedProduct, SeenOnly, read_keys, seen_pairs
-from roofline_policies.attention_tiles import Fa3, Tile, TritonAttention, fa3_tile, triton_tile
-from roofline_policies.backends import backends
-from roofline_policies.batch import BatchShape
-from roofline_policies.hardware import from_catalogue
-from roofline_policies.model import ModelShape
-from roofline_policies.model_catalogue import shipped_model
-from roofline_policies.model_composed import ComposedShape
-from roofline_policies.model_mla import Form
-from roofline_policies.predict import StepPredictor
-from roofline_policies.roofline import roof_time
+from roofline_policies.device.hardware import from_catalogue
+from roofline_policies.device.roofline import roof_time
+from roofline_policies.model.attention_kernels import PaddedProduct, SeenOnly, read_keys, seen_pairs
+from roofline_policies.model.attention_tiles import Fa3, Tile, TritonAttention, fa3_tile, triton_tile
+from roofline_policies.model.backends import backends
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.model.composed import ComposedShape
+from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.mla import Form
+from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.work import Precision
 
 H200 = from_catalogue("h200")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.batch import BatchShape
 from roofline_policies.errors import InputError
+from roofline_policies.model.batch import BatchShape
 
 prefills = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=4)
 decodes = st.lists(st.integers(1, 80), max_size=5)

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from roofline_policies.backends import backends
-from roofline_policies.batch import BatchShape, graph_size
-from roofline_policies.efficiency import load_efficiency
-from roofline_policies.hardware import from_catalogue
-from roofline_policies.model_catalogue import shipped_model
-from roofline_policies.predict import StepPredictor
-from roofline_policies.roofline_steps import RooflineSteps
+from roofline_policies.device.hardware import from_catalogue
+from roofline_policies.model.backends import backends
+from roofline_policies.model.batch import BatchShape, graph_size
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.steps.efficiency import load_efficiency
+from roofline_policies.steps.predictor import StepPredictor
+from roofline_policies.steps.roofline_steps import RooflineSteps
 
 H200, EFFICIENCY = from_catalogue("h200"), load_efficiency("h200")
 LLAMA = shipped_model("llama_3_1_8b").shape

@@ -19,12 +19,12 @@ from fake_timer import FakeTimer
 
 torch = pytest.importorskip("torch")
 
-from roofline_policies import calibrate as module  # noqa: E402
-from roofline_policies.calibration_file import Calibration  # noqa: E402
-from roofline_policies.device_rates import SPREAD_LIMIT, Rate  # noqa: E402
+from roofline_policies.device import calibrate as module  # noqa: E402
+from roofline_policies.device.calibration_file import Calibration  # noqa: E402
+from roofline_policies.device.hardware import Ceilings  # noqa: E402
+from roofline_policies.device.nvml import Nvml, open_nvml  # noqa: E402
+from roofline_policies.device.rates import SPREAD_LIMIT, Rate  # noqa: E402
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError  # noqa: E402
-from roofline_policies.hardware import Ceilings  # noqa: E402
-from roofline_policies.nvml import Nvml, open_nvml  # noqa: E402
 from roofline_policies.work import Precision  # noqa: E402
 
 KNOWN = Ceilings("some CPU", {Precision.FP32: 1e11}, 3e10, 10**10, None, "calibrated by a test")

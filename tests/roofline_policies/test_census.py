@@ -17,7 +17,7 @@ from rich.console import Console
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
-from roofline_policies.counting import census, stand_ins  # noqa: E402
+from roofline_policies.counting.packages import census, stand_ins  # noqa: E402
 
 HEAD = "import triton\nimport triton.language as tl\n"
 PACKAGE = {
@@ -314,7 +314,7 @@ def decorated(path):
 
 SURVEY_SGLANG = """
 import json, os, sys
-from roofline_policies.counting.census import find_kernels
+from roofline_policies.counting.packages.census import find_kernels
 
 found = find_kernels("sglang")
 lines = [[k.file, k.line, k.obtained, k.function and k.function.parse().body[0].name] for k in found.kernels]

@@ -14,8 +14,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 
 from roofline_policies.counting import Ledger, counted
-from roofline_policies.counting.machine_code import Launch, compile_for, same_machine_code
-from roofline_policies.counting.source import LEDGER
+from roofline_policies.counting.compiled.machine_code import Launch, compile_for, same_machine_code
+from roofline_policies.counting.rewriting.source import LEDGER
 
 pytestmark = pytest.mark.skipif(knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
 

@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.composed_time import grouped_gemm_s
-from roofline_policies.efficiency import load_efficiency
+from roofline_policies.device.hardware import from_catalogue
+from roofline_policies.device.roofline import roof_time
 from roofline_policies.errors import InputError
-from roofline_policies.hardware import from_catalogue
-from roofline_policies.kernel_time import gemm_s
-from roofline_policies.model import ModelShape
-from roofline_policies.model_catalogue import shipped_model
-from roofline_policies.model_composed import ComposedShape
-from roofline_policies.model_gqa import GroupedAttention
-from roofline_policies.model_mla import Form
-from roofline_policies.model_moe import Experts
-from roofline_policies.predict import EMPTY, StepCosts, StepPredictor
-from roofline_policies.roofline import roof_time
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.model.composed import ComposedShape
+from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.gqa import GroupedAttention
+from roofline_policies.model.mla import Form
+from roofline_policies.model.moe import Experts
+from roofline_policies.steps.composed_time import grouped_gemm_s
+from roofline_policies.steps.efficiency import load_efficiency
+from roofline_policies.steps.kernel_time import gemm_s
+from roofline_policies.steps.predictor import EMPTY, StepCosts, StepPredictor
 from roofline_policies.work import Precision
 
 H200 = from_catalogue("h200")

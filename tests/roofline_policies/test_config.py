@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 import roofline_policies.conf
 
-from roofline_policies.config import AUTO, SHIPPED, BoundsRequest, RangeRequest, load
-from roofline_policies.controller import ControllerSettings
-from roofline_policies.decision import Knob, Range
-from roofline_policies.efficiency import load_efficiency
+from roofline_policies.contract.decision import Knob, Range
+from roofline_policies.control.controller import ControllerSettings
 from roofline_policies.errors import InputError
 from roofline_policies.policies import (
     BatchSize,
@@ -20,7 +18,9 @@ from roofline_policies.policies import (
     SloGuard,
     Static,
 )
-from roofline_policies.slo import ItlKind, Objectives, Slo
+from roofline_policies.settings.loading import AUTO, SHIPPED, BoundsRequest, RangeRequest, load
+from roofline_policies.slo.objectives import ItlKind, Objectives, Slo
+from roofline_policies.steps.efficiency import load_efficiency
 
 CONF = Path(roofline_policies.conf.__path__[0])
 OWN = "defaults: [adaptive, _self_]\n"
@@ -164,7 +164,7 @@ def test_a_target_outside_the_project_needs_its_package_named_at_launch(write):
          ["policy.policies[0].gro", "unknown key", "grow, shrink, headroom, busy"]),
         ("policy: {policies: [{_target_: roofline_policies.policies.RidgeBatchSize, grow: 0.5}]}",
          ["policy.policies[0].grow = 0.5", "greater than 1"]),
-        ("hardware: {device: h300}", ["h300", "h200", "python -m roofline_policies.calibrate"]),
+        ("hardware: {device: h300}", ["h300", "h200", "python -m roofline_policies.device.calibrate"]),
         ("hardware: {usd_per_h: -2}", ["hardware.usd_per_h = -2"]),
         ("hardware: {device: x, flops_per_s: {bf16: -1}, bytes_per_s: 1, memory_bytes: 1, source: me}",
          ["flops_per_s.bf16 = -1"]),

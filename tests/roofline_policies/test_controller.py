@@ -4,10 +4,11 @@ from hypothesis import strategies as st
 from records import CEILINGS, record
 from views import BOUNDS, LAUNCH
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.controller import Controller, ControllerSettings, State
-from roofline_policies.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.view import ForwardMode, QueueState
+from roofline_policies.control.controller import Controller, ControllerSettings, State
 from roofline_policies.errors import FieldError
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import (
     BatchSize,
     PrefillDeferral,
@@ -18,8 +19,7 @@ from roofline_policies.policies import (
     Static,
     compose,
 )
-from roofline_policies.slo import ItlKind, Slo
-from roofline_policies.view import ForwardMode, QueueState
+from roofline_policies.slo.objectives import ItlKind, Slo
 
 BUSY = QueueState(running=8, waiting=4, next_prefill_tokens=4000)
 

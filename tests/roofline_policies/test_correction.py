@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.correction import (
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.steps.correction import (
     FARTHEST,
     FLATNESS,
     LEAST_SPREAD,

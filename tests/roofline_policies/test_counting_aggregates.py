@@ -14,7 +14,7 @@ from triton import knobs
 from triton.language.core import _aggregate as aggregate
 
 from roofline_policies.counting import Uncountable, counted
-from roofline_policies.counting.machine_code import Launch, compile_for, same_machine_code
+from roofline_policies.counting.compiled.machine_code import Launch, compile_for, same_machine_code
 
 pytestmark = pytest.mark.skipif(knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
 

@@ -21,9 +21,11 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from zoo import ZOO
 
-from roofline_policies.counting import Exactness, Ledger, counted, occupancy, slots, traced
-from roofline_policies.counting.machine_code import Launch, compile_launch, record_launches
+from roofline_policies.counting import Exactness, Ledger, counted, slots
+from roofline_policies.counting.compiled import occupancy
+from roofline_policies.counting.compiled.machine_code import Launch, compile_launch, record_launches
 from roofline_policies.counting.sites import Audit
+from roofline_policies.counting.tracing import traced
 
 pytestmark = [
     pytest.mark.skipif(knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled"),

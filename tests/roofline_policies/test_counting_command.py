@@ -186,7 +186,7 @@ def test_bench_compares_machine_code(package, capsys):
 
 
 def test_bench_shows_what_the_registers_of_the_original_give_where_blocks_are_lost(package, capsys, monkeypatch):
-    from roofline_policies.counting import cost
+    from roofline_policies.counting.compiled import cost
 
     read = cost.read
 

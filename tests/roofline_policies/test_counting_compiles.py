@@ -18,7 +18,7 @@ from zoo import ZOO
 
 from roofline_policies.counting import Ledger, counted
 from roofline_policies.counting import kernel as kernel_module
-from roofline_policies.counting.machine_code import (
+from roofline_policies.counting.compiled.machine_code import (
     Launch,
     MachineCode,
     MachineCodeError,

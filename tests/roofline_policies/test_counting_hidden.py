@@ -10,8 +10,8 @@ import triton.language as tl
 from triton import knobs
 
 from roofline_policies.counting import Ledger, Uncountable, counted
-from roofline_policies.counting.callees import works_on_registers
-from roofline_policies.counting.machine_code import Launch, MachineCodeError, compile_for
+from roofline_policies.counting.compiled.machine_code import Launch, MachineCodeError, compile_for
+from roofline_policies.counting.rewriting.callees import works_on_registers
 
 pytestmark = pytest.mark.skipif(knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
 

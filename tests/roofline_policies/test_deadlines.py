@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies import deadlines
-from roofline_policies.deadlines import Deadlines
+from roofline_policies.slo import deadlines
+from roofline_policies.slo.deadlines import Deadlines
 
 
 def test_a_request_that_keeps_up_gains_time_and_one_that_does_not_is_late():

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
 from roofline_policies.counting.__main__ import main  # noqa: E402
-from roofline_policies.counting.definitions import Package  # noqa: E402
+from roofline_policies.counting.packages.definitions import Package  # noqa: E402
 
 # As vLLM has it: without a GPU its own module hands on placeholders whose decorators do nothing.
 PACKAGE = {

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from roofline_policies import device_rates as module  # noqa: E402
+from roofline_policies.device import rates as module  # noqa: E402
 from roofline_policies.work import Precision  # noqa: E402
 
 CPU = torch.device("cpu")

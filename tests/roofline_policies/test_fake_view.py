@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.decision import Knob, Knobs
+from roofline_policies.contract.decision import Knob, Knobs
+from roofline_policies.contract.view import QueueState
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import BatchSize, PrefillDeferral, SloGuard, compose
-from roofline_policies.slo import ItlKind, Slo
+from roofline_policies.slo.objectives import ItlKind, Slo
 from roofline_policies.testing import LinearSteps, fake_bounds, fake_knobs, fake_point, fake_view
-from roofline_policies.view import QueueState
 
 
 def test_names_reach_the_part_they_belong_to():

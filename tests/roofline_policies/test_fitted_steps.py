@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.batch import BatchShape
 from roofline_policies.errors import FieldError, InputError
-from roofline_policies.fitted_steps import FittedSteps, StepLine
-from roofline_policies.host_time import HostTime, RequestPath
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
+from roofline_policies.steps.host_time import HostTime, RequestPath
 
 PREFILL = StepLine(0.02, 0.001, 5e-4, 1e-5, 0.0, 3e-7, 120, 0.05, 0.12, -0.01)
 DECODE = StepLine(base_s=0.018, request_s=0.0015, context_s=1.2e-5)

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roofline_policies.device.hardware import Ceilings, catalogue, from_catalogue, match_device, read_entry
 from roofline_policies.errors import InputError
-from roofline_policies.hardware import Ceilings, catalogue, from_catalogue, match_device, read_entry
 from roofline_policies.work import Precision
 
 # Streaming multiprocessors, and dense BF16 FLOPs that one of them does per clock.
@@ -237,7 +237,7 @@ def test_an_unknown_device_says_what_is_known_and_how_to_calibrate() -> None:
     assert str(caught.value) == (
         "conf/hardware: device = 'h300': no such device in the catalogue; "
         "allowed: a100_pcie, a100_sxm, b200, h100_pcie, h100_sxm, h200, l4, l40s; "
-        "to measure the device at hand: python -m roofline_policies.calibrate"
+        "to measure the device at hand: python -m roofline_policies.device.calibrate"
     )
 
 
@@ -267,5 +267,5 @@ def test_a_bad_entry_names_file_and_key(tmp_path: Path, text: str, message: str)
 
 def test_ceilings_need_nothing_installed() -> None:
     heavy = "{'torch', 'omegaconf', 'pynvml'} & set(sys.modules)"
-    code = f"import sys; import roofline_policies.hardware, roofline_policies.nvml; sys.exit(len({heavy}))"
+    code = f"import sys; from roofline_policies.device import hardware, nvml; sys.exit(len({heavy}))"
     subprocess.run([sys.executable, "-c", code], check=True)

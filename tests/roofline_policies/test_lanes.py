@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.counting.lanes import (
+from roofline_policies.counting.tracing.lanes import (
     FULL,
     OPAQUE,
     Axis,
@@ -26,7 +26,7 @@ from roofline_policies.counting.lanes import (
     settle,
     summable,
 )
-from roofline_policies.counting.scalars import Arithmetic
+from roofline_policies.counting.tracing.scalars import Arithmetic
 
 INT64 = range(-(2**63), 2**63)
 

@@ -9,16 +9,16 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from roofline_policies.counting import machine_code
-from roofline_policies.counting.cost import CostRow, cost_record, cost_table
-from roofline_policies.counting.machine_code import (
+from roofline_policies.counting.compiled import machine_code
+from roofline_policies.counting.compiled.cost import CostRow, cost_record, cost_table
+from roofline_policies.counting.compiled.machine_code import (
     MachineCodeError,
     compile_for,
     record_launches,
     resident_blocks,
     same_machine_code,
 )
-from roofline_policies.counting.sass import listing, main_loops, natural_loops, parse_sass
+from roofline_policies.counting.compiled.sass import listing, main_loops, natural_loops, parse_sass
 
 
 @triton.jit

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.backends import backends
-from roofline_policies.batch import BatchShape
 from roofline_policies.errors import InputError
-from roofline_policies.model import ModelShape
+from roofline_policies.model.backends import backends
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.dense import ModelShape
 from roofline_policies.work import Bytes, Flops, Precision, Provenance, Work
 
 # Small enough to do by hand: query width 4 x 2 = 8, KV width 2 x 2 = 4.

@@ -10,14 +10,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from roofline_policies.errors import InputError
-from roofline_policies.model import ModelShape
-from roofline_policies.model_catalogue import (
+from roofline_policies.model.catalogue import (
     model_from_section,
     shape_from_config,
     shipped_model,
     shipped_models,
 )
-from roofline_policies.model_composed import ComposedShape
+from roofline_policies.model.composed import ComposedShape
+from roofline_policies.model.dense import ModelShape
 from roofline_policies.work import Precision
 
 NAMES = ["deepseek_v2_lite", "llama_3_1_70b", "llama_3_1_8b", "qwen3_30b_a3b", "qwen3_32b", "qwen3_8b"]

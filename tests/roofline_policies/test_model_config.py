@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from roofline_policies.errors import InputError
-from roofline_policies.model import ModelShape
+from roofline_policies.model.dense import ModelShape
 from roofline_policies.work import Precision
 
 LLAMA: dict[str, object] = {

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.batch import BatchShape
 from roofline_policies.errors import InputError
-from roofline_policies.model_catalogue import shipped_model
-from roofline_policies.model_composed import ComposedShape
-from roofline_policies.model_mla import EXPANDED_FROM_TOKENS, Form, LatentAttention
-from roofline_policies.model_moe import Experts
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.model.composed import ComposedShape
+from roofline_policies.model.mla import EXPANDED_FROM_TOKENS, Form, LatentAttention
+from roofline_policies.model.moe import Experts
 from roofline_policies.work import BYTES_PER_ELEMENT, Bytes, Flops, Precision, Provenance
 
 # Two heads; a latent of 5 and a rotated key of 2 per token; per head 3 + 2 for queries and keys, 4 for values.

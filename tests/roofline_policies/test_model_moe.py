@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.backends import backends
-from roofline_policies.batch import BatchShape
 from roofline_policies.errors import InputError
-from roofline_policies.model import ModelShape
-from roofline_policies.model_composed import ComposedShape
-from roofline_policies.model_gqa import GroupedAttention
-from roofline_policies.model_moe import Experts
+from roofline_policies.model.backends import backends
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.composed import ComposedShape
+from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.gqa import GroupedAttention
+from roofline_policies.model.moe import Experts
 from roofline_policies.work import Bytes, Flops, Precision, Provenance, Work
 
 # Query width 4 x 2 = 8, KV width 2 x 2 = 4.

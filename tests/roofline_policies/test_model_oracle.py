@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.attention_kernels import Backends
-from roofline_policies.backends import backends
-from roofline_policies.model import BatchShape, ModelShape
+from roofline_policies.model.attention_kernels import Backends
+from roofline_policies.model.backends import backends
+from roofline_policies.model.dense import BatchShape, ModelShape
 from roofline_policies.work import Precision
 
 torch = pytest.importorskip("torch")

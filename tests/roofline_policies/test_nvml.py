@@ -10,7 +10,7 @@ import pynvml as real_pynvml
 import pytest
 from fake_pynvml import UUID, FakePynvml
 
-from roofline_policies.nvml import REASONS, NvmlSample, open_nvml, reasons
+from roofline_policies.device.nvml import REASONS, NvmlSample, open_nvml, reasons
 from roofline_policies.work import Provenance
 
 

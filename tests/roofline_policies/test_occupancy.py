@@ -9,9 +9,10 @@ import triton.runtime.jit as jit
 from triton.backends.compiler import GPUTarget
 
 from bench.kernels.attention import SERVING, block_sizes_of_hopper
-from roofline_policies.counting import counted, occupancy
-from roofline_policies.counting.machine_code import read, record_launches
-from roofline_policies.counting.source import LEDGER
+from roofline_policies.counting import counted
+from roofline_policies.counting.compiled import occupancy
+from roofline_policies.counting.compiled.machine_code import read, record_launches
+from roofline_policies.counting.rewriting.source import LEDGER
 
 pytestmark = pytest.mark.slow
 

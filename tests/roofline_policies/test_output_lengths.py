@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.output_lengths import FEWEST, KEPT, QUANTILE, OutputLengths
+from roofline_policies.slo.output_lengths import FEWEST, KEPT, QUANTILE, OutputLengths
 
 ERROR = 0.017
 """Of ranks, that the sketch states, with 99% confidence."""

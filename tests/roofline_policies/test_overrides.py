@@ -14,10 +14,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.config import load
 from roofline_policies.errors import InputError
-from roofline_policies.overrides import _written, composed
-from sglang_patches.launched import words
+from roofline_policies.settings.loading import load
+from roofline_policies.settings.overrides import _written, composed
+from sglang_patches.launch.policy_source import words
 
 TRAFFIC = "azure, bailian, burstgpt, lmsys, long_output, mooncake, phased, recorded, sharegpt, timed, trace"
 MODEL = "model_path=/m"

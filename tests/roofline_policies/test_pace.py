@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.correction import Line
-from roofline_policies.pace import MOST_IN_FLIGHT, StepPace
-from roofline_policies.view import ForwardMode
+from roofline_policies.contract.view import ForwardMode
+from roofline_policies.control.steps_in_flight import MOST_IN_FLIGHT, StepPace
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.steps.correction import Line
 
 PREFILL, DECODE, MIXED = ForwardMode.PREFILL, ForwardMode.DECODE, ForwardMode.MIXED
 EMPTY = BatchShape()

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import ForwardMode
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import BatchSize, PrefillDeferral, Proposal, SloGuard, Static, compose
-from roofline_policies.slo import Objectives, Slo
+from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.testing import LinearSteps, Machine, Plant
-from roofline_policies.view import ForwardMode
 
 PREDICTIVE = compose(BatchSize(), PrefillDeferral(), SloGuard())
 TRAFFIC = [(0.1 * i, (100, 3000, 12_000)[i % 3], 1 + 7 * i % 40, None) for i in range(25)]

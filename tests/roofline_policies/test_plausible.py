@@ -3,10 +3,10 @@
 import pytest
 from records import CEILINGS
 
+from roofline_policies.device.hardware import Ceilings, from_catalogue
+from roofline_policies.device.plausible import doubt
+from roofline_policies.device.roofline import Bound, OperatingPoint
 from roofline_policies.errors import InputError
-from roofline_policies.hardware import Ceilings, from_catalogue
-from roofline_policies.plausible import doubt
-from roofline_policies.roofline import Bound, OperatingPoint
 from roofline_policies.work import Precision, Provenance
 
 H200 = from_catalogue("h200")
@@ -26,7 +26,7 @@ def test_114_percent_of_a_ceiling_says_which_ceiling_count_and_time():
     said = doubt(point(1.14, 0.3), H200, Precision.BF16, CLOSED, "device events")
     assert said.startswith("114% of the compute ceiling of 989 TFLOP/s (bf16) cannot be: first suspect a ceiling that ")
     assert H200.source in said
-    assert "at 1.83 GHz; measure again with python -m roofline_policies.calibrate --force" in said
+    assert "at 1.83 GHz; measure again with python -m roofline_policies.device.calibrate --force" in said
     assert said.endswith("else the count (closed_form) or the time (device events) is wrong")
 
 

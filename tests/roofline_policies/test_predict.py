@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.efficiency import Efficiency, GemmEfficiency, Tile, load_efficiency, read_efficiency
+from roofline_policies.device.hardware import Ceilings, from_catalogue
+from roofline_policies.device.roofline import roof_time
 from roofline_policies.errors import InputError
-from roofline_policies.hardware import Ceilings, from_catalogue
-from roofline_policies.kernel_time import KernelModel, decode_attention_s, gemm_s, prefill_attention_s
-from roofline_policies.model import ModelShape
-from roofline_policies.predict import StepCosts, StepPredictor, StepTime
-from roofline_policies.roofline import roof_time
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.dense import ModelShape
+from roofline_policies.steps.efficiency import Efficiency, GemmEfficiency, Tile, load_efficiency, read_efficiency
+from roofline_policies.steps.kernel_time import KernelModel, decode_attention_s, gemm_s, prefill_attention_s
+from roofline_policies.steps.predictor import StepCosts, StepPredictor, StepTime
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
 
 H200 = from_catalogue("h200")

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import CEILINGS, work
 
+from roofline_policies.device.roofline import Bound, attainable_flops_per_s, classify, roof_time
 from roofline_policies.errors import InputError
-from roofline_policies.roofline import Bound, attainable_flops_per_s, classify, roof_time
 from roofline_policies.work import Flops, Precision, Work
 
 

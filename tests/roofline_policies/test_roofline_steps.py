@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import pytest
 from records import CEILINGS, work
 
-from roofline_policies.backends import backends
-from roofline_policies.batch import BatchShape
-from roofline_policies.fitted_steps import FittedSteps, StepLine
-from roofline_policies.hardware import Ceilings, from_catalogue
-from roofline_policies.model_catalogue import shipped_model
-from roofline_policies.roofline_steps import RooflineSteps
+from roofline_policies.device.hardware import Ceilings, from_catalogue
+from roofline_policies.model.backends import backends
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
+from roofline_policies.steps.roofline_steps import RooflineSteps
 from roofline_policies.work import Precision
 
 

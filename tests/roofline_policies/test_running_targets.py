@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.running_targets import AIM, MOST_GROUPS, Need, RunningTargets
-from roofline_policies.slo import ItlKind, Slo
+from roofline_policies.slo.objectives import ItlKind, Slo
+from roofline_policies.slo.running_targets import AIM, MOST_GROUPS, Need, RunningTargets
 
 MEAN = ItlKind.MEAN_TPOT
 TOKEN_S = 0.01

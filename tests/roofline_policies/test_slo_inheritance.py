@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roofline_policies.errors import FieldError
-from roofline_policies.slo import ItlKind, Objectives, Slo
+from roofline_policies.slo.objectives import ItlKind, Objectives, Slo
 
 SERVER = Slo(ttft_s=2.0, itl_s=0.1, e2e_s=60.0)
 FAST = Slo(ttft_s=0.5, itl_s=0.025)

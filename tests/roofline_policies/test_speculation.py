@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.acceptance import Acceptance
-from roofline_policies.batch import BatchShape
 from roofline_policies.errors import FieldError, InputError
-from roofline_policies.fitted_steps import FittedSteps, StepLine
-from roofline_policies.model_catalogue import shipped_model
-from roofline_policies.predict import StepPredictor
-from roofline_policies.speculation import ShareOf, Speculation, check_draft, verify_shape
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.steps.acceptance import Acceptance
+from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
+from roofline_policies.steps.predictor import StepPredictor
+from roofline_policies.steps.speculation import ShareOf, Speculation, check_draft, verify_shape
 
 LLAMA = shipped_model("llama_3_1_8b").shape
 HEAD = dataclasses.replace(LLAMA, num_layers=1)

@@ -5,12 +5,12 @@ import pytest
 from records import CEILINGS, record
 from views import BOUNDS, LAUNCH
 
-from roofline_policies.controller import Controller, ControllerSettings
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import ForwardMode, QueueState
+from roofline_policies.control.controller import Controller, ControllerSettings
+from roofline_policies.control.status import LoopTimer, log_line, status
 from roofline_policies.policies import Proposal
-from roofline_policies.slo import Slo
-from roofline_policies.status import LoopTimer, log_line, status
-from roofline_policies.view import ForwardMode, QueueState
+from roofline_policies.slo.objectives import Slo
 
 
 class Halves:

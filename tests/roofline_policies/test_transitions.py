@@ -3,10 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from views import BOUNDS, LAUNCH
 
-from roofline_policies.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.control.transitions import COSTLY_KNOBS, Transitions, TransitionSettings
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import Kind, Proposal
-from roofline_policies.transitions import COSTLY_KNOBS, Transitions, TransitionSettings
 
 RUNNING, CHUNK, DEFER = Knob.MAX_RUNNING_REQUESTS, Knob.PREFILL_CHUNK_TOKENS, Knob.DEFER_PREFILL
 MIX = Knob.MIXED_CHUNK

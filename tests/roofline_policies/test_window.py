@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import CEILINGS, record
 
-from roofline_policies.roofline import Bound
-from roofline_policies.window import GapWindow, Phase
+from roofline_policies.control.window import GapWindow, Phase
+from roofline_policies.device.roofline import Bound
 
 
 def test_empty_windows_know_nothing():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from roofline_policies.decision import Bounds, Knob, Knobs, Range
-from roofline_policies.roofline import Bound, OperatingPoint
-from roofline_policies.slo import Slo
-from roofline_policies.view import QueueState, SchedulerView
+from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.view import QueueState, SchedulerView
+from roofline_policies.device.roofline import Bound, OperatingPoint
+from roofline_policies.slo.objectives import Slo
 
 BOUNDS = Bounds({Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(16, 2048, 16)}, {})
 LAUNCH = Knobs(64, 2048)

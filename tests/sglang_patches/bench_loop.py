@@ -11,17 +11,17 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 from stand_ins import MODEL, StandInBatch, StandInRunningBatch, stand_in_scheduler
 
-from roofline_policies.config import load
-from roofline_policies.controller import Controller
-from roofline_policies.decision import Bounds
-from roofline_policies.roofline_steps import RooflineSteps
-from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
-from sglang_patches.observe import HostInterval, Observer
-from sglang_patches.outputs import OutputWatch
-from sglang_patches.progress import Progress
-from sglang_patches.queues import Queues
-from sglang_patches.service import Service
-from sglang_patches.waiting import Waiting
+from roofline_policies.contract.decision import Bounds
+from roofline_policies.control.controller import Controller
+from roofline_policies.settings.loading import load
+from roofline_policies.steps.roofline_steps import RooflineSteps
+from sglang_patches.loop.actuator import Actuator, launch_knobs, launch_ranges
+from sglang_patches.observe.observer import HostInterval, Observer
+from sglang_patches.requests.output_watch import OutputWatch
+from sglang_patches.requests.prefill_rate import Service
+from sglang_patches.requests.progress import Progress
+from sglang_patches.requests.queues import Queues
+from sglang_patches.requests.waiting import Waiting
 
 WEIGHTS = torch.ones(32 << 20)  # 128 MiB
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from stand_ins import stand_in_scheduler
 
-from sglang_patches import loop as loop_module
+from sglang_patches.loop import loop as loop_module
 
 
 class Listens:

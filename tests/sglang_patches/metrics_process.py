@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import sys
 
-from roofline_policies.controller import Controller, ControllerSettings
-from roofline_policies.decision import Bounds, Knob, Knobs, Range
-from roofline_policies.hardware import Ceilings
+from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.view import ForwardMode, IterationRecord, QueueState
+from roofline_policies.control.controller import Controller, ControllerSettings
+from roofline_policies.device.hardware import Ceilings
 from roofline_policies.policies import Proposal
-from roofline_policies.slo import Slo
-from roofline_policies.view import ForwardMode, IterationRecord, QueueState
+from roofline_policies.slo.objectives import Slo
 from roofline_policies.work import Bytes, Flops, Precision, Provenance, Work
-from sglang_patches.metrics import Metrics
+from sglang_patches.observe.metrics import Metrics
 
 
 class Halves:

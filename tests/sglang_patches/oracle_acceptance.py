@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import exp
 
-from roofline_policies.acceptance import Acceptance
+from roofline_policies.steps.acceptance import Acceptance
 
 WORD = 2**64
 

@@ -1,6 +1,6 @@
 """Policies that tests load into a real server as a user would: by module:attribute."""
 
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
 from roofline_policies.policies import Kind, Proposal
 
 

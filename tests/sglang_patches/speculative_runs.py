@@ -12,13 +12,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from roofline_policies.acceptance import Acceptance
-from roofline_policies.config import load
-from roofline_policies.fitted_steps import FittedSteps, StepLine
-from roofline_policies.hardware import from_catalogue
-from roofline_policies.host_time import HostTime
-from roofline_policies.model_catalogue import shipped_model
-from roofline_policies.speculation import Speculation
+from roofline_policies.device.hardware import from_catalogue
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.settings.loading import load
+from roofline_policies.steps.acceptance import Acceptance
+from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
+from roofline_policies.steps.host_time import HostTime
+from roofline_policies.steps.speculation import Speculation
 
 TICK_S = 2.0**-12
 """Times that are multiples of it add up without rounding, so that closed forms hold to the last bit."""

@@ -9,7 +9,7 @@ import torch
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
-from roofline_policies.model import ModelShape
+from roofline_policies.model.dense import ModelShape
 from roofline_policies.work import Precision
 
 MODEL = ModelShape(

@@ -4,9 +4,9 @@ import pytest
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from stand_ins import StandInRunningBatch, StandInSpeculation, arguments, stand_in_scheduler
 
-from roofline_policies.decision import Knob, Knobs, Range
-from roofline_policies.transitions import COSTLY_KNOBS
-from sglang_patches.actuate import Actuator, launch_knobs, launch_ranges
+from roofline_policies.contract.decision import Knob, Knobs, Range
+from roofline_policies.control.transitions import COSTLY_KNOBS
+from sglang_patches.loop.actuator import Actuator, launch_knobs, launch_ranges
 
 
 def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():

@@ -5,8 +5,10 @@ import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from roofline_policies.errors import IncompatibleServer, InputError
-from sglang_patches import cli, compat, hooks, reload
+from sglang_patches import compat, hooks
 from sglang_patches.compat import Hook
+from sglang_patches.launch import flags as cli
+from sglang_patches.loop import reload
 
 HERE = __name__
 

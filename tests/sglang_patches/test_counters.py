@@ -8,13 +8,13 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMo
 from stand_ins import MODEL, StandInBatch
 from test_observe import run
 
-from roofline_policies.batch import BatchShape
+from roofline_policies.contract.view import ForwardMode
 from roofline_policies.counting import Ledger, slots
-from roofline_policies.view import ForwardMode
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Bytes, Flops, Precision, Provenance
-from sglang_patches import counters
-from sglang_patches.counters import ATTENTION_KERNELS, Counters, InlineWork, install, reason_not_to_count
-from sglang_patches.observe import HostInterval, Observer
+from sglang_patches.observe import counters
+from sglang_patches.observe.counters import ATTENTION_KERNELS, Counters, InlineWork, install, reason_not_to_count
+from sglang_patches.observe.observer import HostInterval, Observer
 
 DECODE = BatchShape.of(decode_contexts=[7, 20])
 

@@ -12,11 +12,11 @@ from fake_pynvml import FakePynvml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.hardware import catalogue, from_catalogue
-from roofline_policies.nvml import REASONS
+from roofline_policies.device.hardware import catalogue, from_catalogue
+from roofline_policies.device.nvml import REASONS
 from roofline_policies.work import Precision
-from sglang_patches import device as device_module
-from sglang_patches.device import DeviceWatch
+from sglang_patches.observe import device_watch as device_module
+from sglang_patches.observe.device_watch import DeviceWatch
 
 IDLE, POWER_CAP, SET_CLOCKS = 0x1, 0x4, 0x2
 

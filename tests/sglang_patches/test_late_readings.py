@@ -8,12 +8,12 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 from stand_ins import MODEL, StandInBatch
 
-from roofline_policies.batch import BatchShape
 from roofline_policies.counting import Ledger, LedgerError, slots
 from roofline_policies.counting.ledger import IN_FLIGHT
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Provenance
-from sglang_patches.counters import InlineWork
-from sglang_patches.observe import HostInterval, Observer
+from sglang_patches.observe.counters import InlineWork
+from sglang_patches.observe.observer import HostInterval, Observer
 
 STEPS = 80
 DECODE = BatchShape.of(decode_contexts=[7, 20])

@@ -13,7 +13,7 @@ from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import prepare_server_args
 
 from bench.demo_model import build
-from bench.server import Server
+from bench.live.server import Server
 from roofline_policies.errors import EXIT_BAD_INPUT
 from sglang_patches.hooks import SETTINGS
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from roofline_policies.config import load
 from roofline_policies.errors import InputError
-from sglang_patches.launched import Launched, NotAllowed
+from roofline_policies.settings.loading import load
+from sglang_patches.launch.policy_source import Launched, NotAllowed
 
 
 @pytest.fixture

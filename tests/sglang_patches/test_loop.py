@@ -11,18 +11,18 @@ from loop_parts import Listens, Request, Ticks, Times, ran, still_clock, with_on
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 from stand_ins import MODEL, StandInBatch, StandInRunningBatch, StandInTree
 
-from roofline_policies.admission import Rank
-from roofline_policies.config import load
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
 from roofline_policies.policies import Proposal
-from roofline_policies.running_targets import AIM
-from roofline_policies.slo import Objectives, Slo
+from roofline_policies.settings.loading import load
+from roofline_policies.slo.admission import Rank
+from roofline_policies.slo.objectives import Objectives, Slo
+from roofline_policies.slo.running_targets import AIM
 from sglang_patches import hooks
-from sglang_patches import loop as loop_module
-from sglang_patches import waiting as waiting_module
 from sglang_patches.hooks import join, loop_of
-from sglang_patches.loop import Loop, contained, timed
-from sglang_patches.served import Served
+from sglang_patches.loop import loop as loop_module
+from sglang_patches.loop.loop import Loop, contained, timed
+from sglang_patches.requests import waiting as waiting_module
+from sglang_patches.server.facts import Served
 
 
 class Guarded:

@@ -10,12 +10,12 @@ from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 from stand_ins import MODEL, StandInBatch
 
-from roofline_policies.backends import backends
-from roofline_policies.batch import BatchShape
-from roofline_policies.view import ForwardMode
+from roofline_policies.contract.view import ForwardMode
+from roofline_policies.model.backends import backends
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Precision, Provenance
-from sglang_patches import observe
-from sglang_patches.observe import DeviceInterval, HostInterval, Observer
+from sglang_patches.observe import observer as observe
+from sglang_patches.observe.observer import DeviceInterval, HostInterval, Observer
 
 
 def run(observer, batch, now_s=1.0, graph=False):

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from sglang_patches.outputs import LOOK_EVERY, OutputWatch
+from sglang_patches.requests.output_watch import LOOK_EVERY, OutputWatch
 
 
 class Answer:

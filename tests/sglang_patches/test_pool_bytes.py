@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from roofline_policies.model import ModelShape
+from roofline_policies.model.dense import ModelShape
 from roofline_policies.work import Precision
 
 torch = pytest.importorskip("torch")

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
-from roofline_policies.running_targets import AIM
-from roofline_policies.slo import Slo
-from sglang_patches.progress import Progress
+from roofline_policies.slo.objectives import Slo
+from roofline_policies.slo.running_targets import AIM
+from sglang_patches.requests.progress import Progress
 
 PACED = Slo(ttft_s=2.0, itl_s=0.1)
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 from stand_ins import StandInTree
 
-from roofline_policies.admission import Rank
-from roofline_policies.slo import Objectives, Slo
-from sglang_patches.waiting import Waiting
+from roofline_policies.slo.admission import Rank
+from roofline_policies.slo.objectives import Objectives, Slo
+from sglang_patches.requests.waiting import Waiting
 
 
 def prompt(rid, ttft_s):

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 from stand_ins import stand_in_scheduler
 
-from roofline_policies.running_targets import Need
-from roofline_policies.slo import Slo
-from sglang_patches.progress import Progress
-from sglang_patches.queues import Queues
+from roofline_policies.slo.objectives import Slo
+from roofline_policies.slo.running_targets import Need
+from sglang_patches.requests.progress import Progress
+from sglang_patches.requests.queues import Queues
 
 
 class Told(Progress):

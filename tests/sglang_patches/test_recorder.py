@@ -14,16 +14,16 @@ from sglang.srt.server_args import prepare_server_args
 from stand_ins import MODEL
 
 from bench.demo_model import build
-from bench.server import Server
-from bench.step_records import WARM_UP, read_steps
-from roofline_policies.batch import BatchShape
-from roofline_policies.config import load
+from bench.fit.step_records import WARM_UP, read_steps
+from bench.live.server import Server
+from roofline_policies.contract.view import ForwardMode, IterationRecord
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
-from roofline_policies.model import ModelShape
-from roofline_policies.view import ForwardMode, IterationRecord
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.dense import ModelShape
+from roofline_policies.settings.loading import load
 from roofline_policies.work import Precision
-from sglang_patches import recorder
-from sglang_patches.recorder import Recorder
+from sglang_patches.observe import recorder
+from sglang_patches.observe.recorder import Recorder
 
 SHAPE = BatchShape.of(decode_contexts=[5, 7, 30], padded_rows=1)
 

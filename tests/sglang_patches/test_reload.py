@@ -23,18 +23,18 @@ from sglang.utils import TypeBasedDispatcher
 from stand_ins import MODEL, StandInBatch, StandInRunningBatch, stand_in_scheduler
 from starlette.testclient import TestClient
 
-from roofline_policies.config import load
-from roofline_policies.decision import Knob, Range
+from roofline_policies.contract.decision import Knob, Range
 from roofline_policies.errors import InputError
 from roofline_policies.policies import Proposal
-from sglang_patches import loop as loop_module
-from sglang_patches import reload as reload_module
+from roofline_policies.settings.loading import load
 from sglang_patches.hooks import join
-from sglang_patches.http import add_routes, asked
-from sglang_patches.launched import Launched
-from sglang_patches.loop import Loop
-from sglang_patches.reload import PolicyAdoptReq, PolicyOfferReq, add_communicator, everywhere, register
-from sglang_patches.served import Served
+from sglang_patches.launch.http import add_routes, asked
+from sglang_patches.launch.policy_source import Launched
+from sglang_patches.loop import loop as loop_module
+from sglang_patches.loop import reload as reload_module
+from sglang_patches.loop.loop import Loop
+from sglang_patches.loop.reload import PolicyAdoptReq, PolicyOfferReq, add_communicator, everywhere, register
+from sglang_patches.server.facts import Served
 
 
 class SmallBatches:

@@ -17,8 +17,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
-from roofline_policies.decision import Knob
-from roofline_policies.view import ForwardMode
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import ForwardMode
 
 PROCESS = Path(__file__).parent / "metrics_process.py"
 ACCEPT = {

@@ -7,14 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from roofline_policies.attention_tiles import Fa3, Tile, TritonAttention
-from roofline_policies.batch import BatchShape
-from roofline_policies.config import load
-from roofline_policies.predict import StepPredictor
+from roofline_policies.model.attention_tiles import Fa3, Tile, TritonAttention
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.settings.loading import load
+from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.work import Precision
-from sglang_patches import hooks, served
-from sglang_patches.agree import KnobsUpdate
-from sglang_patches.observe import DeviceInterval, HostInterval
+from sglang_patches import hooks
+from sglang_patches.observe.observer import DeviceInterval, HostInterval
+from sglang_patches.server import facts as served
+from sglang_patches.server.agree import KnobsUpdate
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2,

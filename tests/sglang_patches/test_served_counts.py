@@ -6,9 +6,9 @@ from live_server import generate, prompts, roofline
 from bench.demo_model import build
 from bench.kernels.attention import Shape
 from bench.kernels.closed_forms import Tiles, decode_stage1, decode_stage2, extend
-from bench.server import Server
-from roofline_policies.batch import BatchShape
-from roofline_policies.model import ModelShape
+from bench.live.server import Server
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.dense import ModelShape
 from roofline_policies.work import Precision
 
 pytestmark = pytest.mark.slow

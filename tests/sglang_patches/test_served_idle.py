@@ -11,7 +11,7 @@ import pytest
 from live_server import generate, get, prompts
 
 from bench.demo_model import build
-from bench.server import Server
+from bench.live.server import Server
 
 pytestmark = pytest.mark.slow
 

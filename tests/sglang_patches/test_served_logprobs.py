@@ -7,10 +7,10 @@ import pytest
 from live_server import prompts, roofline
 
 from bench.demo_model import build
-from bench.server import Server
-from roofline_policies.backends import backends
-from roofline_policies.batch import BatchShape
-from roofline_policies.model import ModelShape
+from bench.live.server import Server
+from roofline_policies.model.backends import backends
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.dense import ModelShape
 from roofline_policies.work import Precision
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ import pytest
 from live_server import generate, prompts, roofline
 
 from bench.demo_model import build
-from bench.server import Server
-from roofline_policies.config import load
+from bench.live.server import Server
 from roofline_policies.errors import InputError
+from roofline_policies.settings.loading import load
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import pytest
 from live_server import generate, get, roofline
 
 from bench.demo_model import build
-from bench.server import Server
+from bench.live.server import Server
 from bench.storm import live
 
 pytestmark = pytest.mark.slow

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from roofline_policies.admission import Ticket
-from sglang_patches.service import FIRST_PACE, KEEP, STEPS_TO_A_TOKEN, Service
+from roofline_policies.slo.admission import Ticket
+from sglang_patches.requests.prefill_rate import FIRST_PACE, KEEP, STEPS_TO_A_TOKEN, Service
 
 
 class Prompt:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle_acceptance import WORD, probability, stream
 
-from roofline_policies.acceptance import Acceptance
 from roofline_policies.errors import InputError
-from roofline_policies.speculation import Speculation
+from roofline_policies.steps.acceptance import Acceptance
+from roofline_policies.steps.speculation import Speculation
 from sglang_patches.cpu.kernels import assign_req_to_token_pool_cpu
 from sglang_patches.virtual.accepted import AcceptedRuns
 from sglang_patches.virtual.speculative import check_launched, speculative_args, write_slots

@@ -8,10 +8,10 @@ from loop_parts import Listens, Request, Ticks, Times, ran, still_clock, with_on
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 from stand_ins import MODEL, StandInBatch
 
-from roofline_policies.config import load
-from roofline_policies.slo import Objectives, Slo
-from sglang_patches.loop import Loop
-from sglang_patches.served import Served
+from roofline_policies.settings.loading import load
+from roofline_policies.slo.objectives import Objectives, Slo
+from sglang_patches.loop.loop import Loop
+from sglang_patches.server.facts import Served
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from virtual_runs import UNIT_S, Ask, Case, Pace, admits_nothing, clocks_left, in_children, leaks, serve
 
-from roofline_policies.host_time import HostTime
+from roofline_policies.steps.host_time import HostTime
 
 U = UNIT_S
 CHUNKED = ("--chunked-prefill-size", "256")

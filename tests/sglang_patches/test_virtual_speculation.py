@@ -15,9 +15,9 @@ from oracle_acceptance import runs_of
 from speculative_runs import DRAFT, TARGET, TICK_S, Case, serve
 from virtual_runs import in_children
 
-from roofline_policies.acceptance import Acceptance
-from roofline_policies.batch import BatchShape
-from roofline_policies.host_time import HostTime
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.steps.acceptance import Acceptance
+from roofline_policies.steps.host_time import HostTime
 
 CHOOSER = random.Random(7)
 TOGETHER = tuple((0.0, CHOOSER.randrange(20, 300), CHOOSER.randrange(1, 400)) for _ in range(40))

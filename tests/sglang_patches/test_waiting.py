@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 from stand_ins import StandInTree
 
-from roofline_policies.admission import NO_TARGET_S, Rank
-from roofline_policies.batch import BatchShape
-from roofline_policies.slo import Objectives, Slo
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.slo.admission import NO_TARGET_S, Rank
+from roofline_policies.slo.objectives import Objectives, Slo
 from sglang_patches import hooks
-from sglang_patches import waiting as waiting_module
-from sglang_patches.waiting import LEAST_IN_FLIGHT, Waiting
+from sglang_patches.requests import waiting as waiting_module
+from sglang_patches.requests.waiting import LEAST_IN_FLIGHT, Waiting
 
 SERVER = Slo(ttft_s=10.0, itl_s=0.1)
 OBJECTIVES = Objectives(SERVER, {10: Slo(ttft_s=1.0), 0: Slo(e2e_s=30.0), -1: Slo()})

@@ -16,11 +16,11 @@ from types import FunctionType
 from typing import Any
 
 from bench.virtual.processes import Crash, run_each
-from roofline_policies.config import load
-from roofline_policies.fitted_steps import FittedSteps, StepLine
-from roofline_policies.hardware import from_catalogue
-from roofline_policies.host_time import HostTime
-from roofline_policies.model_catalogue import shipped_model
+from roofline_policies.device.hardware import from_catalogue
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.settings.loading import load
+from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
+from roofline_policies.steps.host_time import HostTime
 
 UNIT_S = 2.0**-10
 """Times that are multiples of it add up without rounding, so that closed forms hold to the last bit."""

@@ -19,11 +19,11 @@ os.environ |= {"SGLANG_TEST_RETRACT": "true", "SGLANG_ROOFLINE_ACTIVE": "1"}
 
 from stand_ins import MODEL
 
-from roofline_policies.config import load
-from roofline_policies.decision import Knob
-from roofline_policies.host_time import HostTime
+from roofline_policies.contract.decision import Knob
 from roofline_policies.policies import Proposal
-from roofline_policies.slo import Objectives, Slo
+from roofline_policies.settings.loading import load
+from roofline_policies.slo.objectives import Objectives, Slo
+from roofline_policies.steps.host_time import HostTime
 from sglang_patches.hooks import loop_of
 from sglang_patches.virtual.clock import VirtualClock
 from sglang_patches.virtual.server import VirtualDevice, VirtualServer

@@ -2,7 +2,7 @@
 
 Replayed are arrivals, lengths, phases and priorities as they were asked for. A record has no prefixes.
 
-Source: bench/records.py.
+Source: bench/report/records.py.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ from random import Random
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
-from roofline_policies.config import load
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import ForwardMode
 from roofline_policies.policies import Composition, PrefillDeferral, SloGuard
-from roofline_policies.slo import ItlKind, Objectives, Slo
+from roofline_policies.settings.loading import load
+from roofline_policies.slo.objectives import ItlKind, Objectives, Slo
 from roofline_policies.testing import Machine, Plant
-from roofline_policies.view import ForwardMode
 
 SHIPPED = {name: load("adaptive", overrides=[f"policy={name}"]) for name in ("predictive", "ridge")}
 POLICIES = {name: loaded.policy for name, loaded in SHIPPED.items()}

@@ -7,9 +7,9 @@ from guarantee_plants import CONTROLLER, POLICIES, examples, limited, objectives
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.control.transitions import COSTLY_KNOBS
 from roofline_policies.policies import Kind, Proposal, Strength
-from roofline_policies.transitions import COSTLY_KNOBS
 
 
 def check(done, machine):

@@ -5,8 +5,8 @@ from guarantee_plants import biases, examples, noises, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.decision import Knob
-from roofline_policies.slo import ItlKind, Objectives, Slo
+from roofline_policies.contract.decision import Knob
+from roofline_policies.slo.objectives import ItlKind, Objectives, Slo
 from roofline_policies.testing import Machine
 
 LAUNCHED_WITH = 4096

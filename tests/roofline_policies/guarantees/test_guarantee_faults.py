@@ -7,9 +7,9 @@ from guarantee_plants import POLICIES, examples, machines, objectives, run, traf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
 from roofline_policies.policies import Composition, Proposal
-from roofline_policies.slo import Objectives, Slo
+from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.testing import LinearSteps, Machine
 from roofline_policies.testing.server import STALLED_AFTER
 

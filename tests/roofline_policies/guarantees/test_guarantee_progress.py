@@ -18,10 +18,10 @@ from guarantee_plants import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.device.roofline import Bound
 from roofline_policies.policies import PrefillDeferral, RidgePrefillDeferral
-from roofline_policies.roofline import Bound
-from roofline_policies.slo import Objectives, Slo
+from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.testing import Machine, fake_point, fake_view
 
 EXCLUSIVE = {Knob.MIXED_CHUNK: "its drafts need decode steps of their own"}

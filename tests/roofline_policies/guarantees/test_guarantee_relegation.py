@@ -6,7 +6,7 @@ from guarantee_plants import drawn, examples, longest_step_s, machines, predicti
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.slo import Objectives, Slo
+from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.testing import Machine
 
 RELEGATE_FOR_S = 3

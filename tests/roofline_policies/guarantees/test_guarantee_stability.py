@@ -7,8 +7,8 @@ from guarantee_plants import DEFERRAL, POLICIES, biases, examples, noises, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.decision import Knob
-from roofline_policies.slo import Objectives, Slo
+from roofline_policies.contract.decision import Knob
+from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.testing import Machine
 
 CALM = [(0.1 * i, 800, 100, None) for i in range(300)]

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from views import view
 
-from roofline_policies.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.view import QueueState
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import BatchSize, Kind, Strength
 from roofline_policies.policies.batch_size import LOWEST_FILL, MIDDLE_FILL, REACH
-from roofline_policies.slo import Slo
-from roofline_policies.view import QueueState
+from roofline_policies.slo.objectives import Slo
 
 RUNNING = Knob.MAX_RUNNING_REQUESTS
 WIDE = Bounds({RUNNING: Range(1, 512)}, {})

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from views import view
 
-from roofline_policies.decision import Knob, Knobs
+from roofline_policies.contract.decision import Knob, Knobs
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import Composition, Kind, Proposal, Static, Strength, compose
 from roofline_policies.policies.compose import merge

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from test_controller import BUSY, Says, controller
 from views import BOUNDS, LAUNCH, view
 
-from roofline_policies.controller import State
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import QueueState
+from roofline_policies.control.controller import State
+from roofline_policies.control.status import explain, log_line, status
 from roofline_policies.errors import PolicyError
 from roofline_policies.policies import Kind, Proposal, Strength, compose, when
 from roofline_policies.policies.compose import Composition
 from roofline_policies.policies.conditions import kv_use
 from roofline_policies.policies.gate import MOST_PROPOSALS, accepted
-from roofline_policies.status import explain, log_line, status
-from roofline_policies.view import QueueState
 
 CHUNK = Knob.PREFILL_CHUNK_TOKENS
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from views import view
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.view import QueueState
 from roofline_policies.errors import FieldError
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import PrefillDeferral
-from roofline_policies.view import QueueState
 
 CHUNK, MIXED, DEFER = Knob.PREFILL_CHUNK_TOKENS, Knob.MIXED_CHUNK, Knob.DEFER_PREFILL
 RUNNING = 8

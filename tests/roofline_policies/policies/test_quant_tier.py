@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from views import BOUNDS, LAUNCH, point, view
 
-from roofline_policies.decision import Bounds, Knob, Range
+from roofline_policies.contract.decision import Bounds, Knob, Range
+from roofline_policies.contract.view import QueueState
+from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import Kind, QuantTier, RidgeQuantTier, Strength
-from roofline_policies.roofline import Bound
-from roofline_policies.slo import Slo
-from roofline_policies.view import QueueState
+from roofline_policies.slo.objectives import Slo
 
 KNOB = Knob.QUANT_TIER
 MOVABLE = Bounds({**BOUNDS.ranges, KNOB: Range(0, 1)}, {})

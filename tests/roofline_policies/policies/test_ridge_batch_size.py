@@ -1,12 +1,12 @@
 import pytest
 from views import point, view
 
-from roofline_policies.decision import Knob, Knobs
+from roofline_policies.contract.decision import Knob, Knobs
+from roofline_policies.contract.view import QueueState
+from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import Kind, RidgeBatchSize, Strength
-from roofline_policies.roofline import Bound
-from roofline_policies.slo import Slo
-from roofline_policies.view import QueueState
+from roofline_policies.slo.objectives import Slo
 
 BUSY = QueueState(running=32, waiting=5)
 

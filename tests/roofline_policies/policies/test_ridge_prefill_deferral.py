@@ -3,12 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from views import point, view
 
-from roofline_policies.decision import Knob, Knobs
+from roofline_policies.contract.decision import Knob, Knobs
+from roofline_policies.contract.view import QueueState
+from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import Kind, RidgePrefillDeferral, Strength
-from roofline_policies.roofline import Bound
-from roofline_policies.slo import ItlKind, Slo
-from roofline_policies.view import QueueState
+from roofline_policies.slo.objectives import ItlKind, Slo
 
 RUNNING = QueueState(running=8, waiting=1, next_prefill_tokens=4096)
 TIGHT = Slo(itl_s=0.1)

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from views import view
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
+from roofline_policies.contract.view import QueueState
+from roofline_policies.control.transitions import Transitions, TransitionSettings
 from roofline_policies.errors import FieldError
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import Kind, SloGuard, Strength
-from roofline_policies.transitions import Transitions, TransitionSettings
-from roofline_policies.view import QueueState
 
 CHUNK, ORDER, RELEGATE = Knob.PREFILL_CHUNK_TOKENS, Knob.DEADLINE_ORDER, Knob.RELEGATE_FOR_S
 BOUNDS = Bounds({CHUNK: Range(64, 8192, 64), RELEGATE: Range(0, 3600)}, {})

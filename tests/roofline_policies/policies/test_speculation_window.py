@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from views import BOUNDS, LAUNCH, point, view
 
-from roofline_policies.batch import BatchShape
-from roofline_policies.correction import CorrectedSteps, Line
-from roofline_policies.decision import Bounds, Knob, Range
+from roofline_policies.contract.decision import Bounds, Knob, Range
+from roofline_policies.contract.view import QueueState
+from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import Kind, RidgeSpeculationWindow, SpeculationWindow, Strength
 from roofline_policies.policies.speculation_window import windows
-from roofline_policies.roofline import Bound
-from roofline_policies.view import QueueState
+from roofline_policies.steps.correction import CorrectedSteps, Line
 
 KNOB = Knob.SPECULATION_WINDOW
 QUEUE = QueueState(running=8, decode_context_tokens=808)

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from views import point, view
 
-from roofline_policies.decision import Knob
+from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.view import QueueState
+from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.policies import (
     Composition,
@@ -36,9 +38,7 @@ from roofline_policies.policies.conditions import (
     slack_s,
     waiting,
 )
-from roofline_policies.roofline import Bound
-from roofline_policies.targets import instantiate, parse_condition
-from roofline_policies.view import QueueState
+from roofline_policies.settings.policy_loader import instantiate, parse_condition
 
 CAP = Proposal("Says", Knob.MAX_RUNNING_REQUESTS, 7, "seven", Kind.CAP, Strength.GUARD)
 OTHER = Proposal("Says", Knob.DEFER_PREFILL, True, "later")

@@ -1,0 +1,1 @@
+"""Fits of the predictor to measurements, and how far off they are."""

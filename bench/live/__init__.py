@@ -1,0 +1,1 @@
+"""Traffic replayed against real SGLang servers: load generator, servers, samples, arms in turn."""

@@ -1,0 +1,1 @@
+"""From records of runs to metrics, tables, figures and pages."""

@@ -1,0 +1,1 @@
+"""The kernels of installed packages: found, imported and surveyed."""

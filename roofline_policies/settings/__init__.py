@@ -1,0 +1,1 @@
+"""From configuration files and overrides to checked settings and policy objects."""

@@ -1,0 +1,122 @@
+"""What a predictor of step times gets wrong, learned from the steps that it predicted: a scale, a time, a spread."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import NamedTuple
+
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.steps.times import StepTimes
+
+EMPTY = BatchShape()
+
+Z = 2.5
+"""Standard deviations of the margin: one step in 160 of a normal distribution takes longer. The residuals are what the
+margin is made of, because a fixed one is too small for a noisy device and too large for a quiet one."""
+
+PRIOR_SPREAD = 0.1
+"""Relative standard deviation of a predictor of which nothing is known yet: what held-out kernels showed, and more."""
+
+LEAST_SPREAD = 0.02
+"""Of the most regular device: what runs is never quite what was planned. Prompts are cut or found cached, and whose
+answer has ended is known a step late, which a residual, of what did run, does not show."""
+
+MEMORY = 64.0
+"""Recent steps of a kind that carry about two thirds of the weight."""
+
+FARTHEST = 3.0
+"""A step that took this many times as long as expected, or as little, says that something else happened; it counts as
+one at this distance, so that a pause does not undo what was learned and a real shift is still followed. So does the
+first one, which may have compiled a kernel: an average of ratios comes down far more slowly than it goes up."""
+
+LEAST_S, MOST_S = 1e-9, 1e9
+"""What a step can take: sums of squares of anything beyond would not be numbers any more."""
+
+FLATNESS = 0.02
+"""Weight of the belief that there is no constant time, against the variance of the steps' sizes."""
+
+
+class Line(NamedTuple):
+    """Seconds of a step of one kind: ``scale * predicted + add_s``, and their relative standard deviation."""
+
+    scale: float = 1.0
+    add_s: float = 0.0
+    spread: float = PRIOR_SPREAD
+
+    def seconds(self, predicted_s: float) -> float:
+        return self.scale * predicted_s + self.add_s
+
+
+class StepCorrection:
+    """Learns one Line from pairs of predicted and measured seconds. O(1) in time and memory.
+
+    A regression of ``measured / predicted`` on ``1 / predicted`` with weights that decay per step: relative errors
+    count alike for short and long steps, and the constant time (host, launches) shows in the short ones.
+    """
+
+    def __init__(self, prior: Line | None = None) -> None:
+        self.line = prior or Line()
+        self.steps = 0
+        self._keep = 1.0 - 1.0 / MEMORY
+        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        self._variance = self.line.spread**2
+
+    def observe(self, predicted_s: float, measured_s: float) -> None:
+        """Count one step. Times that no step takes, such as none at all, say nothing."""
+        if not (LEAST_S <= predicted_s <= MOST_S and LEAST_S <= measured_s <= MOST_S):
+            return
+        expected = self.line.seconds(predicted_s) / predicted_s
+        ratio = min(max(measured_s / predicted_s, expected / FARTHEST), expected * FARTHEST)
+        x, keep = 1.0 / predicted_s, self._keep
+        self._weight = self._weight * keep + 1.0
+        self._x = self._x * keep + x
+        self._y = self._y * keep + ratio
+        self._xx = self._xx * keep + x * x
+        self._xy = self._xy * keep + x * ratio
+        mean_x, mean_y = self._x / self._weight, self._y / self._weight
+        variance_x = max(0.0, self._xx / self._weight - mean_x * mean_x)
+        covariance = self._xy / self._weight - mean_x * mean_y
+        add_s = max(0.0, covariance / (variance_x + FLATNESS * mean_x * mean_x))
+        add_s = min(add_s, 0.9 * mean_y / mean_x)  # the scale stays positive
+        scale = mean_y - add_s * mean_x
+        residual = (ratio - scale - add_s * x) / (scale + add_s * x)
+        self.steps += 1
+        # The first steps are averaged with the prior; from there on the past decays.
+        share = max(1.0 - keep, 1.0 / (self.steps + 8.0))
+        self._variance += share * (residual * residual - self._variance)
+        self.line = Line(scale, add_s, max(LEAST_SPREAD, sqrt(self._variance)))
+
+
+class CorrectedSteps(NamedTuple):
+    """A predictor with what was learned of its errors, at one moment. Equal questions have equal answers.
+
+    asked: answers that were given; policies of one composition ask the same.
+    """
+
+    times: StepTimes
+    prefill: Line = Line()
+    decode: Line = Line()
+    mixed: Line = Line()
+    asked: dict[tuple[BatchShape, BatchShape, bool], float] | None = None
+
+    def step_s(self, *, prefill: BatchShape = EMPTY, decode: BatchShape = EMPTY, graph: bool = False) -> float:
+        """Seconds that the step is expected to take, host time included."""
+        question = (prefill, decode, graph)
+        known = None if self.asked is None else self.asked.get(question)
+        if known is not None:
+            return known
+        line = self._line(prefill, decode)
+        seconds = line.scale * self.times.step_s(prefill=prefill, decode=decode, graph=graph) + line.add_s
+        if self.asked is not None:
+            self.asked[question] = seconds
+        return seconds
+
+    def margin(self, *, prefill: bool, decode: bool) -> float:
+        """Factor above 1 by which a step of this kind hardly ever takes longer than expected."""
+        line = (self.mixed if decode else self.prefill) if prefill else self.decode
+        return 1.0 + Z * line.spread
+
+    def _line(self, prefill: BatchShape, decode: BatchShape) -> Line:
+        if not prefill.requests:
+            return self.decode
+        return self.mixed if decode.requests else self.prefill

@@ -1,0 +1,100 @@
+"""--policy and its neighbours, for every way of starting a server."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from sglang.srt.plugins.hook_registry import HookType
+
+from roofline_policies.errors import EXIT_BAD_INPUT, IncompatibleServer, InputError
+from roofline_policies.settings.loading import SHIPPED
+from sglang_patches.compat import OVERRIDE_FLAG, Hook
+
+
+def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
+    """Add the options. Each is a plain store, the kind that SGLang's --config file can set too."""
+    group = parser.add_argument_group("roofline-adaptive scheduling")
+    group.add_argument(
+        "--policy",
+        default=None,
+        metavar="POLICY",
+        help=f"Scheduling policy: a YAML file, a shipped name ({', '.join(SHIPPED)}), or package.module:attribute.",
+    )
+    group.add_argument(
+        "--policy-set",
+        default="",
+        metavar="OVERRIDES",
+        help='Override keys of the policy file, e.g. "slo.itl_s=0.03 hardware=h200".',
+    )
+    group.add_argument(
+        "--policy-packages",
+        default="",
+        metavar="PACKAGES",
+        help="Packages, comma-separated, that _target_ in the policy file may name besides this project's own.",
+    )
+    group.add_argument(
+        OVERRIDE_FLAG, action="store_true", help="Try the policy with a version of SGLang that was not tested."
+    )
+
+
+def from_cli_args(server_args: Any, cls: type, args: argparse.Namespace) -> Any:
+    """Check the policy that was asked for; a mistake ends the launch here, before anything is loaded."""
+    if getattr(args, "policy", None) is None:
+        return server_args
+    from sglang_patches.launch.prepare import prepare
+
+    try:
+        prepare(
+            server_args,
+            args.policy,
+            overrides=args.policy_set,
+            packages=args.policy_packages,
+            allow_untested=args.policy_allow_untested,
+        )
+    except (InputError, IncompatibleServer) as error:
+        _stop(error)
+    return server_args
+
+
+def _stop(error: Exception) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(EXIT_BAD_INPUT)
+
+
+def accept_in_engine(engine: Any) -> None:
+    """Let ``sglang.Engine(policy=..., policy_set=...)`` take what the command line takes, policy objects included."""
+    make: Callable[..., Any] = engine.server_args_class
+
+    def server_args_with_policy(
+        *,
+        policy: Any = None,
+        policy_set: str = "",
+        policy_packages: str = "",
+        policy_allow_untested: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        server_args = make(**kwargs)
+        if policy is not None:
+            from sglang_patches.launch.prepare import prepare
+
+            prepare(
+                server_args,
+                policy,
+                overrides=policy_set,
+                packages=policy_packages,
+                allow_untested=policy_allow_untested,
+            )
+        return server_args
+
+    engine.server_args_class = staticmethod(server_args_with_policy)
+
+
+SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
+
+CLI_HOOKS = (
+    Hook(f"{SERVER_ARGS}.add_cli_args", HookType.AFTER, add_cli_args, ("parser",)),
+    Hook(f"{SERVER_ARGS}.from_cli_args", HookType.AFTER, from_cli_args, ("args",)),
+)

@@ -1,0 +1,158 @@
+"""From --policy and its neighbours to settings that a server can start with, everything checked before it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from roofline_policies.contract.decision import Knob, Range
+from roofline_policies.device.calibrate import cpu_name
+from roofline_policies.device.hardware import CALIBRATE, Ceilings, from_catalogue, match_device
+from roofline_policies.device.nvml import open_nvml
+from roofline_policies.errors import InputError
+from roofline_policies.policies.base import Policy
+from roofline_policies.settings.loading import Settings, load
+from sglang_patches import compat
+from sglang_patches.hooks import SCHEDULER_HOOKS, SETTINGS
+from sglang_patches.launch.http import add_routes
+from sglang_patches.launch.policy_source import Launched, words
+from sglang_patches.loop import reload
+from sglang_patches.observe import recorder
+from sglang_patches.server import model as served_model
+
+UNSUPPORTED: Mapping[str, object] = MappingProxyType({
+    "pp_size": 1,
+    "enable_dp_attention": False,
+    "enable_pdmux": False,
+    "is_embedding": False,
+    "dllm_algorithm": None,
+})  # fmt: skip
+"""Launch arguments under which work would be counted wrongly or not at all, with the values that are fine."""
+
+
+def prepare(
+    server_args: Any,
+    policy: str | Policy,
+    *,
+    overrides: str = "",
+    packages: str = "",
+    allow_untested: bool = False,
+) -> None:
+    """Check a policy against the server it is to run in, and hand it to the server's processes.
+
+    Raises:
+        InputError: anything that cannot be used. Nothing has been changed then.
+        IncompatibleServer: the installed SGLang lacks a hook.
+    """
+    compat.check_version(allow_untested)
+    named = tuple(name for name in packages.split(",") if name)
+    settings = load(policy, overrides=words(overrides), packages=named)
+    check_server(server_args, settings)
+    served_model.launched_with(server_args)  # refuses what is not covered
+    if settings.record is not None:
+        recorder.check(settings.record, where=settings.source)
+    settings = with_ceilings(settings, server_args)
+    reload.pickled(settings)
+    reload.register()
+    compat.apply((*SCHEDULER_HOOKS, *reload.MANAGER_HOOKS))
+    setattr(server_args, SETTINGS, settings)
+    os.environ[compat.ACTIVE] = "1"
+    add_routes(Launched(policy, overrides, named, settings, partial(check_server, server_args)))
+
+
+def check_server(server_args: Any, settings: Settings) -> None:
+    """Refuse what can be known to be impossible from the launch arguments alone, whatever the model is.
+
+    Raises:
+        InputError: a layout that is not covered, or bounds on a knob that cannot move.
+    """
+    for key, allowed in UNSUPPORTED.items():
+        value = getattr(server_args, key)
+        if value != allowed:
+            raise InputError(
+                "is not supported with a policy", where="server", key=key, value=value, allowed=f"{allowed}"
+            )
+    chunk = server_args.chunked_prefill_size
+    if chunk is not None and chunk <= 0 and settings.bounds.of(Knob.PREFILL_CHUNK_TOKENS) is not None:
+        raise InputError(
+            "this server cannot move that knob: it was launched with --chunked-prefill-size " + str(chunk),
+            where=settings.source,
+            key=f"bounds.{Knob.PREFILL_CHUNK_TOKENS.value}",
+            allowed="null",
+        )
+    known = {
+        Knob.MAX_RUNNING_REQUESTS: server_args.max_running_requests,
+        Knob.PREFILL_CHUNK_TOKENS: chunk if chunk is not None and chunk > 0 else None,
+    }
+    settings.bounds_for({knob: Range(1, high) for knob, high in known.items() if high is not None}, {})
+
+
+def with_ceilings(settings: Settings, server_args: Any) -> Settings:
+    """The settings with the ceilings of the device the server will run on, at the user's price.
+
+    Raises:
+        InputError: the device can neither be measured nor found in the catalogue.
+    """
+    device = _device(server_args)
+    ceilings = settings.ceilings
+    if ceilings is None:
+        ceilings = _device_ceilings(device, settings.source)
+    elif (name := _device_name(device)) is not None:
+        ceilings = ceilings.of_device(name)
+    if settings.usd_per_h is not None:
+        ceilings = replace(ceilings, usd_per_h=settings.usd_per_h)
+    return replace(settings, ceilings=ceilings)
+
+
+def _device(server_args: Any) -> str:
+    from sglang.srt.utils import get_device
+
+    return str(server_args.device or get_device()).partition(":")[0]
+
+
+def _device_ceilings(device: str, where: str) -> Ceilings:
+    """Measured in a process of its own, so that this one neither holds device memory nor keeps its threads busy."""
+    if device not in ("cpu", "cuda"):
+        raise InputError("unknown device", where=where, key="hardware.device", value=device, allowed=_how())
+    print(
+        "Roofline: ceilings of this device: from the cache, or measured now (10 s, up to 30 s where repeats differ)",
+        file=sys.stderr,
+    )
+    command = [sys.executable, "-m", "roofline_policies.device.calibrate", "--device", device, "--json"]
+    if device == "cpu":
+        threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # OpenMP takes a list, one per nesting level
+        command += ["--threads", threads or str(os.cpu_count() or 1)]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if ran.returncode == 0:
+        return Ceilings.from_dict(json.loads(ran.stdout.splitlines()[-1]), "calibration")
+    nvml = open_nvml(0) if device == "cuda" else None
+    sample = nvml.sample() if nvml is not None else None
+    known = match_device(sample.name) if sample is not None and sample.name else None
+    if known is None:
+        name = (sample.name if sample is not None else None) or device
+        raise InputError(
+            "could not be measured and is not in the catalogue", where=where, key="hardware.device", value=name,
+            allowed=_how(),
+        )  # fmt: skip
+    ceilings = from_catalogue(known)
+    return replace(ceilings, stand_ins=(f"{ceilings.source}: the catalogue's figures stand in for measured ones",))
+
+
+def _device_name(device: str) -> str | None:
+    """The device at hand as NVML or the operating system names it; None where nobody says."""
+    if device == "cpu":
+        return cpu_name()
+    nvml = open_nvml(0) if device == "cuda" else None
+    sample = nvml.sample() if nvml is not None else None
+    return None if sample is None else sample.name
+
+
+def _how() -> str:
+    return f"cpu, cuda, or ceilings written out under hardware (see conf/hardware); {CALIBRATE} measures a device"

@@ -1,0 +1,391 @@
+"""The loop inside a scheduler process: observer, controller and actuator joined, failures contained."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import wraps
+from typing import Any
+
+from sglang.srt.runtime_context import get_parallel
+
+from roofline_policies.contract.decision import Bounds, Knobs
+from roofline_policies.contract.view import ForwardMode, QueueState
+from roofline_policies.control.controller import Controller, State
+from roofline_policies.control.status import LoopTimer, explain, status
+from roofline_policies.control.transitions import COSTLY_KNOBS
+from roofline_policies.errors import InputError
+from roofline_policies.model.dense import ModelShape
+from roofline_policies.plain import plain
+from roofline_policies.settings.loading import Settings
+from roofline_policies.slo.admission import Rank
+from sglang_patches.loop.actuator import Actuator, launch_knobs, launch_ranges
+from sglang_patches.loop.guard import contained, timed
+from sglang_patches.loop.reload import Loaded
+from sglang_patches.loop.reports import Reports
+from sglang_patches.observe.counters import InlineWork
+from sglang_patches.observe.observer import Observer
+from sglang_patches.observe.recorder import Recorder, of_rank
+from sglang_patches.requests.output_watch import OutputWatch
+from sglang_patches.requests.prefill_rate import Service
+from sglang_patches.requests.progress import Progress
+from sglang_patches.requests.queues import Queues
+from sglang_patches.requests.waiting import Waiting
+from sglang_patches.server import model as served_model
+from sglang_patches.server.agree import KnobsUpdate, alone, decides_here
+from sglang_patches.server.facts import Served, roofline_times
+
+logger = logging.getLogger(__name__)
+
+DECIDE_AT_LEAST_EVERY_S = 0.1
+"""Longest time without a decision while the server is busy; with prompts waiting there is one in every pass."""
+
+STALLED_AFTER = 256
+"""Iterations launched without one being reported, after which the counters are taken to be stalled."""
+
+
+class Loop:
+    """Observe, decide and actuate for one scheduler.
+
+    Every rank applies knobs; the deciding one also observes and decides (see agree).
+    served: what runs there and how it is timed; read where the loop decides.
+
+    Raises:
+        InputError: the settings ask for something this server cannot do.
+    """
+
+    def __init__(self, scheduler: Any, settings: Settings, served: Served) -> None:
+        self.scheduler = scheduler
+        self.settings = settings
+        self.actuator = Actuator(scheduler)
+        self.spent_s = 0.0
+        self.timer = LoopTimer()
+        self.retractions = 0
+        self.loaded = Loaded()
+        self.controller: Controller | None = None
+        self._queues = Queues(scheduler)
+        self.waiting = Waiting(scheduler, settings.objectives, None)
+        self._alone = alone()
+        self._unreported = 0
+        self._decided_s = float("-inf")
+        self._recorder: Recorder | None = None
+        if decides_here():
+            self._start_deciding(served)
+
+    def _start_deciding(self, served: Served) -> None:
+        scheduler, settings = self.scheduler, self.settings
+        if settings.ceilings is None:
+            raise InputError("has no ceilings", where=settings.source, key="hardware")
+        counters, rows_per_request = served.counters, served_model.rows_per_request(scheduler)
+        self._outputs = OutputWatch()
+        times = served.predictor if served.predictor is not None else roofline_times(served, settings, rows_per_request)
+        self.waiting = Waiting(scheduler, settings.objectives, times)
+        self._service = Service(self.waiting.ticket)
+        self._progress = Progress(settings.objectives.server, rows_per_request, self.waiting.slo_of)
+        self.observer = Observer(
+            served.model,
+            interval=served.interval,
+            graph_sizes=served.graph_sizes,
+            rows_per_request=rows_per_request,
+            inline=_inline(served, scheduler.device),
+            tree_cache=scheduler.tree_cache,
+            attention=served.attention,
+            linear=served.linear,
+        )
+        self._ranges = launch_ranges(scheduler)  # now: the actuator moves what they are read from
+        bounds, unmet = settings.bounds_near(*self._ranges)
+        for error in unmet:
+            logger.warning(f"Roofline: {error}. The knob moves within the launch range.")
+        for knob, reason in bounds.immovable.items():
+            logger.warning(f"Roofline: {knob.value} cannot be moved: {reason}. Policies that ask for it idle.")
+        self.controller = Controller(
+            settings.policy,
+            ceilings=settings.ceilings,
+            bounds=bounds,
+            launch=launch_knobs(scheduler),
+            slo=settings.objectives.server,
+            settings=settings.controller,
+            started_s=time.monotonic(),
+            predictor=times,
+        )
+        # Knobs narrow what the server was launched with, so this is the most prompt tokens of any step.
+        self._most_tokens = launch_knobs(scheduler).prefill_chunk_tokens or scheduler.max_prefill_tokens
+        series = scheduler.metrics_reporter.enable_metrics
+        self._reports = Reports(
+            self.controller, settings, time.monotonic(), device_uuid=served.device_uuid, series=series
+        )
+        if settings.record is not None:
+            self._recorder = Recorder(of_rank(settings.record, get_parallel().dp_rank or 0))
+        self._wrap_forward()
+        work = "counted by the attention kernels" if counters is not None else "closed form"
+        told = f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.origin}"
+        attention = "" if served.attention is None else f"; attention: {served.attention.name}"
+        logger.info(plain(f"{told}; work: {work}{attention}"))
+
+    def _wrap_forward(self) -> None:
+        """Time every forward pass where the scheduler calls its worker, draft and verify steps included."""
+        worker = self.scheduler.model_worker
+        forward = worker.forward_batch_generation
+
+        @wraps(forward)
+        def forward_with_time(*args: Any, **kwargs: Any) -> Any:
+            self.forward_starts()
+            result = forward(*args, **kwargs)
+            self.forward_ends()
+            return result
+
+        worker.forward_batch_generation = forward_with_time
+
+    def give_up(self, reason: str, error: BaseException | None = None) -> None:
+        """Turn to the launch settings until a policy is loaded anew; the next decision tells every rank."""
+        controller = self.controller
+        if controller is not None and controller.state is State.ACTIVE:
+            controller.give_up(reason)
+            logger.error(f"Roofline: {reason}. The launch settings hold from now on.", exc_info=error)
+
+    def bounds_of(self, settings: Settings) -> Bounds:
+        """How far settings let the knobs move here. Where this rank decides.
+
+        Raises:
+            InputError: they ask for what the server was not launched with.
+        """
+        return settings.bounds_for(*self._ranges)
+
+    def reload(self, settings: Settings) -> None:
+        """Decide by other settings from the next pass on, also after the policy was given up. Where this rank decides.
+
+        What was observed, learned and counted is kept; see Controller.adopt. settings: with the ceilings in use.
+
+        Raises:
+            InputError: bounds that the server was not launched with; nothing has changed then.
+        """
+        controller, bounds = self.controller, self.bounds_of(settings)
+        assert controller is not None
+        revived_from = controller.fallback_reason
+        if revived_from is not None:  # what ran since was not followed
+            self.observer.forget()
+            self._progress.clear()
+            self._unreported = 0
+        slo = settings.objectives.server
+        for change in controller.adopt(time.monotonic(), settings.policy, slo, settings.controller, bounds):
+            logger.info(f"Roofline. {change.knob.value}: {change.old} -> {change.new} ({change.reason})")
+        self._progress.adopt(slo, self._queues.decoding())
+        # The scheduler's own ceilings: they cover the model's precision, those of the launch may not.
+        self.settings = replace(settings, ceilings=self.settings.ceilings)
+        self._decided_s = float("-inf")
+        self._reports.adopt(settings)
+        self.loaded.again(settings, revived_from)
+
+    @property
+    def _active(self) -> Controller | None:
+        """The controller while its policy decides; None where another rank decides, and after it was given up."""
+        controller = self.controller
+        return controller if controller is not None and controller.state is State.ACTIVE else None
+
+    @timed
+    @contained
+    def launching(self, batch: Any) -> None:
+        controller = self._active
+        mode = self.observer.launch(batch) if controller is not None else None
+        if controller is None or mode is None:
+            return
+        now_s = time.monotonic()
+        controller.launched(mode, now_s, *(self.observer.launching or ()))
+        if mode is not ForwardMode.DECODE:
+            self._service.launched(batch, now_s, self._queues.prompts())
+            self._decided_s = float("-inf")  # other requests run from now on: decide anew in the next pass
+
+    @timed
+    @contained
+    def forward_starts(self) -> None:
+        if self._active is not None:
+            self.observer.forward_starts()
+
+    @timed
+    @contained
+    def forward_ends(self) -> None:
+        if self._active is not None:
+            self.observer.forward_ends()
+
+    @timed
+    @contained
+    def launched(self, batch: Any) -> None:
+        controller = self._active
+        if controller is None:
+            return
+        shapes = self.observer.launching
+        self.observer.launched(batch)
+        if shapes is not None:
+            prefill, decode = shapes
+            ends_s = 0.0 if decode.requests and not prefill.requests else controller.pace.free_s(time.monotonic())
+            self._progress.launched(batch, prefill.context_tokens + decode.context_tokens, ends_s)
+        self._unreported += 1
+        if self._unreported > STALLED_AFTER:
+            self.give_up(f"{self._unreported} iterations ran and none reported its work")
+
+    @timed
+    @contained
+    def finished(self, batch: Any, result: Any) -> None:
+        if self._active is not None:
+            self.observer.finish(batch, result, time.monotonic())
+            self._progress.finished(batch)
+            self._outputs.finished(batch)
+
+    @timed
+    @contained
+    def decide(self) -> KnobsUpdate | None:
+        """The update to broadcast, None while nothing changes, where another rank decides, or when none is due."""
+        controller = self.controller
+        if controller is None:
+            return None
+        now_s = time.monotonic()
+        if self._alone:
+            self.waiting.clock_s = now_s
+        if self.scheduler._engine_paused or self._queues.idle():
+            self._pause(now_s, controller)
+            # Other ranks must not take the last busy moment for the present when the next request comes.
+            if controller.knobs == self.actuator.knobs and (self._alone or not self._stale(now_s)):
+                return None
+            self._decided_s = now_s
+            return KnobsUpdate(controller.knobs, now_s)
+        if controller.state is State.ACTIVE and not self._due(now_s):
+            self._account()
+            return None
+        self._take_records()
+        self._decided_s = now_s
+        was = controller.state
+        decision = controller.decide(now_s, self._queue(now_s, controller) if was is State.ACTIVE else controller.queue)
+        moved = self._judge(now_s, decision.knobs) if controller.state is State.ACTIVE else {}
+        if controller.state is not was:
+            logger.error(f"Roofline: {controller.fallback_reason}. The launch settings hold from now on.")
+        if any(change.knob in COSTLY_KNOBS for change in decision.changes):
+            logger.info(f"Roofline. {explain(controller.queue, decision)}")
+        self._account()
+        self._report(now_s)
+        if decision.knobs == self.actuator.knobs and not moved and (self._alone or not decision.knobs.deadline_order):
+            return None
+        return KnobsUpdate(decision.knobs, now_s, moved)
+
+    def _judge(self, now_s: float, knobs: Knobs) -> Mapping[str, Rank]:
+        """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""
+        if not knobs.deadline_order or knobs.defer_prefill:
+            return {}
+        ahead_s = self._service.ahead_s(self.scheduler.chunked_req)
+        return self.waiting.judged(now_s, ahead_s, self._service.pace, knobs.relegate_for_s)
+
+    @contained
+    def came(self, request: Any, *, retracted: bool) -> None:
+        """Note that a request joined the waiting queue."""
+        self.waiting.came(request, retracted=retracted)
+
+    @contained
+    def chunk_limit(self, request: Any, budget: int, page: int) -> int | None:
+        """Most tokens of a chunk for the prompt part-way through its chunks, None for all of it."""
+        return self.waiting.chunk_limit(request, budget, page)
+
+    @contained
+    def retracted(self, request: Any) -> None:
+        """Note that a running request went back to the waiting queue."""
+        self.retractions += 1
+        if self.controller is not None:
+            self._progress.retracted(request)
+
+    @contained
+    def apply(self, update: KnobsUpdate) -> None:
+        self.waiting.clock_s = update.clock_s
+        self.waiting.order(update.knobs.deadline_order)
+        self.waiting.move(update.moved)
+        self.actuator.apply(update.knobs)
+
+    @timed
+    @contained
+    def allocatable(self, allowed: int, running: int) -> int:
+        return self.actuator.allocatable(allowed, running)
+
+    @timed
+    @contained
+    def defers(self, running_batch: Any) -> bool:
+        """Whether no prompt enters in this pass; sets the chunk for it, too."""
+        self.actuator.apply_chunk(running_batch)
+        return self.actuator.defers(running_batch)
+
+    @contained
+    def status(self) -> dict[str, Any] | None:
+        """The deciding rank's state for the status page, None elsewhere."""
+        if self.controller is None:
+            return None
+        self._take_records()
+        now_s, followed = time.monotonic(), None if self._active is None else self._progress
+        hit_rate = self.observer.cache_hit_rate
+        queue = self._queues.now(now_s, followed, retractions=self.retractions, hit_rate=hit_rate)
+        page = status(self.controller, now_s, queue)
+        page["policy"] |= {
+            "name": plain(self.settings.name),
+            "source": plain(self.settings.source),
+            **asdict(self.loaded),
+        }
+        page["precision"] = self.observer.precision.value
+        page["policy_time_s"] = self.timer.to_dict()
+        page["device_now"] = self._reports.device_now()
+        return page
+
+    def _pause(self, now_s: float, controller: Controller) -> None:
+        """Nothing runs: no time passes for the observer, and nobody waits for a token."""
+        self._take_records()
+        self.observer.interrupt()
+        controller.pause()
+        if self._queues.idle():
+            self._progress.clear()
+        if self._recorder is not None:
+            self._recorder.flush()
+        self.spent_s = 0.0
+        self._report(now_s)
+
+    def _due(self, now_s: float) -> bool:
+        """Whether a decision could matter now. While requests only decode and no prompt waits, nothing is admitted:
+        then deciding now and then is enough to be ready for the next prompt."""
+        return self._queues.prompts() or self._stale(now_s)
+
+    def _stale(self, now_s: float) -> bool:
+        return now_s - self._decided_s >= DECIDE_AT_LEAST_EVERY_S
+
+    def _take_records(self) -> None:
+        controller = self._active
+        if controller is not None:
+            for record in self.observer.records():
+                self._unreported = 0
+                controller.observe(record)
+                if self._recorder is not None:
+                    self._recorder.add(record, **self._queues.counts())
+
+    def _account(self) -> None:
+        self.timer.add(self.spent_s)
+        self._reports.iteration(self.spent_s)
+        self.spent_s = 0.0
+
+    def _queue(self, now_s: float, controller: Controller) -> QueueState:
+        token_s = controller.token_s
+        return self._queues.state(
+            now_s,
+            progress=self._progress,
+            need=self._progress.need(now_s, token_s, self._outputs.least()),
+            prompt_due_s=self.waiting.due_s(now_s),
+            relegated=self.waiting.relegated,
+            retractions=self.retractions,
+            cache_hit_rate=self.observer.cache_hit_rate,
+            chunk_tokens=self._most_tokens,
+        )
+
+    def _report(self, now_s: float) -> None:
+        if self._reports.due(now_s, busy=not self._queues.idle()) and self._recorder is not None:
+            self._recorder.flush()
+
+
+def _inline(served: Served, device: Any) -> InlineWork | None:
+    """What turns counted totals into Work; kernels count only under models whose rest is known from shapes."""
+    if served.counters is None:
+        return None
+    assert isinstance(served.model, ModelShape)
+    return InlineWork(served.model, served.counters, device)

@@ -1,0 +1,393 @@
+"""Observe: one IterationRecord per scheduler iteration, without a sync on the forward stream."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
+
+from roofline_policies.contract.view import ForwardMode, IterationRecord
+from roofline_policies.counting import LedgerError, Snapshot
+from roofline_policies.counting.ledger import Totals
+from roofline_policies.model.attention_kernels import Backends
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.composed import ComposedShape, Shape
+from roofline_policies.model.mla import Form
+from roofline_policies.work import Precision, Provenance, Work
+from sglang_patches.observe.counters import InlineWork
+
+EMPTY = BatchShape()
+
+
+class Interval(Protocol):
+    """The time of one forward pass: begins when it is made, may be known some time after its end.
+
+    source: by what it is measured, as records show it.
+    """
+
+    source: str
+
+    def end(self) -> None:
+        """Note that the forward pass was launched to its end."""
+
+    def seconds(self) -> float | None:
+        """What the forward pass took, None while that is not known. Never waits."""
+
+    def done_s(self, processed_s: float) -> float:
+        """The time at which the step was done, for one whose result was processed at ``processed_s``."""
+        ...
+
+
+class HostInterval:
+    """Time by the host's clock, for devices on which the forward pass is synchronous (CPU)."""
+
+    source = "host clock"
+
+    def __init__(self) -> None:
+        self._start_s = time.monotonic()
+        self._end_s: float | None = None
+
+    def end(self) -> None:
+        self._end_s = time.monotonic()
+
+    def seconds(self) -> float | None:
+        return None if self._end_s is None else self._end_s - self._start_s
+
+    def done_s(self, processed_s: float) -> float:
+        """When the step was done: at the end of its forward pass. Under the overlap schedule a synchronous device runs
+        the whole next step before this one's result is processed."""
+        return processed_s if self._end_s is None else self._end_s
+
+
+class DeviceInterval:
+    """Time between two events recorded on the current stream; they are polled, never waited for."""
+
+    source = "device events"
+
+    def __init__(self) -> None:
+        module = torch.get_device_module()
+        self._start, self._end = module.Event(enable_timing=True), module.Event(enable_timing=True)
+        self._ended = False
+        self._start.record()
+
+    def end(self) -> None:
+        self._end.record()
+        self._ended = True
+
+    def seconds(self) -> float | None:
+        if not (self._ended and self._end.query()):
+            return None
+        milliseconds: float = self._start.elapsed_time(self._end)
+        return milliseconds / 1e3
+
+    def done_s(self, processed_s: float) -> float:
+        """When the step was done: when its result was processed, which waits for the device."""
+        return processed_s
+
+
+@dataclass(slots=True)
+class _Launched:
+    """An iteration between its launch and its result.
+
+    reading, totals: what the attention kernels had counted when its forward pass ended; totals once it has arrived.
+    """
+
+    mode: ForwardMode
+    prefill: BatchShape
+    decode: BatchShape
+    shape: BatchShape
+    after_idle: bool = False
+    interval: Interval | None = None
+    reading: Snapshot | None = None
+    totals: Totals | None = None
+    lost: bool = False
+
+    def arrived(self) -> bool:
+        """Whether what was counted is known, or nothing counts; a reading that came to nothing is ``lost``."""
+        if self.reading is not None and self.reading.ready():
+            try:
+                self.totals = self.reading.totals()
+            except LedgerError:
+                self.lost = True
+            self.reading = None
+        return self.reading is None
+
+
+class Observer:
+    """Turns a scheduler's batches into IterationRecords.
+
+    model: the shape that one rank of the server runs. interval: starts the time of a forward pass.
+    graph_sizes: captured decode batch sizes, sorted.
+    rows_per_request: rows a decode step runs per request; more than one when drafts are verified.
+    inline: where the attention kernels count; without it work is the closed form.
+    tree_cache: SGLang's prefix cache, which knows what running requests share.
+    attention: the kernels that run; without them no more than the scores that are seen is counted as issued.
+    linear: precision of the layers' products in steps with prompts and in those that only decode; None: the weights'.
+    """
+
+    def __init__(
+        self,
+        model: Shape,
+        *,
+        interval: Callable[[], Interval],
+        graph_sizes: Sequence[int] = (),
+        rows_per_request: int = 1,
+        inline: InlineWork | None = None,
+        tree_cache: Any = None,
+        attention: Backends | None = None,
+        linear: tuple[Precision | None, Precision | None] = (None, None),
+    ) -> None:
+        self._model = model
+        self._interval = interval
+        self._graph_sizes = graph_sizes
+        self._rows_per_request = rows_per_request
+        self._inline = inline
+        self._attention = attention
+        self._linear = linear
+        self._tree_cache = tree_cache if tree_cache is not None and tree_cache.supports_prefix_sharing() else None
+        self._launched: dict[int, _Launched] = {}
+        self._unread: deque[_Launched] = deque()
+        self._finished: deque[tuple[_Launched, Interval, int, bool, float]] = deque()
+        self._current: _Launched | None = None
+        self._last_done_s: float | None = None
+        self._hit_tokens = self._prompt_tokens = 0
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the model's products: whose compute ceiling its operating points are under."""
+        return self._model.weight_precision
+
+    @property
+    def cache_hit_rate(self) -> float | None:
+        """Prompt tokens found in the prefix cache over all prompt tokens so far, None before the first prompt."""
+        return self._hit_tokens / self._prompt_tokens if self._prompt_tokens else None
+
+    def interrupt(self) -> None:
+        """Note a pause: the next step's time does not begin with the previous one's end."""
+        self._last_done_s = None
+
+    @property
+    def in_flight(self) -> int:
+        """Iterations launched whose result has not been processed."""
+        return len(self._launched)
+
+    def forget(self) -> None:
+        """Note that batches ran that nobody told of: what was in flight before them cannot be timed or counted."""
+        self._launched.clear()
+        self._unread.clear()
+        self._finished.clear()
+        self._current = None
+        self.interrupt()
+        if self._inline is not None:
+            self._inline.skip()
+
+    def launch(self, batch: Any) -> ForwardMode | None:
+        """Note a batch that is about to run; None for a batch that computes nothing (idle, prebuilt).
+
+        Must be called before ``run_batch``: the batch is altered afterwards under the overlap schedule.
+        """
+        self._current = None
+        mode = _mode(batch)
+        if mode is None:
+            return None
+        prefill, decode = self._shapes(batch, mode)
+        # Tuples of sums add slowly; most steps are of one kind.
+        shape = decode if not prefill.requests else prefill if not decode.requests else prefill + decode
+        self._current = _Launched(mode, prefill, decode, shape)
+        stats = batch.prefill_stats
+        if mode is not ForwardMode.DECODE and stats is not None:
+            self._hit_tokens += stats.log_hit_tokens
+            self._prompt_tokens += stats.log_hit_tokens + stats.log_input_tokens
+        return mode
+
+    @property
+    def launching(self) -> tuple[BatchShape, BatchShape] | None:
+        """Prompts and decode rows of the batch from ``launch`` to ``launched``, None where none computes anything."""
+        return None if self._current is None else (self._current.prefill, self._current.decode)
+
+    def forward_starts(self) -> None:
+        """Start the time of the batch that is being launched."""
+        if self._current is not None:
+            self._current.interval = self._interval()
+
+    def forward_ends(self) -> None:
+        if self._current is not None and self._current.interval is not None:
+            self._current.interval.end()
+            if self._inline is not None:
+                self._current.reading = self._inline.snapshot()
+
+    def launched(self, batch: Any) -> None:
+        """Note that ``run_batch`` returned; the batch carries its iteration number from here on."""
+        if self._current is not None:
+            self._current.after_idle = bool(batch.after_idle_gap)
+            self._launched[batch.forward_iter] = self._current
+            self._current = None
+
+    def finish(self, batch: Any, result: Any, now_s: float) -> None:
+        """Note that the result of a batch was processed, which is when its forward pass is over."""
+        launched = self._launched.pop(batch.forward_iter, None)
+        if launched is not None and launched.interval is not None:
+            graph = bool(getattr(result, "can_run_cuda_graph", False))
+            # Readings share a little memory, so they are taken as they arrive; records may wait for a decision.
+            self._unread.append(launched)
+            while self._unread and self._unread[0].arrived():
+                self._unread.popleft()
+            self._finished.append((launched, launched.interval, batch.forward_iter, graph, now_s))
+
+    @property
+    def finished(self) -> int:
+        """Iterations whose record has not been taken."""
+        return len(self._finished)
+
+    def records(self) -> Iterator[IterationRecord]:
+        """Take the records of finished iterations, oldest first, up to the first whose time is not known yet.
+
+        Apart from ``finish`` because several records in a row cost less than one at a time: after a forward pass
+        nothing of this is in the processor's caches.
+        """
+        while self._finished:
+            launched, interval, iteration, graph, now_s = self._finished[0]
+            seconds = interval.seconds()
+            if seconds is None or not launched.arrived():
+                return
+            self._finished.popleft()
+            yield self._record(launched, iteration, graph, seconds, interval.source, interval.done_s(now_s))
+
+    def _record(
+        self, launched: _Launched, iteration: int, graph: bool, seconds: float, source: str, done_s: float
+    ) -> IterationRecord:
+        last_s, self._last_done_s = self._last_done_s, done_s
+        step_s = seconds if last_s is None or launched.after_idle else done_s - last_s
+        shape = self._padded(launched.shape) if graph and launched.mode is ForwardMode.DECODE else launched.shape
+        work = self._work(launched, shape, graph)
+        if self._rows_per_request > 1:
+            # The target model's verify step is exact, the draft model beside it is not counted.
+            work = work._replace(provenance=frozenset({Provenance.ESTIMATED}))
+        return IterationRecord(
+            iteration=iteration,
+            mode=launched.mode,
+            requests=shape.requests,
+            new_tokens=shape.new_tokens,
+            context_tokens=shape.context_tokens,
+            padded_rows=shape.padded_rows,
+            cuda_graph=graph,
+            work=work,
+            seconds=seconds,
+            seconds_source=source,
+            done_s=done_s,
+            step_s=step_s,
+        )
+
+    def _work(self, launched: _Launched, shape: BatchShape, graph: bool) -> Work:
+        if self._inline is not None and launched.lost:
+            self._inline.skip()
+        if self._inline is not None and launched.totals is not None:
+            work = self._inline.work(launched.mode, shape, launched.totals)
+            if work is not None:
+                return work
+        linear = self._linear[launched.mode is ForwardMode.DECODE]
+        if isinstance(self._model, ComposedShape):
+            # Latent attention is absorbed in verify steps and in graphs, whatever the batch's sums look like.
+            absorbed = graph or launched.mode is ForwardMode.DECODE
+            return self._model.work(shape, form=Form.ABSORBED if absorbed else None, linear=linear)
+        return self._model.work(shape) if linear is None else self._model.work(shape, linear=linear)
+
+    def _shared_tokens(self, requests: Sequence[Any]) -> int:
+        """KV tokens that decoding requests share. Each locks its own prefix in the cache's tree, and the tree counts
+        what is locked once. Where a prompt that is being prefilled locks some too, this is less than what is shared."""
+        if self._tree_cache is None:
+            return 0
+        locked: int = sum(request.kv.cache_protected_len for request in requests)
+        counted_once: int = self._tree_cache.protected_size()
+        return max(0, locked - counted_once)
+
+    def _shapes(self, batch: Any, mode: ForwardMode) -> tuple[BatchShape, BatchShape]:
+        """Prompts, and rows that decode."""
+        if mode is ForwardMode.DECODE:
+            return EMPTY, self._decode_shape(batch)
+        # A mixed batch lists its decode rows behind the prompts, with one new token each.
+        rows = tuple(zip(batch.extend_lens, batch.prefix_lens, strict=True))
+        prompts = len(rows) - len(batch.decoding_reqs or ())
+        prefill = BatchShape.of(prefill=rows[:prompts], attention=self._attention)
+        logit_rows = head_rows(batch)
+        if logit_rows is not None:
+            prefill = prefill._replace(logit_rows=sum(logit_rows[:prompts]))
+        if mode is ForwardMode.PREFILL or prompts == len(rows):
+            return prefill, EMPTY
+        # One launch runs all of them: what it issues beyond the prompts' part is that of the decode rows.
+        whole = BatchShape.of(prefill=rows, attention=self._attention)
+        decoding = [prefix + 1 for _, prefix in rows[prompts:]]
+        decode = BatchShape.of(decode_contexts=decoding)
+        return prefill, decode._replace(
+            context_tokens=whole.context_tokens - prefill.context_tokens,
+            causal_pairs=whole.causal_pairs - prefill.causal_pairs,
+            masked_flops=whole.masked_flops - prefill.masked_flops,
+        )
+
+    def _decode_shape(self, batch: Any) -> BatchShape:
+        requests = len(batch.reqs)
+        width = self._rows_per_request
+        # Backends that need no lengths on the host do not have them here; what a request knows lags by a step at most.
+        known = batch.seq_lens_cpu is not None
+        lengths = batch.seq_lens_cpu.tolist() if known else [request.seqlen for request in batch.reqs]
+        if width == 1:
+            context = sum(lengths)
+            shared = self._shared_tokens(batch.reqs)
+            shape = BatchShape(requests, requests, context, context, context, requests, shared_tokens=shared)
+            if self._attention is None:
+                return shape
+            if self._attention.decode.window is not None:
+                counted = BatchShape.of(decode_contexts=lengths, attention=self._attention)
+                return counted._replace(shared_tokens=min(shared, counted.context_tokens - requests))
+            kernel = self._attention.decode
+            return shape._replace(masked_flops=kernel.decode_flops(lengths) - kernel.pair_flops * context)
+        rows = [(width, length) for length in lengths]
+        return BatchShape.of(prefill=rows, all_logits=True, attention=self._attention)
+
+    def _padded(self, shape: BatchShape) -> BatchShape:
+        index = bisect_left(self._graph_sizes, shape.requests)
+        if index == len(self._graph_sizes):
+            return shape
+        requests, width = self._graph_sizes[index] - shape.requests, self._rows_per_request
+        masked_flops = shape.masked_flops
+        if self._attention is not None and requests:
+            masked_flops += (
+                self._attention.decode.decode_flops((), requests)
+                if width == 1
+                else self._attention.prefill.prefill_flops([(width, 0)] * requests)
+            )
+        padding = requests * width
+        return shape._replace(padded_rows=padding, padded_logit_rows=padding, masked_flops=masked_flops)
+
+
+def head_rows(batch: Any) -> list[int] | None:
+    """Rows of each request of a prefill batch that go through the output head; None: its last one, as of any other.
+
+    Where the logprobs of a prompt are asked for, its new tokens from ``logprob_start_len`` on do, or the last one where
+    none of them is asked for: a request beside it that wants none, a chunk before the start. What SGLang multiplies
+    piece by piece (SGLANG_LOGPROB_CHUNK_SIZE) are the same rows. Not known here, and counted as the last row:
+    multi-item scoring, which picks its rows by delimiters.
+
+    Source: SGLang 0.5.23, ``LogitsProcessor._get_pruned_states`` and ``compute_extend_logprob_start_len``.
+    """
+    starts = getattr(batch, "extend_logprob_start_lens", None)
+    if not batch.return_logprob or starts is None:
+        return None
+    return [max(1, new - start) for new, start in zip(batch.extend_lens, starts, strict=True)]
+
+
+def _mode(batch: Any) -> ForwardMode | None:
+    forward = batch.forward_mode
+    if forward is SglangMode.DECODE:
+        return ForwardMode.DECODE
+    if forward is SglangMode.MIXED:
+        return ForwardMode.MIXED
+    if forward.is_extend() and batch.extend_lens:
+        return ForwardMode.PREFILL
+    return None

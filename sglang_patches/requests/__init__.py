@@ -1,0 +1,1 @@
+"""The scheduler's requests: who waits in which order, who runs, and how far each one is."""

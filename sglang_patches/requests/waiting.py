@@ -1,0 +1,156 @@
+"""SGLang's waiting queue in the order that the policy asks for, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sglang.srt.mem_cache.common import match_kv_cache
+
+from roofline_policies.errors import FieldError
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.slo.admission import NO_TARGET_S, Admission, Rank, Ticket
+from roofline_policies.slo.objectives import Objectives, Slo
+from roofline_policies.steps.times import StepTimes
+
+_TICKET = "_roofline_ticket"
+_SLO = "_roofline_slo"
+
+EMPTY = BatchShape()
+
+LEAST_IN_FLIGHT = 8
+"""The prompt part-way through its chunks gets at least one part in so many of each chunk, whoever else is urgent."""
+
+
+class Waiting:
+    """Follows one scheduler's waiting queue. A request costs O(log n) when it comes, and O(1) amortised afterwards.
+
+    Ranks that share a queue agree on its order because it follows from ``clock_s``, which one of them tells the others.
+    times: predicts what a prompt costs; where it is None no prompt is known to be late, so none is passed over.
+    """
+
+    def __init__(self, scheduler: Any, objectives: Objectives, times: StepTimes | None) -> None:
+        self._scheduler = scheduler
+        self._objectives = objectives
+        self._times = times
+        self._admission: Admission[Any] = Admission(self.ticket)
+        self._ordered = False
+        self.clock_s = 0.0
+        self.refused_slo: str | None = None
+
+    @property
+    def relegated(self) -> int:
+        """Waiting requests that others pass, as of the last look."""
+        return self._admission.relegated if self._ordered else 0
+
+    def due_s(self, now_s: float) -> float | None:
+        """Seconds until the first token of the next prompt is due, or of the one in flight; see QueueState."""
+        queue = self._scheduler.waiting_queue
+        return self._admission.due_s(now_s, self._scheduler.chunked_req, queue[0] if queue else None)
+
+    def adopt(self, objectives: Objectives) -> None:
+        """Promise this to requests that come from now on. Those that are here keep what they were promised, so that
+        ranks go on agreeing on their order."""
+        self._objectives = objectives
+
+    def slo_of(self, request: Any) -> Slo:
+        """What a request was promised: itself, its class or the server, the nearest. One that asks for what cannot be
+        understood gets its class's; requests do not fail for it."""
+        slo: Slo | None = getattr(request, _SLO, None)
+        if slo is None:
+            custom = request.sampling_params.custom_params
+            own = custom.get("slo") if isinstance(custom, Mapping) else None
+            try:
+                slo = self._objectives.of(request.priority, own)
+            except FieldError as error:
+                self.refused_slo = f"request {request.rid}: custom_params.slo: {error}"
+                slo = self._objectives.of(request.priority)
+            setattr(request, _SLO, slo)
+        return slo
+
+    def came(self, request: Any, *, retracted: bool) -> None:
+        """Note that a request is the last of the queue now, and put it where it belongs."""
+        queue = self._scheduler.waiting_queue
+        if not queue or queue[-1] is not request:
+            return  # refused, or passed on to another queue
+        if getattr(request, _TICKET, None) is None:
+            self._look_up(request)
+        ticket = self.ticket(request)
+        if retracted:
+            ticket.rank = Rank.AGED  # its client already reads: nobody waits worse
+        if self._ordered:
+            del queue[-1]
+            self._admission.insert(queue, request)
+
+    def ticket(self, request: Any) -> Ticket:
+        """What a request's place depends on; made when it is first asked for."""
+        ticket: Ticket | None = getattr(request, _TICKET, None)
+        if ticket is None:
+            slo, cached = self.slo_of(request), int(request.prefix_len)
+            tokens = max(1, request.seqlen - cached)
+            latest_s = slo.ttft_s if slo.ttft_s is not None else slo.e2e_s
+            due_s = self.clock_s + (NO_TARGET_S if latest_s is None else latest_s)
+            prefill_s = 0.0
+            if self._times is not None:
+                shape = BatchShape.of(prefill=[(tokens, cached)])
+                prefill_s = self._times.step_s(prefill=shape, decode=EMPTY, graph=False)
+            ticket = Ticket(self.clock_s, due_s, prefill_s, tokens=tokens)
+            setattr(request, _TICKET, ticket)
+        return ticket
+
+    def _look_up(self, request: Any) -> None:
+        """Find out what of a prompt is in the prefix cache as it comes, while nothing of it runs or is locked there.
+        SGLang looks again when it is its turn."""
+        tree = self._scheduler.tree_cache
+        if tree.supports_prefix_sharing() and request.positional_embed_overrides is None:
+            match_kv_cache(request, tree)
+
+    def order(self, by_deadline: bool) -> None:
+        """Adopt an order; costs something only when it changes."""
+        if by_deadline == self._ordered:
+            return
+        self._ordered = by_deadline
+        queue = self._scheduler.waiting_queue
+        if by_deadline:
+            self._admission.sort(queue)
+        else:
+            queue.sort(key=lambda request: self.ticket(request).arrival_s)
+
+    def judged(self, now_s: float, ahead_s: float, pace: float, relegate_for_s: float) -> dict[str, Rank]:
+        """Who should wait elsewhere from now on, by request id. Changes nothing."""
+        if not self._ordered or self._times is None:
+            return {}
+        queue = self._scheduler.waiting_queue
+        moved = {request.rid: Rank.AGED for request in self._admission.aged(queue, now_s, relegate_for_s)}
+        if relegate_for_s > 0:
+            for request in self._admission.hopeless(queue, now_s, ahead_s, pace):
+                moved[request.rid] = Rank.RELEGATED
+        return moved
+
+    def move(self, moved: Mapping[str, Rank]) -> None:
+        """Give waiting requests their new places; those that wait no more are left alone."""
+        if not moved or not self._ordered:
+            return
+        queue = self._scheduler.waiting_queue
+        for request in [request for request in queue if request.rid in moved]:
+            self._admission.move(queue, request, moved[request.rid])
+
+    def chunk_limit(self, request: Any, budget: int, page: int) -> int | None:
+        """Most tokens of a chunk for the prompt in flight, so that prompts due before it can enter; None: all of it.
+
+        Only prompts that fit beside it count: SGLang has one prompt part-way at a time. A prompt in flight that is late
+        already is due after everybody.
+        """
+        if not self._ordered:
+            return None
+        own = self.ticket(request)
+        due_s = float("inf") if own.due_s < self.clock_s else own.due_s
+        least = max(page, budget // LEAST_IN_FLIGHT)
+        reserved = 0
+        for other in self._scheduler.waiting_queue:
+            theirs = self.ticket(other)
+            tokens = -(-max(1, other.seqlen - other.prefix_len) // page) * page
+            if theirs.rank is Rank.RELEGATED or theirs.due_s >= due_s or reserved + tokens > budget - least:
+                break
+            reserved += tokens
+        return (budget - reserved) // page * page if reserved else None

@@ -1,0 +1,1 @@
+"""The server that SGLang runs: its model, and how its steps are timed."""

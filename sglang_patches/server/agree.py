@@ -1,0 +1,42 @@
+"""Agree: one rank decides, every rank applies the same in the same iteration.
+
+Under tensor parallelism each rank runs a scheduler of its own, and they must form the same batches, or a
+collective waits for ever. The deciding rank puts its decision among the requests that SGLang already broadcasts to the
+ranks that share a waiting queue, so it arrives everywhere in the same iteration, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sglang.srt.runtime_context import get_parallel
+
+from roofline_policies.contract.decision import Knobs
+from roofline_policies.slo.admission import Rank
+
+
+@dataclass(frozen=True, slots=True)
+class KnobsUpdate:
+    """The setting from this iteration on; travels as a control request.
+
+    clock_s: the deciding rank's time, by which every rank tells when requests came. moved: waiting requests that get
+    another rank in the queue, by their id.
+    """
+
+    knobs: Knobs
+    clock_s: float
+    moved: Mapping[str, Rank] = field(default_factory=dict)
+    rid: str = "roofline-knobs"
+
+
+def decides_here() -> bool:
+    """Whether this rank decides: the first of the ranks that share a waiting queue."""
+    parallel = get_parallel()
+    return bool(parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0)
+
+
+def alone() -> bool:
+    """Whether no other rank shares this one's waiting queue."""
+    parallel = get_parallel()
+    return bool(parallel.attn_tp_size == 1 and parallel.attn_cp_size == 1)

@@ -1,0 +1,122 @@
+"""What a loop is told of the server it runs in, rather than finding it out from a device and its weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sglang.srt.runtime_context import get_parallel
+
+from roofline_policies.device.hardware import from_catalogue, match_device
+from roofline_policies.errors import InputError
+from roofline_policies.model.attention_kernels import Backends
+from roofline_policies.model.composed import Shape
+from roofline_policies.model.dense import ModelShape
+from roofline_policies.settings.loading import AUTO, Settings
+from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency
+from roofline_policies.steps.predictor import StepPredictor
+from roofline_policies.steps.roofline_steps import RooflineSteps
+from roofline_policies.steps.times import StepTimes
+from roofline_policies.work import Precision
+from sglang_patches.observe.counters import Counters
+from sglang_patches.observe.observer import DeviceInterval, HostInterval, Interval
+from sglang_patches.server import model as served_model
+from sglang_patches.server.agree import decides_here
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The model that one rank runs, and by what means its iterations are timed, counted and predicted.
+
+    interval: starts the time of a forward pass. graph_sizes: captured decode batch sizes, ascending.
+    predictor: of step times, None where there is none. counters: the attention kernels of this process where they
+        count, None where work is the closed form.
+    device_uuid: the device whose clocks and power are sampled, None for none.
+    attention: the attention kernels that run, None where they are not known.
+    linear: precision of the layers' products in steps with prompts and in those that only decode, where it is not that
+    of the weights.
+    """
+
+    model: Shape
+    interval: Callable[[], Interval]
+    graph_sizes: Sequence[int] = ()
+    predictor: StepTimes | None = None
+    counters: Counters | None = None
+    device_uuid: str | None = None
+    attention: Backends | None = None
+    linear: tuple[Precision | None, Precision | None] = (None, None)
+
+
+def of_server(scheduler: Any, settings: Settings, counters: Counters | None) -> Served:
+    """What a real server's scheduler runs.
+
+    Raises:
+        InputError: a model that is not covered.
+    """
+    whole = served_model.whole(scheduler.model_config, scheduler.tp_worker)
+    graph_sizes = sorted(scheduler.tp_worker.get_decode_cuda_graph_bs())
+    if decides_here() and settings.ceilings is not None:
+        for sentence in settings.ceilings.stand_ins:
+            logger.warning(f"Roofline: {sentence}. Shares of a ceiling are to be read with that in mind.")
+    shard = whole.shard(get_parallel().tp_size)
+    return Served(
+        shard,
+        HostInterval if scheduler.device == "cpu" else DeviceInterval,
+        graph_sizes,
+        _predictor(scheduler, settings, whole, graph_sizes) if decides_here() else None,
+        counters,
+        served_model.device_uuid() if scheduler.device == "cuda" else None,
+        served_model.attention(shard, scheduler),
+    )
+
+
+def roofline_times(served: Served, settings: Settings, rows_per_request: int) -> StepTimes | None:
+    """Where no kernel of the device was measured: the roofline alone, which the steps that run correct. None where a
+    step may yield several tokens."""
+    if settings.efficiency is None or settings.ceilings is None or rows_per_request > 1:
+        return None
+    attention, sizes = served.attention, served.graph_sizes
+    if attention is None:
+        return RooflineSteps(served.model, settings.ceilings, captured=sizes)
+    return RooflineSteps(
+        served.model, settings.ceilings, None, attention.prefill.masked_pair_flops, sizes,
+        attention.decode.decode_flops((), 1),
+    )  # fmt: skip
+
+
+def _predictor(
+    scheduler: Any, settings: Settings, whole: ModelShape, graph_sizes: Sequence[int]
+) -> StepPredictor | None:
+    """What the settings ask for, None where that does not cover this server's kernels."""
+    choice = settings.efficiency
+    if choice is None or choice == ROOFLINE:
+        return None
+    try:
+        efficiency = choice if isinstance(choice, Efficiency) else _shipped_for(settings)
+        if served_model.rows_per_request(scheduler) > 1:
+            raise InputError("does not cover draft models", where=settings.source, key="efficiency")
+        predictor = StepPredictor(
+            whole,
+            from_catalogue(efficiency.device),
+            efficiency,
+            attention=served_model.attention_kernel(scheduler.tp_worker),
+            tp_size=get_parallel().tp_size,
+            captured=graph_sizes,
+        )
+    except InputError as error:  # known only now that SGLang has chosen its kernels; the server starts all the same
+        level = logging.INFO if choice == AUTO else logging.WARNING
+        told = f"step times are not predicted: {error}. The roofline and the steps that run stand in."
+        logger.log(level, f"Roofline: {told}")
+        return None
+    logger.info(f"Roofline: step times are predicted with the {efficiency.device}'s efficiencies ({efficiency.date}).")
+    return predictor
+
+
+def _shipped_for(settings: Settings) -> Efficiency:
+    """The efficiencies of the device that the ceilings are of."""
+    name = settings.ceilings.device if settings.ceilings is not None else "no device"
+    return load_efficiency(match_device(name) or name)
