@@ -8,8 +8,7 @@ READY := $(VENV)/.ready
 # Servers start in many processes; without compiled bytecode each of them compiles SGLang anew.
 export PYTHONDONTWRITEBYTECODE :=
 # What is there of counting beside tests/interpreted.
-COUNTING := census changed_globals counting_bad_input counting_command counting_compiles lanes ledger machine_code occupancy triton_versions
-COUNTING_TESTS := $(COUNTING:%=tests/roofline_policies/test_%.py)
+COUNTING_TESTS := tests/roofline_policies/counting
 # Models and data are local; nothing is fetched at run time.
 export HF_HUB_OFFLINE := 1
 

@@ -28,7 +28,7 @@ from triton.runtime.interpreter import InterpretedFunction, TensorHandle
 
 from roofline_policies.counting import CountedKernel, Counts, Ledger, Uncountable, counted
 
-ORACLE = Path(__file__).parents[2] / "tests" / "interpreted"
+CHECKOUT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -54,8 +54,8 @@ class Comparison:
     """Puts itself in the place of the interpreter's launches."""
 
     def __init__(self, report: Report) -> None:
-        sys.path.append(str(ORACLE))
-        self._oracle = importlib.import_module("oracle").counting_oracle
+        sys.path.append(str(CHECKOUT))
+        self._oracle = importlib.import_module("tests.interpreted.oracle").counting_oracle
         self._report = report
         self._counting: dict[int, CountedKernel | None] = {}
         self._inside = False

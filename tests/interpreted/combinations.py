@@ -9,10 +9,10 @@ compiled (``test_counting_compiles``) and, where Triton's interpreter can run it
 
 import triton
 import triton.language as tl
-from combinations_of_helpers import early_values
-from combining import COMBINATIONS, Combination, below_three, combination, floats
 
 from roofline_policies.counting.triton_versions import HAS_BLOCK_POINTERS
+from tests.interpreted.combinations_of_helpers import early_values
+from tests.interpreted.combining import COMBINATIONS, Combination, below_three, combination, floats
 
 __all__ = ["COMBINATIONS", "Combination"]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from combining import combination, floats, halves
+
+from tests.interpreted.combining import combination, floats, halves
 
 
 @triton.jit

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from mutating import CONTROLS, MUTATIONS, case, edit_source, is_counting, is_flush, mutation, read_comparison_as, wrap
 
 from roofline_policies.counting import slots
 from roofline_policies.counting.rewriting.expressions import Expressions
@@ -24,6 +23,17 @@ from roofline_policies.counting.tracing.lanes import FULL, OPAQUE, Box, Loop
 from roofline_policies.counting.tracing.scalars import unwrap
 from roofline_policies.counting.tracing.trace import traced as traceable
 from roofline_policies.counting.triton_versions import HAS_BLOCK_POINTERS
+from tests.interpreted.mutating import (
+    CONTROLS,
+    MUTATIONS,
+    case,
+    edit_source,
+    is_counting,
+    is_flush,
+    mutation,
+    read_comparison_as,
+    wrap,
+)
 
 __all__ = ["CONTROLS", "MUTATIONS"]
 

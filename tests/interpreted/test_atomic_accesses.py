@@ -4,10 +4,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from oracle import Tally, counting_oracle
 
 from roofline_policies.counting import Ledger, Uncountable, counted
 from roofline_policies.counting.triton_versions import ATOMIC_ACCESSES, ATOMIC_WAITS
+from tests.interpreted.oracle import Tally, counting_oracle
 
 pytestmark = pytest.mark.skipif(not ATOMIC_ACCESSES, reason="the installed Triton has no atomic loads and stores")
 

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_of_model import LAYERS, attention_part, model
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +32,7 @@ from roofline_policies.model.attention_tiles import TritonAttention, triton_tile
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Flops, Precision
+from tests.interpreted.attention_of_model import LAYERS, attention_part, model
 
 PHASES = set(Phase) - {Phase.explain}
 QUICK = settings(deadline=None, max_examples=8, phases=PHASES)

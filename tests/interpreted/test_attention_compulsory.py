@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from attention_of_model import LAYERS, attention_part, model
 
 from bench.kernels import attention, closed_forms
 from bench.kernels.attention import Case
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Precision
+from tests.interpreted import oracle
+from tests.interpreted.attention_of_model import LAYERS, attention_part, model
 
 
 class SeenIn(oracle.Seen):

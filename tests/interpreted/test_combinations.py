@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from combinations import COMBINATIONS, Combination
-from oracle import Tally, counting_oracle
 
 from roofline_policies.counting import Ledger, counted
+from tests.interpreted.combinations import COMBINATIONS, Combination
+from tests.interpreted.oracle import Tally, counting_oracle
 
 interpretable = {name: one for name, one in COMBINATIONS.items() if one.interpretable}
 

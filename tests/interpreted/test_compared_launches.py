@@ -3,9 +3,9 @@
 import torch
 import triton
 import triton.language as tl
-from mutations import MUTATIONS
 
 from bench.kernels.interpreted import Report, compared
+from tests.interpreted.mutations import MUTATIONS
 
 
 @triton.jit

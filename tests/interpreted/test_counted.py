@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from oracle import Tally, counting_oracle
 from triton.runtime.autotuner import Autotuner
-from zoo import ZOO, Specimen
 
 from roofline_policies.counting import Counts, Ledger, Uncountable, counted
+from tests.interpreted import zoo
+from tests.interpreted.oracle import Tally, counting_oracle
+from tests.interpreted.zoo import ZOO, Specimen
 
 # Explaining a failure runs the interpreter hundreds of times more, and the smallest example says enough.
 PHASES = set(Phase) - {Phase.explain}

@@ -7,9 +7,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from zoo import ZOO
 
 from roofline_policies.counting import Counts, Ledger, counted, difference, slots
+from tests.interpreted.zoo import ZOO
 
 N = 20
 TRIES = 3

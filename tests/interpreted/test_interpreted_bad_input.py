@@ -7,10 +7,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from zoo import ZOO, add_kernel, inside_expressions
 
 from roofline_policies.counting import Ledger, LedgerError, Uncountable, counted, difference, slots
 from roofline_policies.counting.ledger import MODULUS
+from tests.interpreted.zoo import ZOO, add_kernel, inside_expressions
 
 N = 11
 LOADED = 8 * N

@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-from mutating import Case
-from mutations import CONTROLS, MUTATIONS
-from oracle import Tally, counting_oracle
-from zoo import ZOO
 
 from roofline_policies.counting import Ledger, counted
+from tests.interpreted.mutating import Case
+from tests.interpreted.mutations import CONTROLS, MUTATIONS
+from tests.interpreted.oracle import Tally, counting_oracle
+from tests.interpreted.zoo import ZOO
 
 
 def counts_differ(name: str, params: dict[str, Any]) -> bool:

@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import AddressSet, Seen, Tally, counting_oracle, observers
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-from zoo import ZOO, normal
 
 from roofline_policies.work import Precision
+from tests.interpreted.oracle import AddressSet, Seen, Tally, counting_oracle, observers
+from tests.interpreted.zoo import ZOO, normal
 
 QUICK = settings(deadline=None, max_examples=6)
 WITH_CLOSED_FORM = sorted(name for name, specimen in ZOO.items() if specimen.closed_form)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Tally, counting_oracle
 
 from roofline_policies.counting import Ledger, counted
+from tests.interpreted.oracle import Tally, counting_oracle
 
 OPS = "sglang.kernels.ops"
 

@@ -4,14 +4,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
-
-from views import view
 
 from roofline_policies.contract.decision import Knob
 from roofline_policies.contract.view import QueueState
+from tests import ROOT
+from tests.roofline_policies.views import view
 
-ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from roofline_policies.counting.build import DIGESTED
-
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
 
 # A room may import from the rooms of its own line and of the lines above it.
 ROOMS = {

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,9 @@ from roofline_policies.policies.conditions import SIGNALS
 from roofline_policies.settings.loading import load
 from roofline_policies.slo.objectives import ItlKind, Slo
 from roofline_policies.testing import fake_view
+from tests import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs" / "write-a-policy.md"
+PAGE = ROOT / "docs" / "write-a-policy.md"
 TEXT = PAGE.read_text()
 
 

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from hostile import HOSTILE, Hostile, HostileStr, Raising
 from hypothesis import given
 from hypothesis import strategies as st
-from views import view
 
 from roofline_policies.plain import MOST_CHARACTERS, described, plain, shown, type_name
+from tests.roofline_policies.hostile import HOSTILE, Hostile, HostileStr, Raising
+from tests.roofline_policies.views import view
 
 ANY = st.one_of(
     st.text(st.characters(codec=None)),

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
-from stand_ins import MODEL, StandInBatch, StandInRunningBatch, stand_in_scheduler
 
 from roofline_policies.contract.decision import Bounds
 from roofline_policies.control.controller import Controller
@@ -22,6 +21,7 @@ from sglang_patches.requests.prefill_rate import Service
 from sglang_patches.requests.progress import Progress
 from sglang_patches.requests.queues import Queues
 from sglang_patches.requests.waiting import Waiting
+from tests.sglang_patches.stand_ins import MODEL, StandInBatch, StandInRunningBatch, stand_in_scheduler
 
 WEIGHTS = torch.ones(32 << 20)  # 128 MiB
 

@@ -6,29 +6,29 @@ the interpreter takes about as long for an operation on 8 elements as on 8,000.
 
 # In the order of the zoo, which is the order of the tests.
 # isort: off
-from zoo.specimen import ZOO, Specimen, normal
-from zoo.masks import add_kernel
-from zoo.bounds import wrapping_kernel
-from zoo.blocks import copy_2d_kernel
-from zoo.products import matmul_steps_kernel, matmul_tiles_kernel
-from zoo import pointers_and_descriptors
-from zoo.helpers import helper_on_diagonal_kernel, helpers_kernel
-from zoo.loops import softmax_kernel, while_test_kernel
-from zoo import moving_bounds
-from zoo import named_bounds
-from zoo import loops_in_helpers
-from zoo import reused_names
-from zoo import renamed_constants
-from zoo import branches
-from zoo.places import no_memory_kernel
-from zoo.atomics import histogram_kernel
-from zoo import reductions
-from zoo import autotuning
-from zoo import reviewed
-from zoo import narrow_and_wide
-from zoo import logic
-from zoo import inside_expressions
-from zoo import recursion
+from tests.interpreted.zoo.specimen import ZOO, Specimen, normal
+from tests.interpreted.zoo.masks import add_kernel
+from tests.interpreted.zoo.bounds import wrapping_kernel
+from tests.interpreted.zoo.blocks import copy_2d_kernel
+from tests.interpreted.zoo.products import matmul_steps_kernel, matmul_tiles_kernel
+from tests.interpreted.zoo import pointers_and_descriptors
+from tests.interpreted.zoo.helpers import helper_on_diagonal_kernel, helpers_kernel
+from tests.interpreted.zoo.loops import softmax_kernel, while_test_kernel
+from tests.interpreted.zoo import moving_bounds
+from tests.interpreted.zoo import named_bounds
+from tests.interpreted.zoo import loops_in_helpers
+from tests.interpreted.zoo import reused_names
+from tests.interpreted.zoo import renamed_constants
+from tests.interpreted.zoo import branches
+from tests.interpreted.zoo.places import no_memory_kernel
+from tests.interpreted.zoo.atomics import histogram_kernel
+from tests.interpreted.zoo import reductions
+from tests.interpreted.zoo import autotuning
+from tests.interpreted.zoo import reviewed
+from tests.interpreted.zoo import narrow_and_wide
+from tests.interpreted.zoo import logic
+from tests.interpreted.zoo import inside_expressions
+from tests.interpreted.zoo import recursion
 # isort: on
 
 __all__ = [

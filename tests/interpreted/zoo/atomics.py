@@ -7,9 +7,9 @@ from math import ceil
 import torch
 import triton
 import triton.language as tl
-from oracle import Tally
 
-from zoo.specimen import blank, integers, interval, normal, small, specimen
+from tests.interpreted.oracle import Tally
+from tests.interpreted.zoo.specimen import blank, integers, interval, normal, small, specimen
 
 
 @triton.jit

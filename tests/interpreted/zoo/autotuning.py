@@ -7,9 +7,9 @@ from math import ceil
 
 import triton
 import triton.language as tl
-from oracle import Tally
 
-from zoo.specimen import blank, normal, small, specimen
+from tests.interpreted.oracle import Tally
+from tests.interpreted.zoo.specimen import blank, normal, small, specimen
 
 
 def once(kernel_call: Callable[[], object], quantiles: object = None) -> list[float]:

@@ -8,9 +8,9 @@ import torch
 import triton
 import triton.language as tl
 from hypothesis import strategies as st
-from oracle import Tally
 
-from zoo.specimen import blank, integers, normal, small, specimen
+from tests.interpreted.oracle import Tally
+from tests.interpreted.zoo.specimen import blank, integers, normal, small, specimen
 
 
 @triton.jit

@@ -11,10 +11,10 @@ import torch
 import triton
 import triton.language as tl
 from hypothesis import strategies as st
-from oracle import Tally
 
-from zoo.helpers import load_one  # noqa: F401 (this_module.load_one)
-from zoo.specimen import blank, normal, small, specimen
+from tests.interpreted.oracle import Tally
+from tests.interpreted.zoo.helpers import load_one  # noqa: F401 (this_module.load_one)
+from tests.interpreted.zoo.specimen import blank, normal, small, specimen
 
 
 @triton.jit

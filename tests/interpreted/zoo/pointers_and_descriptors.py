@@ -8,11 +8,11 @@ import torch
 import triton
 import triton.language as tl
 from hypothesis import strategies as st
-from oracle import Tally
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from roofline_policies.counting.triton_versions import HAS_BLOCK_POINTERS
-from zoo.specimen import blank, integers, interval, normal, small, specimen, total
+from tests.interpreted.oracle import Tally
+from tests.interpreted.zoo.specimen import blank, integers, interval, normal, small, specimen, total
 
 
 @triton.jit

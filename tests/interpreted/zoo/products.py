@@ -12,10 +12,10 @@ import torch
 import triton
 import triton.language as tl
 from hypothesis import strategies as st
-from oracle import Tally
 
 from roofline_policies.work import Precision
-from zoo.specimen import blank, integers, normal, small, specimen
+from tests.interpreted.oracle import Tally
+from tests.interpreted.zoo.specimen import blank, integers, normal, small, specimen
 
 PRECISION = {
     torch.float32: Precision.FP32,

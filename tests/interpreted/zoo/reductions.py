@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from oracle import Tally
 
-from zoo.specimen import blank, normal, small, specimen
+from tests.interpreted.oracle import Tally
+from tests.interpreted.zoo.specimen import blank, normal, small, specimen
 
 
 @triton.jit

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from oracle import Tally
+
+from tests.interpreted.oracle import Tally
 
 Launch = Callable[..., tuple[torch.Tensor, ...]]
 

@@ -3,13 +3,21 @@
 import math
 
 import pytest
-from guarantee_plants import CONTROLLER, POLICIES, examples, limited, objectives, run, traffic
 from hypothesis import given
 from hypothesis import strategies as st
 
 from roofline_policies.contract.decision import Knob
 from roofline_policies.control.transitions import COSTLY_KNOBS
 from roofline_policies.policies import Kind, Proposal, Strength
+from tests.roofline_policies.guarantees.guarantee_plants import (
+    CONTROLLER,
+    POLICIES,
+    examples,
+    limited,
+    objectives,
+    run,
+    traffic,
+)
 
 
 def check(done, machine):

@@ -1,13 +1,13 @@
 """Guarantee: a cap that nobody meets stays where it is, and is there in time when the load rises."""
 
 import pytest
-from guarantee_plants import biases, examples, noises, run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from roofline_policies.contract.decision import Knob
 from roofline_policies.slo.objectives import ItlKind, Objectives, Slo
 from roofline_policies.testing import Machine
+from tests.roofline_policies.guarantees.guarantee_plants import biases, examples, noises, run
 
 LAUNCHED_WITH = 4096
 

@@ -3,11 +3,11 @@
 from itertools import permutations
 
 import pytest
-from guarantee_plants import POLICIES, examples, limited, objectives, run, traffic
 from hypothesis import given
 from hypothesis import strategies as st
 
 from roofline_policies.policies import Composition
+from tests.roofline_policies.guarantees.guarantee_plants import POLICIES, examples, limited, objectives, run, traffic
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -3,7 +3,6 @@
 from math import inf, nan
 
 import pytest
-from guarantee_plants import POLICIES, examples, machines, objectives, run, traffic
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from roofline_policies.policies import Composition, Proposal
 from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.testing import LinearSteps, Machine
 from roofline_policies.testing.server import STALLED_AFTER
+from tests.roofline_policies.guarantees.guarantee_plants import POLICIES, examples, machines, objectives, run, traffic
 
 BUSY = [(0.1 * i, (100, 3000, 12_000)[i % 3], 40, None) for i in range(30)]
 LONG = [(0.1 * i, (100, 3000, 12_000)[i % 3], 400, None) for i in range(10)]

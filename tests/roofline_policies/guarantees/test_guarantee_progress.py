@@ -3,7 +3,15 @@
 from dataclasses import replace
 
 import pytest
-from guarantee_plants import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roofline_policies.contract.decision import Knob
+from roofline_policies.device.roofline import Bound
+from roofline_policies.policies import PrefillDeferral, RidgePrefillDeferral
+from roofline_policies.slo.objectives import Objectives, Slo
+from roofline_policies.testing import Machine, fake_point, fake_view
+from tests.roofline_policies.guarantees.guarantee_plants import (
     DEFERRAL,
     POLICIES,
     examples,
@@ -15,14 +23,6 @@ from guarantee_plants import (
     stretches,
     traffic,
 )  # fmt: skip
-from hypothesis import given
-from hypothesis import strategies as st
-
-from roofline_policies.contract.decision import Knob
-from roofline_policies.device.roofline import Bound
-from roofline_policies.policies import PrefillDeferral, RidgePrefillDeferral
-from roofline_policies.slo.objectives import Objectives, Slo
-from roofline_policies.testing import Machine, fake_point, fake_view
 
 EXCLUSIVE = {Knob.MIXED_CHUNK: "its drafts need decode steps of their own"}
 

@@ -2,12 +2,19 @@
 
 from dataclasses import replace
 
-from guarantee_plants import drawn, examples, longest_step_s, machines, predictive, run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.testing import Machine
+from tests.roofline_policies.guarantees.guarantee_plants import (
+    drawn,
+    examples,
+    longest_step_s,
+    machines,
+    predictive,
+    run,
+)
 
 RELEGATE_FOR_S = 3
 

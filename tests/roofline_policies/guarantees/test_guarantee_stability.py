@@ -3,13 +3,13 @@
 from itertools import pairwise
 
 import pytest
-from guarantee_plants import DEFERRAL, POLICIES, biases, examples, noises, run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from roofline_policies.contract.decision import Knob
 from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.testing import Machine
+from tests.roofline_policies.guarantees.guarantee_plants import DEFERRAL, POLICIES, biases, examples, noises, run
 
 CALM = [(0.1 * i, 800, 100, None) for i in range(300)]
 SATURATED = [(0.0, 800, 100, None)] * 400

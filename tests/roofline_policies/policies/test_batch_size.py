@@ -1,10 +1,8 @@
 """The cap on the batch against the closed form of its decode step."""
 
 import pytest
-from closed_form_steps import Affine, exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from views import view
 
 from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.contract.view import QueueState
@@ -12,6 +10,8 @@ from roofline_policies.errors import FieldError
 from roofline_policies.policies import BatchSize, Kind, Strength
 from roofline_policies.policies.batch_size import LOWEST_FILL, MIDDLE_FILL, REACH
 from roofline_policies.slo.objectives import Slo
+from tests.roofline_policies.steps.closed_form_steps import Affine, exact
+from tests.roofline_policies.views import view
 
 RUNNING = Knob.MAX_RUNNING_REQUESTS
 WIDE = Bounds({RUNNING: Range(1, 512)}, {})

@@ -3,12 +3,12 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from views import view
 
 from roofline_policies.contract.decision import Knob, Knobs
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import Composition, Kind, Proposal, Static, Strength, compose
 from roofline_policies.policies.compose import merge
+from tests.roofline_policies.views import view
 
 CHUNK = Knob.PREFILL_CHUNK_TOKENS
 NOW = view(Knobs(32, 1000))

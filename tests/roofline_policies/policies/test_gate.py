@@ -7,11 +7,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hostile import HOSTILE, Hostile, HostileFloat, HostileInt, HostileStr, Raising
 from hypothesis import given
 from hypothesis import strategies as st
-from test_controller import BUSY, Says, controller
-from views import BOUNDS, LAUNCH, view
 
 from roofline_policies.contract.decision import Knob
 from roofline_policies.contract.view import QueueState
@@ -22,6 +19,9 @@ from roofline_policies.policies import Kind, Proposal, Strength, compose, when
 from roofline_policies.policies.compose import Composition
 from roofline_policies.policies.conditions import kv_use
 from roofline_policies.policies.gate import MOST_PROPOSALS, accepted
+from tests.roofline_policies.control.test_controller import BUSY, Says, controller
+from tests.roofline_policies.hostile import HOSTILE, Hostile, HostileFloat, HostileInt, HostileStr, Raising
+from tests.roofline_policies.views import BOUNDS, LAUNCH, view
 
 CHUNK = Knob.PREFILL_CHUNK_TOKENS
 

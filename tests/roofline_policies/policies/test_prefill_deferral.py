@@ -1,16 +1,16 @@
 """Chunks and kinds of step against closed forms. Shapes are priced by the test itself, not by what the policy says."""
 
 import pytest
-from closed_form_steps import Affine, exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from views import view
 
 from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.contract.view import QueueState
 from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import PrefillDeferral
+from tests.roofline_policies.steps.closed_form_steps import Affine, exact
+from tests.roofline_policies.views import view
 
 CHUNK, MIXED, DEFER = Knob.PREFILL_CHUNK_TOKENS, Knob.MIXED_CHUNK, Knob.DEFER_PREFILL
 RUNNING = 8

@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from views import BOUNDS, LAUNCH, point, view
 
 from roofline_policies.contract.decision import Bounds, Knob, Range
 from roofline_policies.contract.view import QueueState
@@ -11,6 +10,7 @@ from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import Kind, QuantTier, RidgeQuantTier, Strength
 from roofline_policies.slo.objectives import Slo
+from tests.roofline_policies.views import BOUNDS, LAUNCH, point, view
 
 KNOB = Knob.QUANT_TIER
 MOVABLE = Bounds({**BOUNDS.ranges, KNOB: Range(0, 1)}, {})

@@ -1,5 +1,4 @@
 import pytest
-from views import point, view
 
 from roofline_policies.contract.decision import Knob, Knobs
 from roofline_policies.contract.view import QueueState
@@ -7,6 +6,7 @@ from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import Kind, RidgeBatchSize, Strength
 from roofline_policies.slo.objectives import Slo
+from tests.roofline_policies.views import point, view
 
 BUSY = QueueState(running=32, waiting=5)
 

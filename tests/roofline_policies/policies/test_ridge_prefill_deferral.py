@@ -1,7 +1,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from views import point, view
 
 from roofline_policies.contract.decision import Knob, Knobs
 from roofline_policies.contract.view import QueueState
@@ -9,6 +8,7 @@ from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
 from roofline_policies.policies import Kind, RidgePrefillDeferral, Strength
 from roofline_policies.slo.objectives import ItlKind, Slo
+from tests.roofline_policies.views import point, view
 
 RUNNING = QueueState(running=8, waiting=1, next_prefill_tokens=4096)
 TIGHT = Slo(itl_s=0.1)

@@ -1,10 +1,8 @@
 """What the guard asks for, and its cap on chunks against the closed form."""
 
 import pytest
-from closed_form_steps import Affine, exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from views import view
 
 from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.contract.view import QueueState
@@ -12,6 +10,8 @@ from roofline_policies.control.transitions import Transitions, TransitionSetting
 from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import Kind, SloGuard, Strength
+from tests.roofline_policies.steps.closed_form_steps import Affine, exact
+from tests.roofline_policies.views import view
 
 CHUNK, ORDER, RELEGATE = Knob.PREFILL_CHUNK_TOKENS, Knob.DEADLINE_ORDER, Knob.RELEGATE_FOR_S
 BOUNDS = Bounds({CHUNK: Range(64, 8192, 64), RELEGATE: Range(0, 3600)}, {})

@@ -3,7 +3,6 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from views import BOUNDS, LAUNCH, point, view
 
 from roofline_policies.contract.decision import Bounds, Knob, Range
 from roofline_policies.contract.view import QueueState
@@ -13,6 +12,7 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import Kind, RidgeSpeculationWindow, SpeculationWindow, Strength
 from roofline_policies.policies.speculation_window import windows
 from roofline_policies.steps.correction import CorrectedSteps, Line
+from tests.roofline_policies.views import BOUNDS, LAUNCH, point, view
 
 KNOB = Knob.SPECULATION_WINDOW
 QUEUE = QueueState(running=8, decode_context_tokens=808)

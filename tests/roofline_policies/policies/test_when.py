@@ -5,7 +5,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from views import point, view
 
 from roofline_policies.contract.decision import Knob
 from roofline_policies.contract.view import QueueState
@@ -39,6 +38,7 @@ from roofline_policies.policies.conditions import (
     waiting,
 )
 from roofline_policies.settings.policy_loader import instantiate, parse_condition
+from tests.roofline_policies.views import point, view
 
 CAP = Proposal("Says", Knob.MAX_RUNNING_REQUESTS, 7, "seven", Kind.CAP, Strength.GUARD)
 OTHER = Proposal("Says", Knob.DEFER_PREFILL, True, "later")

@@ -1,0 +1,106 @@
+"""The queues as a policy may know them. Stand-ins take the place of SGLang's Scheduler, its batches and requests."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from roofline_policies.slo.objectives import Slo
+from roofline_policies.slo.running_targets import Need
+from sglang_patches.requests.progress import Progress
+from sglang_patches.requests.queues import Queues
+from tests.sglang_patches.stand_ins import stand_in_scheduler
+
+
+class Told(Progress):
+    """What a server's batches have told."""
+
+    context_tokens = 5000
+
+    def __init__(self):
+        pass
+
+    def slack_s(self, now_s):
+        return 10.0 - now_s
+
+
+def scheduler(running=3, waiting=(), **fields):
+    pool = SimpleNamespace(get_kv_token_stats=lambda: (0, 0.25))
+    fields = {"last_batch": None, "chunked_req": None, **fields}
+    return stand_in_scheduler(
+        running, waiting_queue=[SimpleNamespace(seqlen=length, prefix_len=hit) for length, hit in waiting],
+        pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool), **fields,
+    )  # fmt: skip
+
+
+def state(scheduler, progress=None):
+    need = Need(gap_s=0.1, mean_s=0.05, due_s=0.7)
+    options = {
+        "need": need,
+        "prompt_due_s": 0.5,
+        "relegated": 2,
+        "retractions": 1,
+        "cache_hit_rate": 0.5,
+        "chunk_tokens": 2048,
+    }
+    return Queues(scheduler).state(4.0, progress=progress or Told(), **options)
+
+
+def test_a_quiet_server():
+    queue = state(scheduler(running=0), Progress(Slo(), 1))
+    assert (queue.running, queue.waiting, queue.next_prefill_tokens, queue.next_prefix_tokens) == (0, 0, 0, 0)
+    assert (queue.chunk_in_flight, queue.decode_context_tokens, queue.slack_s) == (False, 0, None)
+    assert (queue.kv_use, queue.retractions, queue.cache_hit_rate) == (0.25, 1, 0.5)
+    assert (queue.gap_s, queue.mean_s, queue.due_s) == (0.1, 0.05, 0.7)
+    assert queue.prompt_due_s == 0.5
+    assert (queue.relegated, queue.first_prompt_tokens, queue.later_prefix_tokens) == (2, 0, 0)
+
+
+def test_the_running_requests_tell_what_they_attend_to_and_when_they_are_due():
+    queue = state(scheduler(running=3))
+    assert (queue.running, queue.decode_context_tokens, queue.slack_s) == (3, 5000, 6.0)
+
+
+def test_what_was_told_of_those_that_have_left_is_not_passed_on():
+    queue = state(scheduler(running=0))
+    assert (queue.decode_context_tokens, queue.slack_s) == (0, None)
+
+
+def test_the_next_chunk_is_of_the_prompt_that_is_part_way_through():
+    chunked = SimpleNamespace(seqlen=3000, extend_end=2048)
+    queue = state(scheduler(waiting=[(500, 0), (900, 0)], chunked_req=chunked))
+    assert (queue.next_prefix_tokens, queue.next_prefill_tokens) == (2048, 952 + 500 + 900)
+    assert queue.first_prompt_tokens == 952
+    assert queue.chunk_in_flight
+
+
+@pytest.mark.parametrize(
+    ("waiting", "prefix", "tokens", "first", "later"),
+    [
+        ([(500, 0)], 0, 500, 500, 0),
+        ([(500, 400), (4000, 16)], 400, 100 + 3984, 100, 16),
+        ([(9000, 16), (1, 0)], 16, 8984, 8984, 0),
+        ([(500, 400), (300, 100), (300, 251)], 400, 100 + 200 + 49, 100, 175),  # the mean of 100 and 251
+        ([(500, 0), (1948, 400), (9000, 8000)], 0, 500 + 1548, 500, 400),  # a chunk is full: the third is not in it
+        ([(64, 64), (900, 0)], 64, 1 + 900, 1, 0),  # a token is computed of one that is cached whole
+    ],
+)
+def test_else_it_is_of_the_first_that_waits_without_what_is_cached(waiting, prefix, tokens, first, later):
+    queue = state(scheduler(waiting=waiting))
+    assert (queue.next_prefix_tokens, queue.next_prefill_tokens, queue.first_prompt_tokens) == (prefix, tokens, first)
+    assert queue.later_prefix_tokens == later
+
+
+def test_those_behind_a_prompt_that_is_part_way_through_come_without_what_is_cached():
+    chunked = SimpleNamespace(seqlen=3000, extend_end=2048)
+    queue = state(scheduler(waiting=[(500, 400), (900, 100), (9000, 8000)], chunked_req=chunked))
+    assert (queue.next_prefix_tokens, queue.first_prompt_tokens) == (2048, 952)
+    assert queue.next_prefill_tokens == 952 + 100 + 800 + 1000
+    assert queue.later_prefix_tokens == (400 + 100 + 8000) // 3
+
+
+def test_prompts_just_prefilled_run():
+    last = SimpleNamespace(forward_mode=SimpleNamespace(is_extend=lambda: True), reqs=[1, 2, 3])
+    assert state(scheduler(running=3, last_batch=last)).running == 6
+    chunked = SimpleNamespace(seqlen=3000, extend_end=2048)
+    queue = state(scheduler(running=0, last_batch=last, chunked_req=chunked))
+    assert (queue.running, queue.slack_s) == (2, 6.0)
