@@ -75,7 +75,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class SweepSettings:
-    """A checked configuration; see conf/sweep.yaml for each key.
+    """A checked configuration; see conf/bench/sweep.yaml for each key.
 
     axes: names of the values of every axis. arms: the same in every cell, grids laid out.
     """

@@ -1,4 +1,4 @@
-"""Arms: named ways to run the server, each a file of conf/arm."""
+"""Arms: named ways to run the server, each a file of conf/bench/arm."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class VirtualArm:
 
 
 def read_arms(value: object, slo: Slo) -> tuple[VirtualArm, ...]:
-    """The arms of the ``arms`` key: a list of names of conf/arm, or a section of ``name: {...}`` with the same keys.
+    """The arms of the ``arms`` key: names of conf/bench/arm, or a section of ``name: {...}`` with the same keys.
 
     Raises:
         InputError: a name, a key or a policy that cannot be used, no arm, or two of one name.

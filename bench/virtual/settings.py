@@ -30,7 +30,7 @@ CONTEXT_MARGIN = 16
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What every arm of a virtual experiment shares. Times in virtual seconds; see conf/virtual.yaml for each key."""
+    """What every arm of a virtual experiment shares, in virtual seconds; see conf/bench/virtual.yaml for each key."""
 
     device: Device
     draft: Draft | None

@@ -255,7 +255,7 @@ def test_a_grid_of_another_oracle_is_named_after_it_and_is_not_fixed() -> None:
 
 def test_the_ordered_grid_is_the_static_one_in_another_order() -> None:
     def grid(name: str) -> object:
-        return yaml.safe_load((ROOT / "conf" / "arm" / f"{name}.yaml").read_text())["grid"]
+        return yaml.safe_load((ROOT / "conf" / "bench" / "arm" / f"{name}.yaml").read_text())["grid"]
 
     assert grid("ordered_grid") == grid("static_grid")
 
