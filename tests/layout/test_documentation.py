@@ -10,7 +10,7 @@ from roofline_policies.contract.view import QueueState
 from tests import ROOT
 from tests.roofline_policies.views import view
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page, language):
@@ -73,11 +73,19 @@ def test_modules_that_are_run_exist():
             assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"{page.name}: {module}"
 
 
+def anchors(page):
+    """The addresses of a page's headings, as GitHub makes them: lower case, no punctuation, spaces as dashes."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_and_named_files_exist():
     for page in PAGES:
         text = page.read_text()
         prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)  # code has brackets of its own
-        for target in re.findall(r"\]\(([^)#:]+)\)", prose):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target, heading in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", prose):
+            to = page.parent / target if target else page
+            assert to.exists(), f"{page.name}: {target}"
+            assert not heading or heading in anchors(to), f"{page.name}: {target}#{heading}"
         for path in re.findall(r"`((?:roofline_policies|sglang_patches|bench|conf|docs|tests)/[\w./-]+)`", text):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
