@@ -7,6 +7,9 @@ import sys
 
 from roofline_policies.contract.decision import Knob
 from roofline_policies.contract.view import QueueState
+from roofline_policies.policies import SloGuard
+from roofline_policies.settings.loading import load
+from roofline_policies.testing import fake_bounds
 from tests import ROOT
 from tests.roofline_policies.views import view
 
@@ -64,6 +67,29 @@ def test_the_commands_of_readme_are_targets_of_the_makefile():
     named = set(re.findall(r"\bmake ([a-z-]+)", "".join(page.read_text() for page in PAGES)))
     assert {"demo", "test"} <= named <= targets
     assert "make lint test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_overrides_of_the_policy_load():
+    named = {words for page in PAGES for words in re.findall(r'--policy-set "([^"]+)"', page.read_text())}
+    assert "policy.policies.2.relegate_for_s=0" in named
+    for words in named:
+        load("adaptive", overrides=words.split())
+
+
+def test_readme_says_for_how_long_a_prompt_may_be_passed_over():
+    (guard,) = [part for part in load("adaptive").policy.policies if isinstance(part, SloGuard)]
+    assert f"by default for up to {guard.relegate_for_s} s after its arrival" in (ROOT / "README.md").read_text()
+    off = load("adaptive", overrides=["policy.policies.2.relegate_for_s=0"]).policy.policies
+    assert [part.relegate_for_s for part in off if isinstance(part, SloGuard)] == [0]
+
+
+def test_readme_has_a_row_for_every_knob_that_a_server_can_move():
+    rows = set(re.findall(r"^\| `(\w+)`: ", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert rows == {knob.value for knob in Knob if fake_bounds().movable(knob)}
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_modules_that_are_run_exist():
