@@ -62,6 +62,21 @@ def test_architecture_names_every_module_of_counting():
     assert {name for name in modules if f"`{name}`" not in table} == set()
 
 
+def test_architecture_names_every_hook_and_no_other():
+    sources = "".join(path.read_text() for path in (ROOT / "sglang_patches").rglob("*.py"))
+    hooked = set(re.findall(r'\bHook\(\s*f"\{\w+\}\.(\w+)"', sources))
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text.partition("| where in SGLang |")[2].partition("\n\n")[0]
+    named = {
+        name.rpartition(".")[2]
+        for row in table.splitlines()[2:]
+        for name in re.findall(r"`([\w.]+)`", row.split("|")[1])
+    }
+    assert "run_batch" in named
+    assert named == hooked
+    assert sources.count("Hook(f") + len(re.findall(r"\bHook\(\n", sources)) == len(hooked)
+
+
 def test_the_commands_of_readme_are_targets_of_the_makefile():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"\bmake ([a-z-]+)", "".join(page.read_text() for page in PAGES)))
