@@ -1,5 +1,6 @@
 """The documentation's code runs, its commands exist, its links lead somewhere."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 from roofline_policies.contract.decision import Knob
 from roofline_policies.contract.view import QueueState
-from roofline_policies.policies import SloGuard
+from roofline_policies.policies import SloGuard, Static
 from roofline_policies.settings.loading import load
 from roofline_policies.testing import fake_bounds
 from tests import ROOT
@@ -96,6 +97,13 @@ def test_readme_says_for_how_long_a_prompt_may_be_passed_over():
     assert f"by default for up to {guard.relegate_for_s} s after its arrival" in (ROOT / "README.md").read_text()
     off = load("adaptive", overrides=["policy.policies.2.relegate_for_s=0"]).policy.policies
     assert [part.relegate_for_s for part in off if isinstance(part, SloGuard)] == [0]
+
+
+def test_readme_turns_the_policy_off_whatever_was_overridden_at_launch():
+    (body,) = re.findall(r"/roofline/policy -d '(.*?)'", (ROOT / "README.md").read_text())
+    asked = json.loads(body)
+    assert asked.keys() == {"policy", "set"}
+    assert load(asked["policy"], overrides=asked["set"].split()).policy == Static()
 
 
 def test_readme_has_a_row_for_every_knob_that_a_server_can_move():
