@@ -26,7 +26,7 @@ def activate() -> None:
         cli.accept_in_engine(engine.Engine)
     if os.environ.get(compat.ACTIVE):
         from sglang_patches.hooks import SCHEDULER_HOOKS
-        from sglang_patches.loop import reload
+        from sglang_patches.loop import messages
 
         compat.apply(SCHEDULER_HOOKS)
-        reload.register()
+        messages.register()

@@ -24,10 +24,11 @@ from roofline_policies.testing.results import Answer, Moment, Request, Run, Step
 EMPTY = BatchShape()
 
 DECIDE_AT_LEAST_EVERY_S = 0.1
-"""While requests only decode; with prompts waiting there is a decision in every pass. As sglang_patches.loop.loop."""
+"""While requests only decode; with prompts waiting there is a decision in every pass. As
+sglang_patches.loop.decider."""
 
 STALLED_AFTER = 256
-"""Steps without a record after which the policy is given up. As sglang_patches.loop.loop."""
+"""Steps without a record after which the policy is given up. As sglang_patches.loop.decider."""
 
 LEAST_IN_FLIGHT = 8
 """The prompt part-way gets at least one part in so many of each chunk. As sglang_patches.requests.waiting."""

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from roofline_policies.errors import InputError
 from roofline_policies.plain import MOST_OF_A_MESSAGE, plain
 from sglang_patches.launch.policy_source import Launched, NotAllowed
-from sglang_patches.loop.reload import ReloadFailed, everywhere
+from sglang_patches.launch.reload import ReloadFailed, everywhere
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from sglang_patches import compat
 from sglang_patches.hooks import SCHEDULER_HOOKS, SETTINGS
 from sglang_patches.launch.http import add_routes
 from sglang_patches.launch.policy_source import Launched, words
-from sglang_patches.loop import reload
+from sglang_patches.launch.reload import MANAGER_HOOKS, pickled
+from sglang_patches.loop import messages
 from sglang_patches.observe import recorder
 from sglang_patches.server import model as served_model
 
@@ -59,9 +60,9 @@ def prepare(
     if settings.record is not None:
         recorder.check(settings.record, where=settings.source)
     settings = with_ceilings(settings, server_args)
-    reload.pickled(settings)
-    reload.register()
-    compat.apply((*SCHEDULER_HOOKS, *reload.MANAGER_HOOKS))
+    pickled(settings)
+    messages.register()
+    compat.apply((*SCHEDULER_HOOKS, *MANAGER_HOOKS))
     setattr(server_args, SETTINGS, settings)
     os.environ[compat.ACTIVE] = "1"
     add_routes(Launched(policy, overrides, named, settings, partial(check_server, server_args)))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
 from roofline_policies.contract.view import ForwardMode, IterationRecord
@@ -20,81 +18,18 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.composed import ComposedShape, Shape
 from roofline_policies.model.mla import Form
 from roofline_policies.work import Precision, Provenance, Work
+from sglang_patches.observe.clocks import Interval
 from sglang_patches.observe.counters import InlineWork
 
 EMPTY = BatchShape()
 
 
-class Interval(Protocol):
-    """The time of one forward pass: begins when it is made, may be known some time after its end.
-
-    source: by what it is measured, as records show it.
-    """
-
-    source: str
-
-    def end(self) -> None:
-        """Note that the forward pass was launched to its end."""
-
-    def seconds(self) -> float | None:
-        """What the forward pass took, None while that is not known. Never waits."""
-
-    def done_s(self, processed_s: float) -> float:
-        """The time at which the step was done, for one whose result was processed at ``processed_s``."""
-        ...
-
-
-class HostInterval:
-    """Time by the host's clock, for devices on which the forward pass is synchronous (CPU)."""
-
-    source = "host clock"
-
-    def __init__(self) -> None:
-        self._start_s = time.monotonic()
-        self._end_s: float | None = None
-
-    def end(self) -> None:
-        self._end_s = time.monotonic()
-
-    def seconds(self) -> float | None:
-        return None if self._end_s is None else self._end_s - self._start_s
-
-    def done_s(self, processed_s: float) -> float:
-        """When the step was done: at the end of its forward pass. Under the overlap schedule a synchronous device runs
-        the whole next step before this one's result is processed."""
-        return processed_s if self._end_s is None else self._end_s
-
-
-class DeviceInterval:
-    """Time between two events recorded on the current stream; they are polled, never waited for."""
-
-    source = "device events"
-
-    def __init__(self) -> None:
-        module = torch.get_device_module()
-        self._start, self._end = module.Event(enable_timing=True), module.Event(enable_timing=True)
-        self._ended = False
-        self._start.record()
-
-    def end(self) -> None:
-        self._end.record()
-        self._ended = True
-
-    def seconds(self) -> float | None:
-        if not (self._ended and self._end.query()):
-            return None
-        milliseconds: float = self._start.elapsed_time(self._end)
-        return milliseconds / 1e3
-
-    def done_s(self, processed_s: float) -> float:
-        """When the step was done: when its result was processed, which waits for the device."""
-        return processed_s
-
-
 @dataclass(slots=True)
-class _Launched:
+class Launch:
     """An iteration between its launch and its result.
 
+    prefill, decode: its prompts, and its rows that decode. shape: both together.
+    after_idle: nothing ran before it. interval: its time, once its forward pass has begun.
     reading, totals: what the attention kernels had counted when its forward pass ended; totals once it has arrived.
     """
 
@@ -151,10 +86,10 @@ class Observer:
         self._attention = attention
         self._linear = linear
         self._tree_cache = tree_cache if tree_cache is not None and tree_cache.supports_prefix_sharing() else None
-        self._launched: dict[int, _Launched] = {}
-        self._unread: deque[_Launched] = deque()
-        self._finished: deque[tuple[_Launched, Interval, int, bool, float]] = deque()
-        self._current: _Launched | None = None
+        self._launched: dict[int, Launch] = {}
+        self._unread: deque[Launch] = deque()
+        self._finished: deque[tuple[Launch, Interval, int, bool, float]] = deque()
+        self._current: Launch | None = None
         self._last_done_s: float | None = None
         self._hit_tokens = self._prompt_tokens = 0
 
@@ -187,7 +122,7 @@ class Observer:
         if self._inline is not None:
             self._inline.skip()
 
-    def launch(self, batch: Any) -> ForwardMode | None:
+    def launch(self, batch: Any) -> Launch | None:
         """Note a batch that is about to run; None for a batch that computes nothing (idle, prebuilt).
 
         Must be called before ``run_batch``: the batch is altered afterwards under the overlap schedule.
@@ -199,17 +134,12 @@ class Observer:
         prefill, decode = self._shapes(batch, mode)
         # Tuples of sums add slowly; most steps are of one kind.
         shape = decode if not prefill.requests else prefill if not decode.requests else prefill + decode
-        self._current = _Launched(mode, prefill, decode, shape)
+        self._current = Launch(mode, prefill, decode, shape)
         stats = batch.prefill_stats
         if mode is not ForwardMode.DECODE and stats is not None:
             self._hit_tokens += stats.log_hit_tokens
             self._prompt_tokens += stats.log_hit_tokens + stats.log_input_tokens
-        return mode
-
-    @property
-    def launching(self) -> tuple[BatchShape, BatchShape] | None:
-        """Prompts and decode rows of the batch from ``launch`` to ``launched``, None where none computes anything."""
-        return None if self._current is None else (self._current.prefill, self._current.decode)
+        return self._current
 
     def forward_starts(self) -> None:
         """Start the time of the batch that is being launched."""
@@ -222,12 +152,13 @@ class Observer:
             if self._inline is not None:
                 self._current.reading = self._inline.snapshot()
 
-    def launched(self, batch: Any) -> None:
-        """Note that ``run_batch`` returned; the batch carries its iteration number from here on."""
-        if self._current is not None:
-            self._current.after_idle = bool(batch.after_idle_gap)
-            self._launched[batch.forward_iter] = self._current
-            self._current = None
+    def launched(self, batch: Any) -> Launch | None:
+        """Note that ``run_batch`` returned: the batch has its iteration number now. Returns what ``launch`` did."""
+        launch, self._current = self._current, None
+        if launch is not None:
+            launch.after_idle = bool(batch.after_idle_gap)
+            self._launched[batch.forward_iter] = launch
+        return launch
 
     def finish(self, batch: Any, result: Any, now_s: float) -> None:
         """Note that the result of a batch was processed, which is when its forward pass is over."""
@@ -260,7 +191,7 @@ class Observer:
             yield self._record(launched, iteration, graph, seconds, interval.source, interval.done_s(now_s))
 
     def _record(
-        self, launched: _Launched, iteration: int, graph: bool, seconds: float, source: str, done_s: float
+        self, launched: Launch, iteration: int, graph: bool, seconds: float, source: str, done_s: float
     ) -> IterationRecord:
         last_s, self._last_done_s = self._last_done_s, done_s
         step_s = seconds if last_s is None or launched.after_idle else done_s - last_s
@@ -284,7 +215,7 @@ class Observer:
             step_s=step_s,
         )
 
-    def _work(self, launched: _Launched, shape: BatchShape, graph: bool) -> Work:
+    def _work(self, launched: Launch, shape: BatchShape, graph: bool) -> Work:
         if self._inline is not None and launched.lost:
             self._inline.skip()
         if self._inline is not None and launched.totals is not None:

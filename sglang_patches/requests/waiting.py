@@ -7,14 +7,12 @@ from typing import Any
 
 from sglang.srt.mem_cache.common import match_kv_cache
 
-from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.slo.admission import NO_TARGET_S, Admission, Rank, Ticket
-from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.steps.times import StepTimes
+from sglang_patches.requests.promises import Promises
 
 _TICKET = "_roofline_ticket"
-_SLO = "_roofline_slo"
 
 EMPTY = BatchShape()
 
@@ -29,14 +27,13 @@ class Waiting:
     times: predicts what a prompt costs; where it is None no prompt is known to be late, so none is passed over.
     """
 
-    def __init__(self, scheduler: Any, objectives: Objectives, times: StepTimes | None) -> None:
+    def __init__(self, scheduler: Any, promises: Promises, times: StepTimes | None) -> None:
         self._scheduler = scheduler
-        self._objectives = objectives
+        self._promises = promises
         self._times = times
         self._admission: Admission[Any] = Admission(self.ticket)
         self._ordered = False
         self.clock_s = 0.0
-        self.refused_slo: str | None = None
 
     @property
     def relegated(self) -> int:
@@ -47,26 +44,6 @@ class Waiting:
         """Seconds until the first token of the next prompt is due, or of the one in flight; see QueueState."""
         queue = self._scheduler.waiting_queue
         return self._admission.due_s(now_s, self._scheduler.chunked_req, queue[0] if queue else None)
-
-    def adopt(self, objectives: Objectives) -> None:
-        """Promise this to requests that come from now on. Those that are here keep what they were promised, so that
-        ranks go on agreeing on their order."""
-        self._objectives = objectives
-
-    def slo_of(self, request: Any) -> Slo:
-        """What a request was promised: itself, its class or the server, the nearest. One that asks for what cannot be
-        understood gets its class's; requests do not fail for it."""
-        slo: Slo | None = getattr(request, _SLO, None)
-        if slo is None:
-            custom = request.sampling_params.custom_params
-            own = custom.get("slo") if isinstance(custom, Mapping) else None
-            try:
-                slo = self._objectives.of(request.priority, own)
-            except FieldError as error:
-                self.refused_slo = f"request {request.rid}: custom_params.slo: {error}"
-                slo = self._objectives.of(request.priority)
-            setattr(request, _SLO, slo)
-        return slo
 
     def came(self, request: Any, *, retracted: bool) -> None:
         """Note that a request is the last of the queue now, and put it where it belongs."""
@@ -86,7 +63,7 @@ class Waiting:
         """What a request's place depends on; made when it is first asked for."""
         ticket: Ticket | None = getattr(request, _TICKET, None)
         if ticket is None:
-            slo, cached = self.slo_of(request), int(request.prefix_len)
+            slo, cached = self._promises.slo_of(request), int(request.prefix_len)
             tokens = max(1, request.seqlen - cached)
             latest_s = slo.ttft_s if slo.ttft_s is not None else slo.e2e_s
             due_s = self.clock_s + (NO_TARGET_S if latest_s is None else latest_s)

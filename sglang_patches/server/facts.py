@@ -20,10 +20,9 @@ from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.steps.roofline_steps import RooflineSteps
 from roofline_policies.steps.times import StepTimes
 from roofline_policies.work import Precision
+from sglang_patches.observe.clocks import DeviceInterval, HostInterval, Interval
 from sglang_patches.observe.counters import Counters
-from sglang_patches.observe.observer import DeviceInterval, HostInterval, Interval
 from sglang_patches.server import model as served_model
-from sglang_patches.server.agree import decides_here
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +51,14 @@ class Served:
 
 
 def of_server(scheduler: Any, settings: Settings, counters: Counters | None) -> Served:
-    """What a real server's scheduler runs.
+    """What a real server's scheduler runs. Where this rank decides.
 
     Raises:
         InputError: a model that is not covered.
     """
     whole = served_model.whole(scheduler.model_config, scheduler.tp_worker)
     graph_sizes = sorted(scheduler.tp_worker.get_decode_cuda_graph_bs())
-    if decides_here() and settings.ceilings is not None:
+    if settings.ceilings is not None:
         for sentence in settings.ceilings.stand_ins:
             logger.warning(f"Roofline: {sentence}. Shares of a ceiling are to be read with that in mind.")
     shard = whole.shard(get_parallel().tp_size)
@@ -67,7 +66,7 @@ def of_server(scheduler: Any, settings: Settings, counters: Counters | None) -> 
         shard,
         HostInterval if scheduler.device == "cpu" else DeviceInterval,
         graph_sizes,
-        _predictor(scheduler, settings, whole, graph_sizes) if decides_here() else None,
+        _predictor(scheduler, settings, whole, graph_sizes),
         counters,
         served_model.device_uuid() if scheduler.device == "cuda" else None,
         served_model.attention(shard, scheduler),

@@ -25,7 +25,7 @@ from roofline_policies.steps.times import StepTimes
 from roofline_policies.work import Precision
 from sglang_patches import compat
 from sglang_patches.hooks import SCHEDULER_HOOKS, join
-from sglang_patches.loop.loop import Loop
+from sglang_patches.loop.decider import Decider
 from sglang_patches.server.facts import Served
 from sglang_patches.virtual.clock import EPOCH_S, VirtualClock, VirtualTime, replace_clocks
 from sglang_patches.virtual.events import VirtualDeviceModule, VirtualInterval
@@ -106,7 +106,7 @@ class VirtualServer:
         self._worker: VirtualWorker | None = None
         self._sample_every_s = sample_every_s
         self._next_sample_s = EPOCH_S
-        self._loop: Loop | None = None
+        self._decider: Decider | None = None
         compat.apply(SCHEDULER_HOOKS)
         connect(traffic)
         replace_drafting()
@@ -148,8 +148,8 @@ class VirtualServer:
         """Run under a policy. ``model``: what one rank of the modelled server holds; the rest as in ``Served``."""
         interval = partial(VirtualInterval, self.clock, synchronous=self._synchronous)
         served = Served(model, interval, self.graph_sizes, predictor, attention=attention, linear=linear)
-        self._loop = Loop(self.scheduler, settings, served)
-        join(self.scheduler, self._loop)
+        self._decider = Decider(self.scheduler, settings, served)
+        join(self.scheduler, self._decider.applier, self._decider)
 
     def start(
         self,
@@ -188,7 +188,7 @@ class VirtualServer:
 
     def status(self) -> dict[str, Any] | None:
         """An entry of ``ranks`` in GET /roofline, None without a policy."""
-        return None if self._loop is None else self._loop.status()
+        return None if self._decider is None else self._decider.status()
 
     def run(self) -> None:
         """Serve the traffic to its end.

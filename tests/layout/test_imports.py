@@ -1,6 +1,7 @@
 """The rooms and who may import whom, read from the source."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             yield node.module, id(node) in top
+
+
+def imported(path, known):
+    """The modules of ``known`` that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            inside = {f"{node.module}.{alias.name}" for alias in node.names} & known.keys()
+            yield from inside
+            if node.module in known and len(inside) < len(node.names):
+                yield node.module
 
 
 def submodules(path, package):
@@ -166,6 +179,21 @@ def test_the_digest_of_counting_covers_all_that_runs_while_a_kernel_is_traced():
             (path,) = (ROOT / "roofline_policies" / "counting").rglob(f"{name}.py")
             waiting += submodules(path, "roofline_policies.counting")
     assert {Path(module.__file__).stem for module in DIGESTED} == reached
+
+
+def test_no_import_leads_back_to_where_it_came_from():
+    """Neither between modules, those inside functions included, nor between rooms."""
+    known = {}
+    for package in ROOMS:
+        for path in modules(package):
+            known[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
+    modules_of = {name: {one for one in imported(path, known) if one != name} for name, path in known.items()}
+    rooms_of = {}
+    for name, others in modules_of.items():
+        room = ".".join(name.split(".")[:2])
+        rooms_of.setdefault(room, set()).update({".".join(one.split(".")[:2]) for one in others} - {room})
+    for graph in (modules_of, rooms_of):
+        tuple(TopologicalSorter(graph).static_order())  # raises CycleError, with the circle
 
 
 @pytest.mark.parametrize("path", modules("bench"), ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ from roofline_policies.errors import IncompatibleServer, InputError
 from sglang_patches import compat, hooks
 from sglang_patches.compat import Hook
 from sglang_patches.launch import flags as cli
-from sglang_patches.loop import reload
+from sglang_patches.launch import reload
 
 HERE = __name__
 
