@@ -8,14 +8,15 @@ from typing import Any
 
 from sglang.srt.managers.communicator import FanOutCommunicator
 from sglang.srt.plugins.hook_registry import HookType
-from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from roofline_policies.errors import InputError, RooflineError
 from roofline_policies.plain import plain
 from roofline_policies.settings.loading import Settings
-from sglang_patches.compat import Hook
 from sglang_patches.loop.messages import PolicyAdoptReq, PolicyOfferReq, PolicyReqOutput
+from sglang_patches.needs.hook import Hook
+from sglang_patches.needs.objects import Manager
+from sglang_patches.server.agree import ranks
 
 MANAGER = "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin"
 
@@ -26,9 +27,9 @@ class ReloadFailed(RooflineError):
     """A scheduler did not adopt what it had accepted."""
 
 
-def add_communicator(result: None, manager: Any) -> None:
+def add_communicator(result: None, manager: Manager) -> None:
     """Give the process that answers HTTP a way to ask all schedulers and to collect their answers."""
-    communicator = FanOutCommunicator(manager._dispatch_to_scheduler, get_parallel().num_dp_ranks)
+    communicator = FanOutCommunicator(manager._dispatch_to_scheduler, ranks().num_dp_ranks)
     manager._result_dispatcher += TypeBasedDispatcher([(PolicyReqOutput, communicator.handle_recv)])
     setattr(manager, _COMMUNICATOR, communicator)
 
@@ -36,7 +37,7 @@ def add_communicator(result: None, manager: Any) -> None:
 MANAGER_HOOKS = (Hook(f"{MANAGER}.init_communicators", HookType.AFTER, add_communicator, ()),)
 
 
-async def everywhere(manager: Any, settings: Settings) -> list[dict[str, Any]]:
+async def everywhere(manager: Manager, settings: Settings) -> list[dict[str, Any]]:
     """Have every scheduler adopt the settings; what each decides by afterwards, one entry per data-parallel rank.
 
     Raises:
@@ -63,15 +64,15 @@ class _Refusal(InputError):
         self.args = (message,)
 
 
-async def _ask(manager: Any, request: Any) -> list[Any]:
+async def _ask(manager: Manager, request: PolicyOfferReq | PolicyAdoptReq) -> list[PolicyReqOutput]:
     manager.auto_create_handle_loop()
-    answers: list[Any] = await getattr(manager, _COMMUNICATOR)(request)
+    answers: list[PolicyReqOutput] = await getattr(manager, _COMMUNICATOR)(request)
     if any(answer.token != request.token for answer in answers):
         raise ReloadFailed("an answer to another reload came; nothing is known of this one: see GET /roofline")
     return answers
 
 
-def _problems(answers: list[Any]) -> list[str]:
+def _problems(answers: list[PolicyReqOutput]) -> list[str]:
     """Each problem once: ranks are launched alike, so they mostly have the same."""
     return list(dict.fromkeys(answer.problem for answer in answers if answer.problem is not None))
 

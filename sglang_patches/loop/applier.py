@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from roofline_policies.slo.objectives import Objectives
 from roofline_policies.steps.times import StepTimes
 from sglang_patches.loop.actuator import Actuator
 from sglang_patches.loop.guard import contained, timed
+from sglang_patches.needs.objects import Batch, Request, Scheduler
 from sglang_patches.requests.promises import Promises
 from sglang_patches.requests.waiting import Waiting
 from sglang_patches.server.agree import KnobsUpdate
@@ -31,7 +31,7 @@ class Applier:
 
     def __init__(
         self,
-        scheduler: Any,
+        scheduler: Scheduler,
         objectives: Objectives,
         times: StepTimes | None = None,
         give_up: Callable[[str, BaseException | None], None] = only_log,
@@ -56,13 +56,13 @@ class Applier:
         self.actuator.apply(update.knobs)
 
     @contained
-    def came(self, request: Any, *, retracted: bool) -> None:
+    def came(self, request: Request, *, retracted: bool) -> None:
         """Note that a request joined the waiting queue, or, retracted, came back to it."""
         self.retractions += retracted
         self.waiting.came(request, retracted=retracted)
 
     @contained
-    def chunk_limit(self, request: Any, budget: int, page: int) -> int | None:
+    def chunk_limit(self, request: Request, budget: int, page: int) -> int | None:
         """Most tokens of a chunk for the prompt part-way through its chunks, None for all of it."""
         return self.waiting.chunk_limit(request, budget, page)
 
@@ -74,12 +74,12 @@ class Applier:
 
     @timed
     @contained
-    def size_chunk(self, running_batch: Any) -> None:
+    def size_chunk(self, running_batch: Batch) -> None:
         """Set the prefill chunk of this pass, and whether decode rows share it."""
         self.actuator.apply_chunk(running_batch)
 
     @timed
     @contained
-    def defers(self, running_batch: Any) -> bool:
+    def defers(self, running_batch: Batch) -> bool:
         """Whether no prompt enters in this pass."""
         return self.actuator.defers(running_batch)

@@ -9,8 +9,6 @@ from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any
 
-from sglang.srt.runtime_context import get_parallel
-
 from roofline_policies.contract.decision import Bounds, Knobs
 from roofline_policies.contract.view import ForwardMode, QueueState
 from roofline_policies.control.controller import Controller, State
@@ -26,6 +24,7 @@ from sglang_patches.loop.applier import Applier
 from sglang_patches.loop.guard import contained, timed
 from sglang_patches.loop.loaded import Loaded
 from sglang_patches.loop.reports import Reports
+from sglang_patches.needs.objects import Batch, Request, Scheduler, StepResult
 from sglang_patches.observe.counters import InlineWork
 from sglang_patches.observe.observer import Observer
 from sglang_patches.observe.recorder import Recorder, of_rank
@@ -34,7 +33,7 @@ from sglang_patches.requests.prefill_rate import Service
 from sglang_patches.requests.progress import Progress
 from sglang_patches.requests.queues import Queues
 from sglang_patches.server import model as served_model
-from sglang_patches.server.agree import KnobsUpdate, alone
+from sglang_patches.server.agree import KnobsUpdate, alone, ranks
 from sglang_patches.server.facts import Served, roofline_times
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class Decider:
         InputError: the settings ask for something this server cannot do.
     """
 
-    def __init__(self, scheduler: Any, settings: Settings, served: Served) -> None:
+    def __init__(self, scheduler: Scheduler, settings: Settings, served: Served) -> None:
         if settings.ceilings is None:
             raise InputError("has no ceilings", where=settings.source, key="hardware")
         self.scheduler = scheduler
@@ -171,7 +170,7 @@ class Decider:
 
     @timed
     @contained
-    def launching(self, batch: Any) -> None:
+    def launching(self, batch: Batch) -> None:
         controller = self._active
         launch = self.observer.launch(batch) if controller is not None else None
         if controller is None or launch is None:
@@ -196,7 +195,7 @@ class Decider:
 
     @timed
     @contained
-    def launched(self, batch: Any) -> None:
+    def launched(self, batch: Batch) -> None:
         controller = self._active
         if controller is None:
             return
@@ -211,7 +210,7 @@ class Decider:
 
     @timed
     @contained
-    def finished(self, batch: Any, result: Any) -> None:
+    def finished(self, batch: Batch, result: StepResult) -> None:
         if self._active is not None:
             self.observer.finish(batch, result, time.monotonic())
             self._progress.finished(batch)
@@ -257,7 +256,7 @@ class Decider:
         return self.applier.waiting.judged(now_s, ahead_s, self._service.pace, knobs.relegate_for_s)
 
     @contained
-    def retracted(self, request: Any) -> None:
+    def retracted(self, request: Request) -> None:
         """Note that a running request went back to the waiting queue."""
         self._progress.retracted(request)
 
@@ -338,10 +337,10 @@ class Decider:
 def _recorder(settings: Settings) -> Recorder | None:
     if settings.record is None:
         return None
-    return Recorder(of_rank(settings.record, get_parallel().dp_rank or 0))
+    return Recorder(of_rank(settings.record, ranks().dp_rank or 0))
 
 
-def _inline(served: Served, device: Any) -> InlineWork | None:
+def _inline(served: Served, device: str) -> InlineWork | None:
     """What turns counted totals into Work; kernels count only under models whose rest is known from shapes."""
     if served.counters is None:
         return None

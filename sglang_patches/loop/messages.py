@@ -39,6 +39,9 @@ class PolicyReqOutput(io_struct.BaseReq, kw_only=True):  # type: ignore[misc, ca
     policy: dict[str, Any] = {}  # noqa: RUF012  # msgspec makes a new one for each
 
 
+MESSAGES = (PolicyOfferReq, PolicyAdoptReq, PolicyReqOutput)
+
+
 def register() -> None:
     """Have this process understand the messages; a second call changes nothing.
 
@@ -47,7 +50,7 @@ def register() -> None:
     """
     asked = PolicyOfferReq(token="t", settings=b"\x80", objectives=b"")
     try:
-        io_struct.hook_custom_types(PolicyOfferReq, PolicyAdoptReq, PolicyReqOutput)
+        io_struct.hook_custom_types(*MESSAGES)
         came = io_struct.msgpack_decode(io_struct.msgpack_encode(asked))
     except Exception as error:
         raise IncompatibleServer(f"SGLang does not carry the messages that reload a policy: {error}") from error

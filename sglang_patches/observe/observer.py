@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
@@ -18,6 +17,7 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.composed import ComposedShape, Shape
 from roofline_policies.model.mla import Form
 from roofline_policies.work import Precision, Provenance, Work
+from sglang_patches.needs.objects import Batch, Request, StepResult, TreeCache
 from sglang_patches.observe.clocks import Interval
 from sglang_patches.observe.counters import InlineWork
 
@@ -74,7 +74,7 @@ class Observer:
         graph_sizes: Sequence[int] = (),
         rows_per_request: int = 1,
         inline: InlineWork | None = None,
-        tree_cache: Any = None,
+        tree_cache: TreeCache | None = None,
         attention: Backends | None = None,
         linear: tuple[Precision | None, Precision | None] = (None, None),
     ) -> None:
@@ -122,7 +122,7 @@ class Observer:
         if self._inline is not None:
             self._inline.skip()
 
-    def launch(self, batch: Any) -> Launch | None:
+    def launch(self, batch: Batch) -> Launch | None:
         """Note a batch that is about to run; None for a batch that computes nothing (idle, prebuilt).
 
         Must be called before ``run_batch``: the batch is altered afterwards under the overlap schedule.
@@ -152,7 +152,7 @@ class Observer:
             if self._inline is not None:
                 self._current.reading = self._inline.snapshot()
 
-    def launched(self, batch: Any) -> Launch | None:
+    def launched(self, batch: Batch) -> Launch | None:
         """Note that ``run_batch`` returned: the batch has its iteration number now. Returns what ``launch`` did."""
         launch, self._current = self._current, None
         if launch is not None:
@@ -160,7 +160,7 @@ class Observer:
             self._launched[batch.forward_iter] = launch
         return launch
 
-    def finish(self, batch: Any, result: Any, now_s: float) -> None:
+    def finish(self, batch: Batch, result: StepResult, now_s: float) -> None:
         """Note that the result of a batch was processed, which is when its forward pass is over."""
         launched = self._launched.pop(batch.forward_iter, None)
         if launched is not None and launched.interval is not None:
@@ -229,7 +229,7 @@ class Observer:
             return self._model.work(shape, form=Form.ABSORBED if absorbed else None, linear=linear)
         return self._model.work(shape) if linear is None else self._model.work(shape, linear=linear)
 
-    def _shared_tokens(self, requests: Sequence[Any]) -> int:
+    def _shared_tokens(self, requests: Sequence[Request]) -> int:
         """KV tokens that decoding requests share. Each locks its own prefix in the cache's tree, and the tree counts
         what is locked once. Where a prompt that is being prefilled locks some too, this is less than what is shared."""
         if self._tree_cache is None:
@@ -238,7 +238,7 @@ class Observer:
         counted_once: int = self._tree_cache.protected_size()
         return max(0, locked - counted_once)
 
-    def _shapes(self, batch: Any, mode: ForwardMode) -> tuple[BatchShape, BatchShape]:
+    def _shapes(self, batch: Batch, mode: ForwardMode) -> tuple[BatchShape, BatchShape]:
         """Prompts, and rows that decode."""
         if mode is ForwardMode.DECODE:
             return EMPTY, self._decode_shape(batch)
@@ -261,12 +261,12 @@ class Observer:
             masked_flops=whole.masked_flops - prefill.masked_flops,
         )
 
-    def _decode_shape(self, batch: Any) -> BatchShape:
+    def _decode_shape(self, batch: Batch) -> BatchShape:
         requests = len(batch.reqs)
         width = self._rows_per_request
         # Backends that need no lengths on the host do not have them here; what a request knows lags by a step at most.
-        known = batch.seq_lens_cpu is not None
-        lengths = batch.seq_lens_cpu.tolist() if known else [request.seqlen for request in batch.reqs]
+        known = batch.seq_lens_cpu
+        lengths = [request.seqlen for request in batch.reqs] if known is None else known.tolist()
         if width == 1:
             context = sum(lengths)
             shared = self._shared_tokens(batch.reqs)
@@ -297,7 +297,7 @@ class Observer:
         return shape._replace(padded_rows=padding, padded_logit_rows=padding, masked_flops=masked_flops)
 
 
-def head_rows(batch: Any) -> list[int] | None:
+def head_rows(batch: Batch) -> list[int] | None:
     """Rows of each request of a prefill batch that go through the output head; None: its last one, as of any other.
 
     Where the logprobs of a prompt are asked for, its new tokens from ``logprob_start_len`` on do, or the last one where
@@ -307,13 +307,13 @@ def head_rows(batch: Any) -> list[int] | None:
 
     Source: SGLang 0.5.23, ``LogitsProcessor._get_pruned_states`` and ``compute_extend_logprob_start_len``.
     """
-    starts = getattr(batch, "extend_logprob_start_lens", None)
+    starts = batch.extend_logprob_start_lens
     if not batch.return_logprob or starts is None:
         return None
     return [max(1, new - start) for new, start in zip(batch.extend_lens, starts, strict=True)]
 
 
-def _mode(batch: Any) -> ForwardMode | None:
+def _mode(batch: Batch) -> ForwardMode | None:
     forward = batch.forward_mode
     if forward is SglangMode.DECODE:
         return ForwardMode.DECODE

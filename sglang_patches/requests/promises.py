@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from roofline_policies.errors import FieldError
 from roofline_policies.slo.objectives import Objectives, Slo
+from sglang_patches.needs.objects import Request
 
 _SLO = "_roofline_slo"
 
@@ -28,7 +28,7 @@ class Promises:
         """
         self._objectives = objectives
 
-    def slo_of(self, request: Any) -> Slo:
+    def slo_of(self, request: Request) -> Slo:
         """The SLO of a request: its own, else its class's, else the server's.
 
         A request whose own SLO cannot be understood gets its class's; no request fails for it.

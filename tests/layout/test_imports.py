@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from roofline_policies.counting.build import DIGESTED
+from sglang_patches.needs.attributes import needed
+from sglang_patches.needs.classes import CLASSES, OTHER_CLASSES
 from tests import ROOT
 
 # A room may import from the rooms of its own line and of the lines above it.
@@ -21,13 +23,14 @@ ROOMS = {
         {"settings", "testing"},
     ],
     "sglang_patches": [
-        {"compat", "cpu"},
+        {"needs"},
+        {"cpu"},
         {"observe", "requests"},
         {"server"},
         {"loop"},
         {"hooks"},
         {"launch", "virtual"},
-        {"plugin"},
+        {"compat", "plugin"},
     ],
     "bench": [
         {"checks", "composition", "demo_model", "demo_tokenizer"},
@@ -206,6 +209,30 @@ def test_the_bench_talks_to_servers_not_to_their_insides(path):
     assert not patches or (virtual and all(name.startswith("sglang_patches.virtual.") for name in patches))
     assert "sgl_kernel" not in names(path)
     assert own_kernels or "sglang" not in names(path)
+
+
+SGLANG_OBJECTS = {
+    "adder", "admission", "batch", "chunked", "chunked_req", "engine", "manager", "model_config", "recv_req", "req",
+    "reqs", "request", "requests", "result", "returned", "running_batch", "scheduler", "server_args", "stats",
+    "target_worker", "tp_worker", "tree_cache", "waiting_queue", "worker",
+}  # fmt: skip
+"""What parameters are called that take an object of SGLang's."""
+
+
+@pytest.mark.parametrize("path", modules("sglang_patches"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_one_file_names_the_attributes_of_sglangs_objects(path):
+    """Elsewhere a parameter that takes one has a type that mypy looks into, and getattr is for our own attributes."""
+    if path == ROOT / "sglang_patches" / "needs" / "objects.py":
+        return
+    names_needed = set().union(*(needed(kind) for kind in (*CLASSES, *OTHER_CLASSES)))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.arg) and node.arg in SGLANG_OBJECTS and node.annotation is not None:
+            words = {part.id for part in ast.walk(node.annotation) if isinstance(part, ast.Name)}
+            assert "Any" not in words, f"{path}:{node.lineno}: {node.arg}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+            holder, name = node.args[:2]
+            read = isinstance(holder, ast.Name) and holder.id in SGLANG_OBJECTS and isinstance(name, ast.Constant)
+            assert not read or name.value in names_needed, f"{path}:{node.lineno}: {name.value}"
 
 
 @pytest.mark.parametrize(

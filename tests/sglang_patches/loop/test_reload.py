@@ -147,7 +147,7 @@ def in_front_of(monkeypatch):
     def manager(*ranks):
         made = Manager(*ranks)
         deciding = sum(decider_of(rank.scheduler) is not None for rank in ranks)
-        monkeypatch.setattr(reload_module, "get_parallel", lambda: SimpleNamespace(num_dp_ranks=deciding))
+        monkeypatch.setattr(reload_module, "ranks", lambda: SimpleNamespace(num_dp_ranks=deciding))
         add_communicator(None, made)
         return made
 

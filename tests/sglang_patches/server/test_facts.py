@@ -27,7 +27,7 @@ CONFIG = {
 @pytest.fixture(autouse=True)
 def ranks(monkeypatch):
     """One rank of two, which decides."""
-    monkeypatch.setattr(served, "get_parallel", lambda: SimpleNamespace(tp_size=2))
+    monkeypatch.setattr(served, "ranks", lambda: SimpleNamespace(tp_size=2))
 
 
 def scheduler(device="cpu", attention="fa3", speculative=False, deterministic=False):
