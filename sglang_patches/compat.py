@@ -1,106 +1,104 @@
-"""Which SGLang versions this was written against, and what is needed of them: each hook with its signature."""
+"""What of the installed SGLang fits this package, and what does not: hooks, attributes, messages. Starts no server.
+
+    python -m sglang_patches.compat
+
+Prints a table and one JSON line. The exit code is 0 where all fits, and 1 where a server with a policy would be refused
+or the virtual server would not run. An untested version is named, and is no misfit by itself.
+"""
 
 from __future__ import annotations
 
-import inspect
-import pkgutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
-from typing import Any
 
-from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from rich.console import Console
+from rich.table import Table
 
-from roofline_policies.errors import IncompatibleServer, InputError
+from roofline_policies.errors import IncompatibleServer
+from sglang_patches.cpu import attention
+from sglang_patches.hooks import SCHEDULER_HOOKS
+from sglang_patches.launch.flags import CLI_HOOKS
+from sglang_patches.launch.reload import MANAGER_HOOKS
+from sglang_patches.loop import messages
+from sglang_patches.needs.attributes import find, missing, needed, readers
+from sglang_patches.needs.classes import CLASSES, OTHER_CLASSES, REPLACED
+from sglang_patches.needs.sglang_version import TESTED_VERSIONS
 
-ACTIVE = "SGLANG_ROOFLINE_ACTIVE"
-"""Set in the environment of a server with a policy, so that its child processes apply the scheduler hooks."""
-
-TESTED_VERSIONS = ("0.5.23",)
-OVERRIDE_FLAG = "--policy-allow-untested"
+HOOKS = (*CLI_HOOKS, *SCHEDULER_HOOKS, *MANAGER_HOOKS, attention.HOOK)
+"""All that any process of a server applies."""
 
 
 @dataclass(frozen=True, slots=True)
-class Hook:
-    """One hook: where it goes, how, and the parameters its target had when the hook was written.
+class Line:
+    """One thing that is needed.
 
-    target: dotted path. parameters: the target's parameter names, in order, ``self`` and ``cls`` left out.
+    kind: hook, attributes, replaced or messages. needs: what of it. problem: None where it fits.
     """
 
+    kind: str
     target: str
-    kind: HookType
-    function: Callable[..., Any]
-    parameters: tuple[str, ...]
-
-    def check(self) -> None:
-        """Compare the installed target with what the hook was written for.
-
-        Raises:
-            IncompatibleServer: the target is missing or takes other parameters; the message shows both signatures.
-        """
-        try:
-            found = pkgutil.resolve_name(self.target)
-        except (AttributeError, ImportError) as error:
-            raise IncompatibleServer(f"{self.target}: not found in SGLang {version('sglang')} ({error})") from error
-        signature = inspect.signature(inspect.unwrap(found))
-        names = tuple(name for name in signature.parameters if name not in ("self", "cls"))
-        if names != self.parameters:
-            raise IncompatibleServer(
-                f"{self.target}: hook {self.function.__qualname__}{inspect.signature(self.function)} was written for "
-                f"({', '.join(self.parameters)}), SGLang {version('sglang')} has {signature}"
-            )
-
-    def applied(self) -> bool:
-        """Whether calls of the target reach the hook."""
-        found = pkgutil.resolve_name(self.target)
-        while found is not None:
-            for cell in getattr(found, "__closure__", None) or ():
-                if cell.cell_contents is self.function:
-                    return True
-            found = getattr(found, "__wrapped__", None)
-        return False
+    needs: str
+    problem: str | None
 
 
-def check_version(allow_untested: bool) -> None:
-    """Refuse an SGLang that was not tested.
-
-    Raises:
-        InputError: the installed version is not among TESTED_VERSIONS and ``allow_untested`` is false.
-    """
-    installed = version("sglang")
-    if installed not in TESTED_VERSIONS and not allow_untested:
-        raise InputError(
-            "this version of SGLang was not tested",
-            where="sglang",
-            value=installed,
-            allowed=f"{', '.join(TESTED_VERSIONS)}; {OVERRIDE_FLAG} tries it all the same",
-        )
+def lines() -> list[Line]:
+    """Everything that is needed of the installed SGLang, one line each."""
+    found = [Line("hook", hook.target, f"({', '.join(hook.parameters)})", _problem(hook.check)) for hook in HOOKS]
+    for kind, target in (*CLASSES.items(), *OTHER_CLASSES.items()):
+        found.append(Line("attributes", target, ", ".join(sorted(needed(kind))), _lacks(kind, target)))
+    found += [Line("replaced", target, "to be there", _problem(partial(find, target))) for target in REPLACED]
+    carried = ", ".join(kind.__name__ for kind in messages.MESSAGES)
+    return [*found, Line("messages", "sglang.srt.managers.io_struct", carried, _problem(messages.register))]
 
 
-def apply(hooks: Iterable[Hook]) -> None:
-    """Check every hook, apply them all through SGLang's registry, and verify that they took.
-
-    SGLang logs and swallows what goes wrong while hooks are applied, so it is verified here.
-
-    Raises:
-        IncompatibleServer: a target does not fit (nothing is applied then), or a hook did not take.
-    """
-    hooks = list(hooks)
-    pending = [hook for hook in hooks if not _registered(hook)]
-    for hook in pending:
-        hook.check()
-    for hook in pending:
-        HookRegistry.register(hook.target, hook.function, hook.kind)
-    HookRegistry.apply_hooks()
-    verify(hooks)
+def _lacks(kind: type, target: str) -> str | None:
+    try:
+        names = missing(kind, target)
+    except IncompatibleServer as error:
+        return str(error)
+    return "; ".join(f"lacks {name} (read by {', '.join(readers(name))})" for name in names) or None
 
 
-def verify(hooks: Iterable[Hook]) -> None:
-    """Raise IncompatibleServer naming the hooks that calls of their targets do not reach."""
-    missing = [hook.target for hook in hooks if not hook.applied()]
-    if missing:
-        raise IncompatibleServer(f"SGLang {version('sglang')} did not apply the hooks on {', '.join(missing)}")
+def _problem(check: Callable[[], object]) -> str | None:
+    try:
+        check()
+    except IncompatibleServer as error:
+        return str(error)
+    return None
 
 
-def _registered(hook: Hook) -> bool:
-    return any(function is hook.function for _, function, _ in HookRegistry._hooks.get(hook.target, ()))
+def report(found: Sequence[Line]) -> int:
+    """Prints a table and a JSON line; returns the exit code."""
+    installed, problems = version("sglang"), [asdict(line) for line in found if line.problem is not None]
+    tested = installed in TESTED_VERSIONS
+    table = Table(title=f"SGLang {installed} ({'tested' if tested else 'not tested'})", show_lines=True)
+    for column in ("", "what", "needs", "fits"):
+        table.add_column(column, overflow="fold")
+    for line in found:
+        table.add_row(line.kind, line.target, line.needs, "yes" if line.problem is None else line.problem)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    counts = Counter(line.kind for line in found)
+    print(json.dumps({
+        "sglang": installed, "tested": tested, "fits": not problems, "checked": counts, "problems": problems,
+    }))  # fmt: skip
+    return 1 if problems else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sglang_patches.compat", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.parse_args(argv)
+    return report(lines())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,15 +7,26 @@ from dataclasses import replace
 from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookType
-from sglang.srt.runtime_context import get_parallel
 
-from sglang_patches.compat import Hook, verify
-from sglang_patches.loop.loop import Loop
-from sglang_patches.loop.reload import PolicyAdoptReq, PolicyOfferReq, Reloads, register
+from sglang_patches.loop.applier import Applier
+from sglang_patches.loop.decider import Decider
+from sglang_patches.loop.messages import PolicyAdoptReq, PolicyOfferReq, register
+from sglang_patches.loop.reloads import Reloads
+from sglang_patches.needs.attributes import verify_live
+from sglang_patches.needs.hook import Hook, verify
+from sglang_patches.needs.objects import (
+    Batch,
+    InternalState,
+    Request,
+    SchedulePolicy,
+    Scheduler,
+    ServerArgs,
+    StepResult,
+)
 from sglang_patches.observe import counters
 from sglang_patches.requests import part_way
 from sglang_patches.server import model as served_model
-from sglang_patches.server.agree import KnobsUpdate
+from sglang_patches.server.agree import KnobsUpdate, decides_here, ranks
 from sglang_patches.server.facts import of_server
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
@@ -24,33 +35,41 @@ SCHEDULE_POLICY = "sglang.srt.managers.schedule_policy.SchedulePolicy"
 SETTINGS = "_roofline_settings"
 """Attribute of ServerArgs that carries the checked settings into the scheduler processes."""
 
-_LOOP = "_roofline_loop"
+_APPLIER = "_roofline_applier"
+_DECIDER = "_roofline_decider"
 _COUNTERS = "_roofline_counters"
 
 
-def loop_of(scheduler: Any) -> Loop | None:
-    """The loop attached to a scheduler, None where there is no policy."""
-    loop: Loop | None = getattr(scheduler, _LOOP, None)
-    return loop
+def applier_of(holder: Scheduler | SchedulePolicy) -> Applier | None:
+    """What applies decisions to a scheduler, from it or from its queue's policy; None where there is no policy."""
+    applier: Applier | None = getattr(holder, _APPLIER, None)
+    return applier
 
 
-def join(scheduler: Any, loop: Loop) -> None:
-    """Have the hooks on this scheduler reach its loop, and the decisions that its ranks broadcast, too."""
-    setattr(scheduler, _LOOP, loop)
-    setattr(scheduler.policy, _LOOP, loop)
-    reloads = Reloads(loop)
+def decider_of(scheduler: Scheduler) -> Decider | None:
+    """What decides for a scheduler, None where another rank does and where there is no policy."""
+    decider: Decider | None = getattr(scheduler, _DECIDER, None)
+    return decider
+
+
+def join(scheduler: Scheduler, applier: Applier, decider: Decider | None) -> None:
+    """Have the hooks on this scheduler reach its two parts, and the decisions that its ranks broadcast, too."""
+    setattr(scheduler, _APPLIER, applier)
+    setattr(scheduler.policy, _APPLIER, applier)
+    setattr(scheduler, _DECIDER, decider)
+    reloads = Reloads(applier, decider)
     scheduler._request_dispatcher._mapping |= {
-        KnobsUpdate: loop.apply,
+        KnobsUpdate: applier.apply,
         PolicyOfferReq: reloads.offered,
         PolicyAdoptReq: reloads.adopted,
     }
 
 
-def check_model(result: None, scheduler: Any) -> None:
+def check_model(result: None, scheduler: Scheduler) -> None:
     """Before weights are loaded: refuse a model whose work is not known, and have attention count from the start."""
     settings = getattr(scheduler.server_args, SETTINGS, None)
     if settings is not None:
-        model = served_model.check(scheduler.model_config).shard(get_parallel().tp_size)
+        model = served_model.check(scheduler.model_config).shard(ranks().tp_size)
         covered = settings.ceilings.covering(model.weight_precision)
         if covered is not settings.ceilings:
             setattr(scheduler.server_args, SETTINGS, replace(settings, ceilings=covered))
@@ -58,86 +77,98 @@ def check_model(result: None, scheduler: Any) -> None:
         setattr(scheduler, _COUNTERS, counters.install(scheduler.server_args))
 
 
-def attach(result: None, scheduler: Any, server_args: Any, port_args: Any) -> None:
+def attach(result: None, scheduler: Scheduler, server_args: ServerArgs, port_args: object) -> None:
     """After construction: join observer, controller and actuator to the scheduler."""
     settings = getattr(server_args, SETTINGS, None)
     if settings is None:
         return
     verify(SCHEDULER_HOOKS)
+    verify_live(scheduler)
     register()
-    join(scheduler, Loop(scheduler, settings, of_server(scheduler, settings, getattr(scheduler, _COUNTERS, None))))
+    if not decides_here():
+        join(scheduler, Applier(scheduler, settings.objectives), None)
+        return
+    decider = Decider(scheduler, settings, of_server(scheduler, settings, getattr(scheduler, _COUNTERS, None)))
+    join(scheduler, decider.applier, decider)
 
 
-def run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, pp_proxy_tensors: Any = None) -> Any:
+def run_batch(original: Callable[..., Any], scheduler: Scheduler, batch: Batch, pp_proxy_tensors: object = None) -> Any:
     """Observe a batch as it is launched."""
-    loop = loop_of(scheduler)
-    if loop is None:
+    decider = decider_of(scheduler)
+    if decider is None:
         return original(scheduler, batch, pp_proxy_tensors)
-    loop.launching(batch)
+    decider.launching(batch)
     result = original(scheduler, batch, pp_proxy_tensors)
-    loop.launched(batch)
+    decider.launched(batch)
     return result
 
 
-def process_batch_result(returned: None, scheduler: Any, batch: Any, result: Any) -> None:
+def process_batch_result(returned: None, scheduler: Scheduler, batch: Batch, result: StepResult) -> None:
     """Observe a batch whose result has been processed: its forward pass is over by then."""
-    loop = loop_of(scheduler)
-    if loop is not None:
-        loop.finished(batch, result)
+    decider = decider_of(scheduler)
+    if decider is not None:
+        decider.finished(batch, result)
 
 
-def poll_timeout_aborts(aborts: list[Any], scheduler: Any) -> list[Any] | None:
+def poll_timeout_aborts(aborts: list[Any], scheduler: Scheduler) -> list[Any] | None:
     """Decide, and let the decision ride the broadcast that this rank's own aborts take."""
-    loop = loop_of(scheduler)
-    update = None if loop is None else loop.decide()
+    decider = decider_of(scheduler)
+    update = None if decider is None else decider.decide()
     return None if update is None else [*aborts, update]
 
 
 def get_num_allocatable_reqs(
     allowed: int,
-    scheduler: Any,
+    scheduler: Scheduler,
     running_bs: int,
     beam_width: int | None = None,
-    running_batch: Any = None,
+    running_batch: Batch | None = None,
     num_held_rows: int = 0,
 ) -> int:
     """Actuate max_running_requests."""
-    loop = loop_of(scheduler)
-    narrowed = None if loop is None else loop.allocatable(allowed, running_bs)
+    applier = applier_of(scheduler)
+    narrowed = None if applier is None else applier.allocatable(allowed, running_bs)
     return allowed if narrowed is None else narrowed
 
 
-def should_defer_prefill(original: Callable[..., bool], scheduler: Any, running_batch: Any) -> bool:
-    """Actuate defer_prefill, beside whatever SGLang itself defers, and refresh the chunk for this pass."""
-    loop = loop_of(scheduler)
-    if loop is not None and loop.defers(running_batch):
-        return True
+def should_defer_prefill(original: Callable[..., bool], scheduler: Scheduler, running_batch: Batch) -> bool:
+    """Actuate defer_prefill, beside whatever SGLang itself defers, and set the chunk for this pass."""
+    applier = applier_of(scheduler)
+    if applier is not None:
+        applier.size_chunk(running_batch)
+        if applier.defers(running_batch):
+            return True
     return original(scheduler, running_batch)
 
 
-def add_request_to_queue(result: None, scheduler: Any, req: Any, is_retracted: bool = False) -> None:
+def add_request_to_queue(result: None, scheduler: Scheduler, req: Request, is_retracted: bool = False) -> None:
     """Actuate the order of admission, and count retractions."""
-    loop = loop_of(scheduler)
-    if loop is not None:
-        if is_retracted:
-            loop.retracted(req)
-        loop.came(req, retracted=is_retracted)
+    applier, decider = applier_of(scheduler), decider_of(scheduler)
+    if decider is not None and is_retracted:
+        decider.retracted(req)
+    if applier is not None:
+        applier.came(req, retracted=is_retracted)
 
 
 def shortest_prefill_chunk_limit(
-    limit: int | None, policy: Any, chunked_req: Any, waiting_queue: list[Any], budget: int, page_size: int
+    limit: int | None,
+    policy: SchedulePolicy,
+    chunked_req: Request,
+    waiting_queue: list[Request],
+    budget: int,
+    page_size: int,
 ) -> int | None:
     """Actuate the order of admission beside the prompt in flight."""
-    loop = loop_of(policy)
-    ours = None if loop is None else loop.chunk_limit(chunked_req, budget, page_size)
+    applier = applier_of(policy)
+    ours = None if applier is None else applier.chunk_limit(chunked_req, budget, page_size)
     return limit if ours is None else ours if limit is None else min(limit, ours)
 
 
-def get_internal_state(result: Any, scheduler: Any, recv_req: Any) -> Any:
+def get_internal_state(result: InternalState, scheduler: Scheduler, recv_req: object) -> InternalState:
     """Add the loop's state to what the server reports of itself."""
-    loop = loop_of(scheduler)
-    if loop is not None:
-        result.internal_state["roofline"] = loop.status()
+    decider = decider_of(scheduler)
+    if decider is not None:
+        result.internal_state["roofline"] = decider.status()
     return result
 
 

@@ -12,21 +12,21 @@ def activate() -> None:
     SGLang logs and swallows what is raised here. In a launching process the hooks are verified again before the server
     starts (``launch.prepare``), in a scheduler process before the loop is attached (``hooks.attach``).
     """
-    from sglang_patches import compat
     from sglang_patches.cpu import standin
     from sglang_patches.launch import flags as cli
+    from sglang_patches.needs import hook
 
-    compat.apply(cli.CLI_HOOKS)
+    hook.apply(cli.CLI_HOOKS)
     if standin.is_installed():
         from sglang_patches.cpu import attention
 
-        compat.apply([attention.HOOK])
+        hook.apply([attention.HOOK])
     engine = sys.modules.get("sglang.srt.entrypoints.engine")
     if engine is not None:
         cli.accept_in_engine(engine.Engine)
-    if os.environ.get(compat.ACTIVE):
+    if os.environ.get(hook.ACTIVE):
         from sglang_patches.hooks import SCHEDULER_HOOKS
-        from sglang_patches.loop import reload
+        from sglang_patches.loop import messages
 
-        compat.apply(SCHEDULER_HOOKS)
-        reload.register()
+        hook.apply(SCHEDULER_HOOKS)
+        messages.register()

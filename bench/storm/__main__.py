@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.storm import live, rounds
+from bench.storm.round import Result
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 
 MOST_ITERATIONS, MOST_SECONDS = 10_000_000, 86_400
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report(options.form, results)
 
 
-def report(form: str, results: Sequence[tuple[str, rounds.Result]]) -> int:
+def report(form: str, results: Sequence[tuple[str, Result]]) -> int:
     """Prints a table and a JSON line of what became of each server's requests; returns the exit code."""
     table = Table(title=f"storm, {form}")
     for column in ("server", "requests", "served", "left", "lost", "iterations", "changes", "retractions", "problem"):
@@ -59,7 +60,7 @@ def report(form: str, results: Sequence[tuple[str, rounds.Result]]) -> int:
     return 1 if problems or not results else 0
 
 
-def _virtual(options: argparse.Namespace) -> list[tuple[str, rounds.Result]]:
+def _virtual(options: argparse.Namespace) -> list[tuple[str, Result]]:
     return rounds.run(
         iterations=options.iterations,
         seconds=options.seconds,
@@ -71,7 +72,7 @@ def _virtual(options: argparse.Namespace) -> list[tuple[str, rounds.Result]]:
     )
 
 
-def _live(options: argparse.Namespace) -> list[tuple[str, rounds.Result]]:
+def _live(options: argparse.Namespace) -> list[tuple[str, Result]]:
     arguments = (*live.SERVER_ARGS, *(options.server_args or "").split())
     return [
         live.run(

@@ -18,7 +18,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from bench.live.prompts import PromptBuilder
 from bench.live.server import Server
 from bench.storm.load import leaves_after_s, storm_load
-from bench.storm.rounds import OVERRIDES, Result, retracting
+from bench.storm.round import OVERRIDES, Result
+from bench.storm.rounds import retracting
 from bench.traffic.request import Request
 from roofline_policies.errors import InputError
 

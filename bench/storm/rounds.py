@@ -5,23 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.storm.load import URGENT
+from bench.storm.round import Result, Round
 from bench.virtual.processes import Crash, run_each
-from roofline_policies.slo.objectives import Objectives, Slo
-
-OVERRIDES = ("controller.dwell_s=0", "controller.hysteresis=0", "controller.budget_s=1")
-"""Nothing holds a knob back."""
-
-OBJECTIVES = Objectives(Slo(ttft_s=2.0, itl_s=0.05), {URGENT: Slo(ttft_s=0.05)})
-"""So close together that prompts overtake one another, and so tight that many are late."""
-
-CONTEXT_TOKENS = 8192
 
 LEAST_ITERATIONS = 50
 """Of a round, for knowing how many rounds will do."""
@@ -32,43 +22,6 @@ OWN_ORDERS = ("lpm", "dfs-weight", "lof", "random", "hrrn", "shortest-prefill-fi
 SWITCHES = (
     "--enable-mixed-chunk", "--disable-radix-cache", "--disable-overlap-schedule", "--enable-priority-scheduling",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One server and its load.
-
-    kv_tokens: small ones force retractions. leaving: share of the clients that go away before they are served.
-    policy: as ``--policy`` takes it; None: the storm.
-    """
-
-    seed: int
-    requests: int
-    server_args: tuple[str, ...]
-    kv_tokens: int = 65_536
-    most_prompt_tokens: int = 6000
-    most_output_tokens: int = 128
-    pace_s: float = 0.1
-    leaving: float = 0.05
-    policy: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of a round's requests: served whole, left by their own clients, lost.
-
-    seconds: of the server's clock. problem: what went wrong, None for nothing.
-    """
-
-    requests: int
-    served: int
-    left: int
-    lost: int
-    iterations: int
-    changes: int
-    retractions: int
-    seconds: float
-    problem: str | None
 
 
 def draw_round(seed: int, requests: int, policy: str | None = None) -> Round:

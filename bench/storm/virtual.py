@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.live.prompts import PromptBuilder
 from bench.storm.load import leaves_after_s, storm_load
-from bench.storm.rounds import CONTEXT_TOKENS, OBJECTIVES, OVERRIDES, Result, Round
+from bench.storm.round import CONTEXT_TOKENS, OBJECTIVES, OVERRIDES, Result, Round
 from roofline_policies.device.hardware import from_catalogue
 from roofline_policies.model.catalogue import shipped_model
 from roofline_policies.settings.loading import load

@@ -37,8 +37,10 @@ OF_POLICIES = (
         "admission", "deadlines", "output_lengths", "running_targets",
     )),
     *(f"sglang_patches/{module}.py" for module in (
-        "loop/actuator", "loop/guard", "loop/loop", "observe/observer", "observe/recorder", "loop/reports",
-        "requests/output_watch", "requests/prefill_rate", "requests/progress", "requests/queues", "requests/waiting",
+        "loop/actuator", "loop/applier", "loop/decider", "loop/guard", "loop/loaded", "loop/reports", "observe/clocks",
+        "observe/observer", "observe/recorder",
+        "requests/output_watch", "requests/prefill_rate", "requests/progress", "requests/promises",
+        "requests/queues", "requests/waiting",
     )),
 )  # fmt: skip
 """Of these, what does not run without a policy: an edit there leaves the results of fixed settings valid."""

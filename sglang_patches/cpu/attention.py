@@ -13,7 +13,7 @@ import torch
 from sglang.srt.plugins.hook_registry import HookType
 from torch.nn.functional import scaled_dot_product_attention
 
-from sglang_patches.compat import Hook
+from sglang_patches.needs.hook import Hook
 
 
 def extend(

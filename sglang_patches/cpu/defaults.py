@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from sglang.srt.platforms.cpu import CpuSRTPlatform
 
 from sglang_patches.cpu import threads
+from sglang_patches.needs.objects import ServerArgs
 
 # SGLang's own default fills most of the host's memory with KV cache and touches every page of it before it serves.
 # This many tokens are 0.4 GB for a 44M-parameter model and 8 GB for an 8B one with grouped queries; a host with less
@@ -18,7 +18,7 @@ DEFAULT_KV_TOKENS = 65_536
 class RooflineCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]  # SGLang is not typed
     """`CpuSRTPlatform` plus defaults; what the user sets on the command line or in the environment stays."""
 
-    def apply_server_args_defaults(self, server_args: Any) -> None:
+    def apply_server_args_defaults(self, server_args: ServerArgs) -> None:
         """Fill in the KV pool size and the cores of each rank; SGLang calls this while it resolves arguments."""
         if server_args.device != "cpu":
             return

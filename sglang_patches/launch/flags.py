@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from sglang.srt.plugins.hook_registry import HookType
 
 from roofline_policies.errors import EXIT_BAD_INPUT, IncompatibleServer, InputError
 from roofline_policies.settings.loading import SHIPPED
-from sglang_patches.compat import OVERRIDE_FLAG, Hook
+from sglang_patches.needs.hook import Hook
+from sglang_patches.needs.objects import Engine, ServerArgs
+from sglang_patches.needs.sglang_version import OVERRIDE_FLAG
 
 
 def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
     )
 
 
-def from_cli_args(server_args: Any, cls: type, args: argparse.Namespace) -> Any:
+def from_cli_args(server_args: ServerArgs, cls: type, args: argparse.Namespace) -> ServerArgs:
     """Check the policy that was asked for; a mistake ends the launch here, before anything is loaded."""
     if getattr(args, "policy", None) is None:
         return server_args
@@ -64,9 +65,9 @@ def _stop(error: Exception) -> NoReturn:
     raise SystemExit(EXIT_BAD_INPUT)
 
 
-def accept_in_engine(engine: Any) -> None:
+def accept_in_engine(engine: Engine) -> None:
     """Let ``sglang.Engine(policy=..., policy_set=...)`` take what the command line takes, policy objects included."""
-    make: Callable[..., Any] = engine.server_args_class
+    make = engine.server_args_class
 
     def server_args_with_policy(
         *,
@@ -75,7 +76,7 @@ def accept_in_engine(engine: Any) -> None:
         policy_packages: str = "",
         policy_allow_untested: bool = False,
         **kwargs: Any,
-    ) -> Any:
+    ) -> ServerArgs:
         server_args = make(**kwargs)
         if policy is not None:
             from sglang_patches.launch.prepare import prepare

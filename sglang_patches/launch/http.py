@@ -15,7 +15,8 @@ from starlette.responses import JSONResponse
 from roofline_policies.errors import InputError
 from roofline_policies.plain import MOST_OF_A_MESSAGE, plain
 from sglang_patches.launch.policy_source import Launched, NotAllowed
-from sglang_patches.loop.reload import ReloadFailed, everywhere
+from sglang_patches.launch.reload import ReloadFailed, everywhere
+from sglang_patches.needs.objects import GlobalState, Manager
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,8 @@ def _refused(error: Exception, status: HTTPStatus) -> JSONResponse:
     return JSONResponse({"error": {"message": plain(error, MOST_OF_A_MESSAGE)}}, status)
 
 
-def _manager() -> Any:
+def _manager() -> Manager:
     from sglang.srt.entrypoints import http_server
 
-    return http_server.get_global_state().tokenizer_manager
+    state: GlobalState = http_server.get_global_state()
+    return state.tokenizer_manager

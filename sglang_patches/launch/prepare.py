@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 from roofline_policies.contract.decision import Knob, Range
 from roofline_policies.device.calibrate import cpu_name
@@ -19,11 +18,15 @@ from roofline_policies.device.nvml import open_nvml
 from roofline_policies.errors import InputError
 from roofline_policies.policies.base import Policy
 from roofline_policies.settings.loading import Settings, load
-from sglang_patches import compat
 from sglang_patches.hooks import SCHEDULER_HOOKS, SETTINGS
 from sglang_patches.launch.http import add_routes
 from sglang_patches.launch.policy_source import Launched, words
-from sglang_patches.loop import reload
+from sglang_patches.launch.reload import MANAGER_HOOKS, pickled
+from sglang_patches.loop import messages
+from sglang_patches.needs.attributes import verify_classes
+from sglang_patches.needs.hook import ACTIVE, apply
+from sglang_patches.needs.objects import ServerArgs
+from sglang_patches.needs.sglang_version import check_version
 from sglang_patches.observe import recorder
 from sglang_patches.server import model as served_model
 
@@ -38,7 +41,7 @@ UNSUPPORTED: Mapping[str, object] = MappingProxyType({
 
 
 def prepare(
-    server_args: Any,
+    server_args: ServerArgs,
     policy: str | Policy,
     *,
     overrides: str = "",
@@ -49,25 +52,26 @@ def prepare(
 
     Raises:
         InputError: anything that cannot be used. Nothing has been changed then.
-        IncompatibleServer: the installed SGLang lacks a hook.
+        IncompatibleServer: the installed SGLang lacks a hook, or an attribute that is read or set.
     """
-    compat.check_version(allow_untested)
+    check_version(allow_untested)
     named = tuple(name for name in packages.split(",") if name)
     settings = load(policy, overrides=words(overrides), packages=named)
     check_server(server_args, settings)
     served_model.launched_with(server_args)  # refuses what is not covered
     if settings.record is not None:
         recorder.check(settings.record, where=settings.source)
+    verify_classes()
     settings = with_ceilings(settings, server_args)
-    reload.pickled(settings)
-    reload.register()
-    compat.apply((*SCHEDULER_HOOKS, *reload.MANAGER_HOOKS))
+    pickled(settings)
+    messages.register()
+    apply((*SCHEDULER_HOOKS, *MANAGER_HOOKS))
     setattr(server_args, SETTINGS, settings)
-    os.environ[compat.ACTIVE] = "1"
+    os.environ[ACTIVE] = "1"
     add_routes(Launched(policy, overrides, named, settings, partial(check_server, server_args)))
 
 
-def check_server(server_args: Any, settings: Settings) -> None:
+def check_server(server_args: ServerArgs, settings: Settings) -> None:
     """Refuse what can be known to be impossible from the launch arguments alone, whatever the model is.
 
     Raises:
@@ -94,7 +98,7 @@ def check_server(server_args: Any, settings: Settings) -> None:
     settings.bounds_for({knob: Range(1, high) for knob, high in known.items() if high is not None}, {})
 
 
-def with_ceilings(settings: Settings, server_args: Any) -> Settings:
+def with_ceilings(settings: Settings, server_args: ServerArgs) -> Settings:
     """The settings with the ceilings of the device the server will run on, at the user's price.
 
     Raises:
@@ -111,7 +115,7 @@ def with_ceilings(settings: Settings, server_args: Any) -> Settings:
     return replace(settings, ceilings=ceilings)
 
 
-def _device(server_args: Any) -> str:
+def _device(server_args: ServerArgs) -> str:
     from sglang.srt.utils import get_device
 
     return str(server_args.device or get_device()).partition(":")[0]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from math import lcm
-from typing import Any
 
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from roofline_policies.contract.decision import Knob, Knobs, Range
+from sglang_patches.needs.objects import Batch, Scheduler
 
 CHUNK_STEP_TOKENS = 64
 """Chunks are multiples of this where pages allow it: the row count of common GEMM tiles, so that none is half empty."""
@@ -16,14 +16,14 @@ MOST_RELEGATED_S = 3600
 """Longest that any policy may have a request passed over: clients have given up long before."""
 
 
-def launch_knobs(scheduler: Any) -> Knobs:
+def launch_knobs(scheduler: Scheduler) -> Knobs:
     """The setting the server was launched with."""
     return Knobs(
         scheduler.max_running_requests, scheduler.chunked_prefill_size, mixed_chunk=bool(scheduler.is_mixed_chunk)
     )
 
 
-def launch_ranges(scheduler: Any) -> tuple[dict[Knob, Range], dict[Knob, str]]:
+def launch_ranges(scheduler: Scheduler) -> tuple[dict[Knob, Range], dict[Knob, str]]:
     """What can be moved, with its range, and what cannot, with the reason.
 
     The launch setting is the upper end of each range: buffers, captured graphs and the KV pool were sized for it.
@@ -59,14 +59,14 @@ def launch_ranges(scheduler: Any) -> tuple[dict[Knob, Range], dict[Knob, str]]:
     return ranges, immovable
 
 
-def _reason_not_to_draft(scheduler: Any) -> str:
+def _reason_not_to_draft(scheduler: Scheduler) -> str:
     """Why the number of drafts per step cannot be moved."""
     if scheduler.spec_algorithm.is_none():
         return "nothing drafts (--speculative-algorithm)"
     return "the number of drafts was fixed at launch (--speculative-num-steps)"
 
 
-def _reason_not_to_mix(scheduler: Any) -> str | None:
+def _reason_not_to_mix(scheduler: Scheduler) -> str | None:
     """Why decode rows cannot be taken along in prefill steps, None where they can.
 
     Nothing is sized for mixed steps at launch: the scheduler reads ``is_mixed_chunk`` in every pass, and mixed steps
@@ -95,7 +95,7 @@ def _reason_not_to_mix(scheduler: Any) -> str | None:
 class Actuator:
     """Holds the agreed knobs and applies them to one scheduler. Only ever narrows what the server would do itself."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._launch = launch_knobs(scheduler)
         self.knobs = self._launch
@@ -110,7 +110,7 @@ class Actuator:
         self.knobs = knobs
         self.apply_chunk(scheduler.running_batch)
 
-    def apply_chunk(self, running_batch: Any) -> None:
+    def apply_chunk(self, running_batch: Batch) -> None:
         """Set the prefill chunk and whether decode rows share it; called every pass, because both follow the batch."""
         scheduler, tokens, launch = self._scheduler, self.knobs.prefill_chunk_tokens, self._launch.prefill_chunk_tokens
         if tokens is None or launch is None:
@@ -126,6 +126,6 @@ class Actuator:
         """How many requests may enter beside ``running``: what SGLang allows, less what the cap on running forbids."""
         return min(allowed, self.knobs.max_running_requests - running)
 
-    def defers(self, running_batch: Any) -> bool:
+    def defers(self, running_batch: Batch) -> bool:
         """Whether no prompt enters in this pass. Never with an empty running batch: the server would spin idle."""
         return self.knobs.defer_prefill and not running_batch.is_empty() and not running_batch.is_prefill_only

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sglang.srt.runtime_context import get_parallel
-
 from roofline_policies.control.controller import Controller, State
 from roofline_policies.control.status import log_line
 from roofline_policies.settings.loading import Settings
 from sglang_patches.observe.device_watch import DeviceWatch
 from sglang_patches.observe.metrics import Metrics
 from sglang_patches.server import model as served_model
+from sglang_patches.server.agree import ranks
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ class Reports:
         self._device = None if device_uuid is None else DeviceWatch(device_uuid)
         self._metrics: Metrics | None = None
         if series:
-            rank = get_parallel().dp_rank or 0
+            rank = ranks().dp_rank or 0
             self._metrics = Metrics(controller, model_name=served_model.name(), dp_rank=rank)
 
     def adopt(self, settings: Settings) -> None:

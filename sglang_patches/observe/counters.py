@@ -20,6 +20,7 @@ from roofline_policies.errors import RooflineError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.dense import ModelShape
 from roofline_policies.work import Bytes, Flops, Provenance, Work
+from sglang_patches.needs.objects import ServerArgs
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Counters:
             f"Roofline: attention is not counted any more ({failure}); work is the closed form.", exc_info=error
         )
 
-    def snapshot(self, device: Any) -> Snapshot | None:
+    def snapshot(self, device: str) -> Snapshot | None:
         """The totals as the current stream has them; None where counting has failed."""
         if self.failure is not None:
             return None
@@ -80,14 +81,14 @@ class Counters:
         return self._ledger.snapshot()
 
 
-def reason_not_to_count(server_args: Any) -> str | None:
+def reason_not_to_count(server_args: ServerArgs) -> str | None:
     """Why attention is not counted by its kernels, or None where it is."""
     backends = {
         server_args.attention_backend,
         server_args.prefill_attention_backend,
         server_args.decode_attention_backend,
     }
-    others = backends - {"triton", None}
+    others = {backend for backend in backends if backend not in ("triton", None)}
     if others or "triton" not in backends:
         named = ", ".join(sorted(others)) or "its default"
         return f"the attention backend is {named}, only triton's kernels can be counted"
@@ -96,7 +97,7 @@ def reason_not_to_count(server_args: Any) -> str | None:
     return None
 
 
-def install(server_args: Any) -> Counters | None:
+def install(server_args: ServerArgs) -> Counters | None:
     """Have the attention kernels of this process count, before any of them is launched; None where they cannot."""
     reason = reason_not_to_count(server_args)
     if reason is None:
@@ -115,7 +116,7 @@ class InlineWork:
     model: the shape that one rank runs. What is launched between two forward passes is booked on the second.
     """
 
-    def __init__(self, model: ModelShape, counters: Counters, device: Any) -> None:
+    def __init__(self, model: ModelShape, counters: Counters, device: str) -> None:
         self._model = model
         self._counters = counters
         self._device = device

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
 from roofline_policies.contract.view import ForwardMode, IterationRecord
@@ -20,81 +17,19 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.composed import ComposedShape, Shape
 from roofline_policies.model.mla import Form
 from roofline_policies.work import Precision, Provenance, Work
+from sglang_patches.needs.objects import Batch, Request, StepResult, TreeCache
+from sglang_patches.observe.clocks import Interval
 from sglang_patches.observe.counters import InlineWork
 
 EMPTY = BatchShape()
 
 
-class Interval(Protocol):
-    """The time of one forward pass: begins when it is made, may be known some time after its end.
-
-    source: by what it is measured, as records show it.
-    """
-
-    source: str
-
-    def end(self) -> None:
-        """Note that the forward pass was launched to its end."""
-
-    def seconds(self) -> float | None:
-        """What the forward pass took, None while that is not known. Never waits."""
-
-    def done_s(self, processed_s: float) -> float:
-        """The time at which the step was done, for one whose result was processed at ``processed_s``."""
-        ...
-
-
-class HostInterval:
-    """Time by the host's clock, for devices on which the forward pass is synchronous (CPU)."""
-
-    source = "host clock"
-
-    def __init__(self) -> None:
-        self._start_s = time.monotonic()
-        self._end_s: float | None = None
-
-    def end(self) -> None:
-        self._end_s = time.monotonic()
-
-    def seconds(self) -> float | None:
-        return None if self._end_s is None else self._end_s - self._start_s
-
-    def done_s(self, processed_s: float) -> float:
-        """When the step was done: at the end of its forward pass. Under the overlap schedule a synchronous device runs
-        the whole next step before this one's result is processed."""
-        return processed_s if self._end_s is None else self._end_s
-
-
-class DeviceInterval:
-    """Time between two events recorded on the current stream; they are polled, never waited for."""
-
-    source = "device events"
-
-    def __init__(self) -> None:
-        module = torch.get_device_module()
-        self._start, self._end = module.Event(enable_timing=True), module.Event(enable_timing=True)
-        self._ended = False
-        self._start.record()
-
-    def end(self) -> None:
-        self._end.record()
-        self._ended = True
-
-    def seconds(self) -> float | None:
-        if not (self._ended and self._end.query()):
-            return None
-        milliseconds: float = self._start.elapsed_time(self._end)
-        return milliseconds / 1e3
-
-    def done_s(self, processed_s: float) -> float:
-        """When the step was done: when its result was processed, which waits for the device."""
-        return processed_s
-
-
 @dataclass(slots=True)
-class _Launched:
+class Launch:
     """An iteration between its launch and its result.
 
+    prefill, decode: its prompts, and its rows that decode. shape: both together.
+    after_idle: nothing ran before it. interval: its time, once its forward pass has begun.
     reading, totals: what the attention kernels had counted when its forward pass ended; totals once it has arrived.
     """
 
@@ -139,7 +74,7 @@ class Observer:
         graph_sizes: Sequence[int] = (),
         rows_per_request: int = 1,
         inline: InlineWork | None = None,
-        tree_cache: Any = None,
+        tree_cache: TreeCache | None = None,
         attention: Backends | None = None,
         linear: tuple[Precision | None, Precision | None] = (None, None),
     ) -> None:
@@ -151,10 +86,10 @@ class Observer:
         self._attention = attention
         self._linear = linear
         self._tree_cache = tree_cache if tree_cache is not None and tree_cache.supports_prefix_sharing() else None
-        self._launched: dict[int, _Launched] = {}
-        self._unread: deque[_Launched] = deque()
-        self._finished: deque[tuple[_Launched, Interval, int, bool, float]] = deque()
-        self._current: _Launched | None = None
+        self._launched: dict[int, Launch] = {}
+        self._unread: deque[Launch] = deque()
+        self._finished: deque[tuple[Launch, Interval, int, bool, float]] = deque()
+        self._current: Launch | None = None
         self._last_done_s: float | None = None
         self._hit_tokens = self._prompt_tokens = 0
 
@@ -187,7 +122,7 @@ class Observer:
         if self._inline is not None:
             self._inline.skip()
 
-    def launch(self, batch: Any) -> ForwardMode | None:
+    def launch(self, batch: Batch) -> Launch | None:
         """Note a batch that is about to run; None for a batch that computes nothing (idle, prebuilt).
 
         Must be called before ``run_batch``: the batch is altered afterwards under the overlap schedule.
@@ -199,17 +134,12 @@ class Observer:
         prefill, decode = self._shapes(batch, mode)
         # Tuples of sums add slowly; most steps are of one kind.
         shape = decode if not prefill.requests else prefill if not decode.requests else prefill + decode
-        self._current = _Launched(mode, prefill, decode, shape)
+        self._current = Launch(mode, prefill, decode, shape)
         stats = batch.prefill_stats
         if mode is not ForwardMode.DECODE and stats is not None:
             self._hit_tokens += stats.log_hit_tokens
             self._prompt_tokens += stats.log_hit_tokens + stats.log_input_tokens
-        return mode
-
-    @property
-    def launching(self) -> tuple[BatchShape, BatchShape] | None:
-        """Prompts and decode rows of the batch from ``launch`` to ``launched``, None where none computes anything."""
-        return None if self._current is None else (self._current.prefill, self._current.decode)
+        return self._current
 
     def forward_starts(self) -> None:
         """Start the time of the batch that is being launched."""
@@ -222,14 +152,15 @@ class Observer:
             if self._inline is not None:
                 self._current.reading = self._inline.snapshot()
 
-    def launched(self, batch: Any) -> None:
-        """Note that ``run_batch`` returned; the batch carries its iteration number from here on."""
-        if self._current is not None:
-            self._current.after_idle = bool(batch.after_idle_gap)
-            self._launched[batch.forward_iter] = self._current
-            self._current = None
+    def launched(self, batch: Batch) -> Launch | None:
+        """Note that ``run_batch`` returned: the batch has its iteration number now. Returns what ``launch`` did."""
+        launch, self._current = self._current, None
+        if launch is not None:
+            launch.after_idle = bool(batch.after_idle_gap)
+            self._launched[batch.forward_iter] = launch
+        return launch
 
-    def finish(self, batch: Any, result: Any, now_s: float) -> None:
+    def finish(self, batch: Batch, result: StepResult, now_s: float) -> None:
         """Note that the result of a batch was processed, which is when its forward pass is over."""
         launched = self._launched.pop(batch.forward_iter, None)
         if launched is not None and launched.interval is not None:
@@ -260,7 +191,7 @@ class Observer:
             yield self._record(launched, iteration, graph, seconds, interval.source, interval.done_s(now_s))
 
     def _record(
-        self, launched: _Launched, iteration: int, graph: bool, seconds: float, source: str, done_s: float
+        self, launched: Launch, iteration: int, graph: bool, seconds: float, source: str, done_s: float
     ) -> IterationRecord:
         last_s, self._last_done_s = self._last_done_s, done_s
         step_s = seconds if last_s is None or launched.after_idle else done_s - last_s
@@ -284,7 +215,7 @@ class Observer:
             step_s=step_s,
         )
 
-    def _work(self, launched: _Launched, shape: BatchShape, graph: bool) -> Work:
+    def _work(self, launched: Launch, shape: BatchShape, graph: bool) -> Work:
         if self._inline is not None and launched.lost:
             self._inline.skip()
         if self._inline is not None and launched.totals is not None:
@@ -298,7 +229,7 @@ class Observer:
             return self._model.work(shape, form=Form.ABSORBED if absorbed else None, linear=linear)
         return self._model.work(shape) if linear is None else self._model.work(shape, linear=linear)
 
-    def _shared_tokens(self, requests: Sequence[Any]) -> int:
+    def _shared_tokens(self, requests: Sequence[Request]) -> int:
         """KV tokens that decoding requests share. Each locks its own prefix in the cache's tree, and the tree counts
         what is locked once. Where a prompt that is being prefilled locks some too, this is less than what is shared."""
         if self._tree_cache is None:
@@ -307,7 +238,7 @@ class Observer:
         counted_once: int = self._tree_cache.protected_size()
         return max(0, locked - counted_once)
 
-    def _shapes(self, batch: Any, mode: ForwardMode) -> tuple[BatchShape, BatchShape]:
+    def _shapes(self, batch: Batch, mode: ForwardMode) -> tuple[BatchShape, BatchShape]:
         """Prompts, and rows that decode."""
         if mode is ForwardMode.DECODE:
             return EMPTY, self._decode_shape(batch)
@@ -330,12 +261,12 @@ class Observer:
             masked_flops=whole.masked_flops - prefill.masked_flops,
         )
 
-    def _decode_shape(self, batch: Any) -> BatchShape:
+    def _decode_shape(self, batch: Batch) -> BatchShape:
         requests = len(batch.reqs)
         width = self._rows_per_request
         # Backends that need no lengths on the host do not have them here; what a request knows lags by a step at most.
-        known = batch.seq_lens_cpu is not None
-        lengths = batch.seq_lens_cpu.tolist() if known else [request.seqlen for request in batch.reqs]
+        known = batch.seq_lens_cpu
+        lengths = [request.seqlen for request in batch.reqs] if known is None else known.tolist()
         if width == 1:
             context = sum(lengths)
             shared = self._shared_tokens(batch.reqs)
@@ -366,7 +297,7 @@ class Observer:
         return shape._replace(padded_rows=padding, padded_logit_rows=padding, masked_flops=masked_flops)
 
 
-def head_rows(batch: Any) -> list[int] | None:
+def head_rows(batch: Batch) -> list[int] | None:
     """Rows of each request of a prefill batch that go through the output head; None: its last one, as of any other.
 
     Where the logprobs of a prompt are asked for, its new tokens from ``logprob_start_len`` on do, or the last one where
@@ -376,13 +307,13 @@ def head_rows(batch: Any) -> list[int] | None:
 
     Source: SGLang 0.5.23, ``LogitsProcessor._get_pruned_states`` and ``compute_extend_logprob_start_len``.
     """
-    starts = getattr(batch, "extend_logprob_start_lens", None)
+    starts = batch.extend_logprob_start_lens
     if not batch.return_logprob or starts is None:
         return None
     return [max(1, new - start) for new, start in zip(batch.extend_lens, starts, strict=True)]
 
 
-def _mode(batch: Any) -> ForwardMode | None:
+def _mode(batch: Batch) -> ForwardMode | None:
     forward = batch.forward_mode
     if forward is SglangMode.DECODE:
         return ForwardMode.DECODE

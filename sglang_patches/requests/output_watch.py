@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from roofline_policies.slo.output_lengths import OutputLengths
+from sglang_patches.needs.objects import Batch
 
 LOOK_EVERY = 8
 """Batches; a request ends in one of them, so those that are seen to end are a fair sample of all."""
@@ -17,7 +16,7 @@ class OutputWatch:
         self._lengths = OutputLengths()
         self._batches = 0
 
-    def finished(self, batch: Any) -> None:
+    def finished(self, batch: Batch) -> None:
         """Look through a batch whose result was processed, now and then."""
         self._batches += 1
         if self._batches % LOOK_EVERY:

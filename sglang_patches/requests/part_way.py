@@ -16,12 +16,12 @@ much of a prompt enters, and both are held to it here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from sglang.srt.managers.schedule_policy import AddReqResult
 from sglang.srt.plugins.hook_registry import HookType
 
-from sglang_patches.compat import Hook
+from sglang_patches.needs.hook import Hook
+from sglang_patches.needs.objects import Adder, PrefillAdmission, Request
 
 ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
 
@@ -30,8 +30,8 @@ _PART_WAY = "_roofline_part_way"
 
 def add_one_req(
     original: Callable[..., AddReqResult],
-    adder: Any,
-    req: Any,
+    adder: Adder,
+    req: Request,
     has_chunked_req: bool,
     truncation_align_size: int | None,
 ) -> AddReqResult:
@@ -41,9 +41,9 @@ def add_one_req(
 
 
 def select_prefill_admission(
-    admission: Any,
-    adder: Any,
-    req: Any,
+    admission: PrefillAdmission | AddReqResult,
+    adder: Adder,
+    req: Request,
     total_tokens: int,
     host_hit_length: int,
     swa_host_hit_length: int,
@@ -55,7 +55,7 @@ def select_prefill_admission(
     return AddReqResult.OTHER if cut and getattr(adder, _PART_WAY) else None
 
 
-def add_one_req_ignore_eos(original: Callable[..., AddReqResult], adder: Any, req: Any) -> AddReqResult:
+def add_one_req_ignore_eos(original: Callable[..., AddReqResult], adder: Adder, req: Request) -> AddReqResult:
     """The same where SGLang admits by another method: without a prefix cache, requests of a fixed length."""
     tokens, room = len(req.full_untruncated_fill_ids) - req.prefix_len, adder.rem_chunk_tokens
     if room is not None and tokens > room and getattr(adder, _PART_WAY):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from roofline_policies.slo.admission import Ticket
+from sglang_patches.needs.objects import Batch, Request
 
 FIRST_PACE = 1.5
 """Before anything was served: half as long again as prefill alone, for the decode steps between."""
@@ -23,7 +23,7 @@ class Service:
     ticket: of a request.
     """
 
-    def __init__(self, ticket: Callable[[Any], Ticket]) -> None:
+    def __init__(self, ticket: Callable[[Request], Ticket]) -> None:
         self._ticket = ticket
         self._passed_s = FIRST_PACE * 0.1
         self._served_s = 0.1
@@ -36,7 +36,7 @@ class Service:
         """Seconds per predicted second: decode steps, host time, the predictor's error, what is found cached later."""
         return self._passed_s / self._served_s
 
-    def launched(self, batch: Any, now_s: float, prompts_wait: bool) -> None:
+    def launched(self, batch: Batch, now_s: float, prompts_wait: bool) -> None:
         """Note a step with prompts in it; ``prompts_wait``: more are waiting, so the time to the next step counts."""
         served_s = 0.0
         prompts = len(batch.reqs) - len(batch.decoding_reqs or ())
@@ -55,7 +55,7 @@ class Service:
         self._before_s = served_s
         self._last_s = now_s if prompts_wait and served_s > 0 else None
 
-    def ahead_s(self, chunked: Any) -> float:
+    def ahead_s(self, chunked: Request | None) -> float:
         """Seconds until the prompt in flight is through, and until a step that starts then has its tokens delivered.
 
         A prompt enters with the next prefill step and has its token when that one ends, whatever its share of it.

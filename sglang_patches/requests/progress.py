@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from roofline_policies.slo.deadlines import Deadlines
 from roofline_policies.slo.objectives import Slo
 from roofline_policies.slo.running_targets import Need, RunningTargets
+from sglang_patches.needs.objects import Batch, Request
 
 NOTHING = Need(None, None, None)
 
@@ -20,18 +20,18 @@ class Progress:
     slo_of: what a request was promised; None where nothing is asked of ``need``.
     """
 
-    def __init__(self, slo: Slo, rows_per_request: int, slo_of: Callable[[Any], Slo] | None = None) -> None:
+    def __init__(self, slo: Slo, rows_per_request: int, slo_of: Callable[[Request], Slo] | None = None) -> None:
         self.context_tokens = 0
         self._slo_of = slo_of
-        self._targets: RunningTargets[Any] | None = None
+        self._targets: RunningTargets[Request] | None = None
         if slo_of is not None and rows_per_request == 1:
             self._targets = RunningTargets(_gone)
         self._slo = slo
         self._one_token = rows_per_request == 1
         self._deadlines = self._due_times(slo)
-        self._joining: dict[int, list[Any]] = {}
+        self._joining: dict[int, list[Request]] = {}
 
-    def adopt(self, slo: Slo, decoding: Iterable[Any]) -> None:
+    def adopt(self, slo: Slo, decoding: Iterable[Request]) -> None:
         """Tell due times by another objective of the server from now on. decoding: requests that have a token.
 
         What a request itself was promised stays."""
@@ -41,10 +41,10 @@ class Progress:
         for request in sorted(decoding, key=lambda request: request.time_stats.prefill_finished_time):
             self._join(request)
 
-    def _due_times(self, slo: Slo) -> Deadlines[Any] | None:
+    def _due_times(self, slo: Slo) -> Deadlines[Request] | None:
         return Deadlines(slo.itl_s, _gone) if slo.itl_s is not None and self._one_token else None
 
-    def launched(self, batch: Any, context_tokens: int, ends_s: float) -> None:
+    def launched(self, batch: Batch, context_tokens: int, ends_s: float) -> None:
         """Note a batch that was launched. ``context_tokens``: what all its rows attend to. ``ends_s``: when it is
         expected to end."""
         if batch.forward_mode.is_decode():
@@ -65,7 +65,7 @@ class Progress:
                 arrival_s = request.time_stats.scheduler_recv_time
                 self._targets.join(request, self._slo_of(request), arrival_s, ends_s, len(request.output_ids) + 1)
 
-    def finished(self, batch: Any) -> None:
+    def finished(self, batch: Batch) -> None:
         """Note that a batch's result was processed: its rows have their tokens."""
         mode = batch.forward_mode
         if mode.is_decode() or mode.is_mixed():
@@ -77,7 +77,7 @@ class Progress:
             if not _gone(request):
                 self._join(request)
 
-    def _join(self, request: Any) -> None:
+    def _join(self, request: Request) -> None:
         tokens = len(request.output_ids)
         if self._deadlines is not None:
             self._deadlines.join(request, self._first_due_s(request), tokens)
@@ -91,7 +91,7 @@ class Progress:
         """The tightest gap and due time of the running requests; see RunningTargets."""
         return NOTHING if self._targets is None else self._targets.need(now_s, token_s, horizon)
 
-    def retracted(self, request: Any) -> None:
+    def retracted(self, request: Request) -> None:
         """Note that a running request went back to the queue."""
         if self._deadlines is not None:
             self._deadlines.leave(request)
@@ -112,7 +112,7 @@ class Progress:
         due_s = None if self._deadlines is None else self._deadlines.tightest_s()
         return None if due_s is None else due_s - now_s
 
-    def _first_due_s(self, request: Any) -> float:
+    def _first_due_s(self, request: Request) -> float:
         # SGLang's stamps are of time.perf_counter, which is the clock of time.monotonic, and survive a retraction.
         if self._slo.ttft_s is None:
             came_s: float = request.time_stats.prefill_finished_time
@@ -121,5 +121,5 @@ class Progress:
         return received_s + self._slo.ttft_s
 
 
-def _gone(request: Any) -> bool:
+def _gone(request: Request) -> bool:
     return bool(request.finished() or request.is_retracted)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from roofline_policies.contract.view import QueueState
 from roofline_policies.slo.running_targets import Need
+from sglang_patches.needs.objects import Request, Scheduler
 from sglang_patches.requests.progress import Progress
 
 KV_USE_EVERY_S = 0.05
@@ -15,7 +14,7 @@ KV_USE_EVERY_S = 0.05
 class Queues:
     """Reads one scheduler. O(1): the waiting queue is read only up to one chunk."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._kv_use = 0.0
         self._kv_read_s = float("-inf")
@@ -34,7 +33,7 @@ class Queues:
         scheduler = self._scheduler
         return bool(scheduler.waiting_queue) or scheduler.chunked_req is not None
 
-    def decoding(self) -> list[Any]:
+    def decoding(self) -> list[Request]:
         """Requests that have their first token and wait for the next."""
         scheduler = self._scheduler
         last = () if scheduler.last_batch is None else scheduler.last_batch.reqs

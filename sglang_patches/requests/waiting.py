@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from sglang.srt.mem_cache.common import match_kv_cache
 
-from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.slo.admission import NO_TARGET_S, Admission, Rank, Ticket
-from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.steps.times import StepTimes
+from sglang_patches.needs.objects import Request, Scheduler
+from sglang_patches.requests.promises import Promises
 
 _TICKET = "_roofline_ticket"
-_SLO = "_roofline_slo"
 
 EMPTY = BatchShape()
 
@@ -29,14 +27,13 @@ class Waiting:
     times: predicts what a prompt costs; where it is None no prompt is known to be late, so none is passed over.
     """
 
-    def __init__(self, scheduler: Any, objectives: Objectives, times: StepTimes | None) -> None:
+    def __init__(self, scheduler: Scheduler, promises: Promises, times: StepTimes | None) -> None:
         self._scheduler = scheduler
-        self._objectives = objectives
+        self._promises = promises
         self._times = times
-        self._admission: Admission[Any] = Admission(self.ticket)
+        self._admission: Admission[Request] = Admission(self.ticket)
         self._ordered = False
         self.clock_s = 0.0
-        self.refused_slo: str | None = None
 
     @property
     def relegated(self) -> int:
@@ -48,27 +45,7 @@ class Waiting:
         queue = self._scheduler.waiting_queue
         return self._admission.due_s(now_s, self._scheduler.chunked_req, queue[0] if queue else None)
 
-    def adopt(self, objectives: Objectives) -> None:
-        """Promise this to requests that come from now on. Those that are here keep what they were promised, so that
-        ranks go on agreeing on their order."""
-        self._objectives = objectives
-
-    def slo_of(self, request: Any) -> Slo:
-        """What a request was promised: itself, its class or the server, the nearest. One that asks for what cannot be
-        understood gets its class's; requests do not fail for it."""
-        slo: Slo | None = getattr(request, _SLO, None)
-        if slo is None:
-            custom = request.sampling_params.custom_params
-            own = custom.get("slo") if isinstance(custom, Mapping) else None
-            try:
-                slo = self._objectives.of(request.priority, own)
-            except FieldError as error:
-                self.refused_slo = f"request {request.rid}: custom_params.slo: {error}"
-                slo = self._objectives.of(request.priority)
-            setattr(request, _SLO, slo)
-        return slo
-
-    def came(self, request: Any, *, retracted: bool) -> None:
+    def came(self, request: Request, *, retracted: bool) -> None:
         """Note that a request is the last of the queue now, and put it where it belongs."""
         queue = self._scheduler.waiting_queue
         if not queue or queue[-1] is not request:
@@ -82,11 +59,11 @@ class Waiting:
             del queue[-1]
             self._admission.insert(queue, request)
 
-    def ticket(self, request: Any) -> Ticket:
+    def ticket(self, request: Request) -> Ticket:
         """What a request's place depends on; made when it is first asked for."""
         ticket: Ticket | None = getattr(request, _TICKET, None)
         if ticket is None:
-            slo, cached = self.slo_of(request), int(request.prefix_len)
+            slo, cached = self._promises.slo_of(request), int(request.prefix_len)
             tokens = max(1, request.seqlen - cached)
             latest_s = slo.ttft_s if slo.ttft_s is not None else slo.e2e_s
             due_s = self.clock_s + (NO_TARGET_S if latest_s is None else latest_s)
@@ -98,7 +75,7 @@ class Waiting:
             setattr(request, _TICKET, ticket)
         return ticket
 
-    def _look_up(self, request: Any) -> None:
+    def _look_up(self, request: Request) -> None:
         """Find out what of a prompt is in the prefix cache as it comes, while nothing of it runs or is locked there.
         SGLang looks again when it is its turn."""
         tree = self._scheduler.tree_cache
@@ -135,7 +112,7 @@ class Waiting:
         for request in [request for request in queue if request.rid in moved]:
             self._admission.move(queue, request, moved[request.rid])
 
-    def chunk_limit(self, request: Any, budget: int, page: int) -> int | None:
+    def chunk_limit(self, request: Request, budget: int, page: int) -> int | None:
         """Most tokens of a chunk for the prompt in flight, so that prompts due before it can enter; None: all of it.
 
         Only prompts that fit beside it count: SGLang has one prompt part-way at a time. A prompt in flight that is late

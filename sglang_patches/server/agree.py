@@ -14,6 +14,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from roofline_policies.contract.decision import Knobs
 from roofline_policies.slo.admission import Rank
+from sglang_patches.needs.objects import Parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,19 @@ class KnobsUpdate:
     rid: str = "roofline-knobs"
 
 
+def ranks() -> Parallel:
+    """Where this process stands among the ranks."""
+    parallel: Parallel = get_parallel()
+    return parallel
+
+
 def decides_here() -> bool:
     """Whether this rank decides: the first of the ranks that share a waiting queue."""
-    parallel = get_parallel()
+    parallel = ranks()
     return bool(parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0)
 
 
 def alone() -> bool:
     """Whether no other rank shares this one's waiting queue."""
-    parallel = get_parallel()
+    parallel = ranks()
     return bool(parallel.attn_tp_size == 1 and parallel.attn_cp_size == 1)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from sglang.srt.runtime_context import get_parallel
 
 from roofline_policies.device.hardware import from_catalogue, match_device
 from roofline_policies.errors import InputError
@@ -20,10 +17,11 @@ from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.steps.roofline_steps import RooflineSteps
 from roofline_policies.steps.times import StepTimes
 from roofline_policies.work import Precision
+from sglang_patches.needs.objects import Scheduler
+from sglang_patches.observe.clocks import DeviceInterval, HostInterval, Interval
 from sglang_patches.observe.counters import Counters
-from sglang_patches.observe.observer import DeviceInterval, HostInterval, Interval
 from sglang_patches.server import model as served_model
-from sglang_patches.server.agree import decides_here
+from sglang_patches.server.agree import ranks
 
 logger = logging.getLogger(__name__)
 
@@ -51,23 +49,23 @@ class Served:
     linear: tuple[Precision | None, Precision | None] = (None, None)
 
 
-def of_server(scheduler: Any, settings: Settings, counters: Counters | None) -> Served:
-    """What a real server's scheduler runs.
+def of_server(scheduler: Scheduler, settings: Settings, counters: Counters | None) -> Served:
+    """What a real server's scheduler runs. Where this rank decides.
 
     Raises:
         InputError: a model that is not covered.
     """
     whole = served_model.whole(scheduler.model_config, scheduler.tp_worker)
     graph_sizes = sorted(scheduler.tp_worker.get_decode_cuda_graph_bs())
-    if decides_here() and settings.ceilings is not None:
+    if settings.ceilings is not None:
         for sentence in settings.ceilings.stand_ins:
             logger.warning(f"Roofline: {sentence}. Shares of a ceiling are to be read with that in mind.")
-    shard = whole.shard(get_parallel().tp_size)
+    shard = whole.shard(ranks().tp_size)
     return Served(
         shard,
         HostInterval if scheduler.device == "cpu" else DeviceInterval,
         graph_sizes,
-        _predictor(scheduler, settings, whole, graph_sizes) if decides_here() else None,
+        _predictor(scheduler, settings, whole, graph_sizes),
         counters,
         served_model.device_uuid() if scheduler.device == "cuda" else None,
         served_model.attention(shard, scheduler),
@@ -89,7 +87,7 @@ def roofline_times(served: Served, settings: Settings, rows_per_request: int) ->
 
 
 def _predictor(
-    scheduler: Any, settings: Settings, whole: ModelShape, graph_sizes: Sequence[int]
+    scheduler: Scheduler, settings: Settings, whole: ModelShape, graph_sizes: Sequence[int]
 ) -> StepPredictor | None:
     """What the settings ask for, None where that does not cover this server's kernels."""
     choice = settings.efficiency
@@ -104,7 +102,7 @@ def _predictor(
             from_catalogue(efficiency.device),
             efficiency,
             attention=served_model.attention_kernel(scheduler.tp_worker),
-            tp_size=get_parallel().tp_size,
+            tp_size=ranks().tp_size,
             captured=graph_sizes,
         )
     except InputError as error:  # known only now that SGLang has chosen its kernels; the server starts all the same

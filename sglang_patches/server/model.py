@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
-from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.configs.model_config import ModelConfig as SglangModelConfig
 from sglang.srt.runtime_context import get_serving
 
 from roofline_policies.errors import InputError
@@ -16,6 +15,7 @@ from roofline_policies.model.composed import Shape
 from roofline_policies.model.dense import ModelShape
 from roofline_policies.work import Precision
 from sglang_patches.cpu import standin
+from sglang_patches.needs.objects import ModelConfig, Scheduler, ServerArgs, Serving, TargetWorker
 
 _PRECISIONS = {
     torch.float32: Precision.FP32,
@@ -33,7 +33,7 @@ Source: SGLang 0.5.23, ``mem_cache/kv_cache_dtype.py``.
 """
 
 
-def launched_with(server_args: Any) -> ModelShape:
+def launched_with(server_args: ServerArgs) -> ModelShape:
     """One rank's share of the model that a server is asked to run, before anything is loaded.
 
     SGLang's own reading of its arguments decides, so overrides of the configuration, a dtype that only the command
@@ -43,7 +43,7 @@ def launched_with(server_args: Any) -> ModelShape:
         InputError: a model that SGLang cannot read, or that the closed forms do not cover; see ``check``.
     """
     try:
-        config = ModelConfig.from_server_args(server_args)
+        config = SglangModelConfig.from_server_args(server_args)
     except Exception as error:  # SGLang, transformers and a model's own code raise what they like
         reason = " ".join(str(error).split()) or type(error).__name__
         path = server_args.model_path
@@ -56,7 +56,7 @@ def launched_with(server_args: Any) -> ModelShape:
     return check(config).shard(server_args.tp_size)
 
 
-def check(model_config: Any) -> ModelShape:
+def check(model_config: ModelConfig) -> ModelShape:
     """The whole model's shape from SGLang's model configuration, before any weight is loaded.
 
     Raises:
@@ -71,7 +71,7 @@ def check(model_config: Any) -> ModelShape:
     return ModelShape.from_config(model_config.hf_config.to_dict(), weight_precision=weights, where=where)
 
 
-def whole(model_config: Any, tp_worker: Any) -> ModelShape:
+def whole(model_config: ModelConfig, tp_worker: TargetWorker) -> ModelShape:
     """What all ranks run together, with the KV dtype their pools were made with.
 
     Raises:
@@ -81,7 +81,7 @@ def whole(model_config: Any, tp_worker: Any) -> ModelShape:
     return replace(check(model_config), kv_precision=kv_precision)
 
 
-def attention(shard: Shape, scheduler: Any) -> Backends:
+def attention(shard: Shape, scheduler: Scheduler) -> Backends:
     """The attention kernels that the server runs ``shard`` with, as SGLang resolved its backends."""
     runner, args = scheduler.tp_worker.model_runner, scheduler.server_args
     nvidia = scheduler.device == "cuda" and torch.version.hip is None
@@ -96,13 +96,13 @@ def attention(shard: Shape, scheduler: Any) -> Backends:
     )
 
 
-def attention_kernel(tp_worker: Any) -> str:
+def attention_kernel(tp_worker: TargetWorker) -> str:
     """SGLang's name of the attention backend; where prefill and decode have different ones, both names."""
     runner = tp_worker.model_runner
     return " and ".join(sorted({runner.prefill_attention_backend_str, runner.decode_attention_backend_str}))
 
 
-def rows_per_request(scheduler: Any) -> int:
+def rows_per_request(scheduler: Scheduler) -> int:
     """Rows that a decode step runs per request: one, or the draft tokens that a speculative server verifies."""
     if scheduler.spec_algorithm.is_none():
         return 1
@@ -111,7 +111,8 @@ def rows_per_request(scheduler: Any) -> int:
 
 def name() -> str:
     """The name under which the model is served, as SGLang's own metrics label it."""
-    return str(get_serving().served_model_name)
+    serving: Serving = get_serving()
+    return serving.served_model_name
 
 
 def device_uuid() -> str:
@@ -119,7 +120,7 @@ def device_uuid() -> str:
     return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
-def _precision(dtype: Any, key: str) -> Precision:
+def _precision(dtype: torch.dtype, key: str) -> Precision:
     if dtype not in _PRECISIONS:
         raise InputError(
             "is not counted", where="served model", key=key, value=str(dtype), allowed=[str(d) for d in _PRECISIONS]

@@ -42,7 +42,7 @@ class VirtualDeviceModule:
 
 
 class VirtualInterval:
-    """Time of one forward pass on the device's line, as the observer asks for it (see sglang_patches.observe.observer).
+    """Time of one forward pass on the device's line, as the observer asks for it (see sglang_patches.observe.clocks).
 
     synchronous: the host waited for the pass, as on a CPU, where a step is done before the result of the one before it
     is looked at.

@@ -23,9 +23,10 @@ from roofline_policies.steps.host_time import HostTime
 from roofline_policies.steps.speculation import Speculation
 from roofline_policies.steps.times import StepTimes
 from roofline_policies.work import Precision
-from sglang_patches import compat
 from sglang_patches.hooks import SCHEDULER_HOOKS, join
-from sglang_patches.loop.loop import Loop
+from sglang_patches.loop.decider import Decider
+from sglang_patches.needs.hook import apply
+from sglang_patches.needs.objects import Batch, Request, VirtualScheduler
 from sglang_patches.server.facts import Served
 from sglang_patches.virtual.clock import EPOCH_S, VirtualClock, VirtualTime, replace_clocks
 from sglang_patches.virtual.events import VirtualDeviceModule, VirtualInterval
@@ -106,8 +107,8 @@ class VirtualServer:
         self._worker: VirtualWorker | None = None
         self._sample_every_s = sample_every_s
         self._next_sample_s = EPOCH_S
-        self._loop: Loop | None = None
-        compat.apply(SCHEDULER_HOOKS)
+        self._decider: Decider | None = None
+        apply(SCHEDULER_HOOKS)
         connect(traffic)
         replace_drafting()
         self._time = VirtualTime(clock)
@@ -124,7 +125,7 @@ class VirtualServer:
         for address in vars(ports).values():
             if isinstance(address, str) and address.startswith("ipc://"):
                 Path(address.removeprefix("ipc://")).unlink()  # SGLang makes a file for each socket; there are none
-        self.scheduler = Scheduler(self.server_args, ports)
+        self.scheduler: VirtualScheduler = Scheduler(self.server_args, ports)
         replace_clocks(self._time, CLOCKED_PACKAGES)  # of modules that were loaded on the way
 
     @property
@@ -148,8 +149,8 @@ class VirtualServer:
         """Run under a policy. ``model``: what one rank of the modelled server holds; the rest as in ``Served``."""
         interval = partial(VirtualInterval, self.clock, synchronous=self._synchronous)
         served = Served(model, interval, self.graph_sizes, predictor, attention=attention, linear=linear)
-        self._loop = Loop(self.scheduler, settings, served)
-        join(self.scheduler, self._loop)
+        self._decider = Decider(self.scheduler, settings, served)
+        join(self.scheduler, self._decider.applier, self._decider)
 
     def start(
         self,
@@ -188,7 +189,7 @@ class VirtualServer:
 
     def status(self) -> dict[str, Any] | None:
         """An entry of ``ranks`` in GET /roofline, None without a policy."""
-        return None if self._loop is None else self._loop.status()
+        return None if self._decider is None else self._decider.status()
 
     def run(self) -> None:
         """Serve the traffic to its end.
@@ -198,7 +199,7 @@ class VirtualServer:
         """
         self.scheduler.run_event_loop()
 
-    def _record_batch(self, batch: Any) -> None:
+    def _record_batch(self, batch: Batch) -> None:
         """SGLang keeps every tensor of a batch for two iterations, until the device has read it; here nothing reads."""
         scheduler = self.scheduler
         scheduler.batch_record_ct = (scheduler.batch_record_ct + 1) % 2
@@ -209,7 +210,7 @@ class VirtualServer:
             self._sample()
         original()
 
-    def _queued(self, original: Callable[..., None], req: Any, is_retracted: bool = False) -> None:
+    def _queued(self, original: Callable[..., None], req: Request, is_retracted: bool = False) -> None:
         self.retractions += is_retracted
         original(req, is_retracted)
 

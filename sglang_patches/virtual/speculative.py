@@ -26,6 +26,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from roofline_policies.errors import InputError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.steps.speculation import Speculation
+from sglang_patches.needs.objects import Scheduler, ServerArgs, TargetWorker, VirtualBatch
 from sglang_patches.virtual.accepted import AcceptedRuns
 from sglang_patches.virtual.worker import MIDDLE_TOKEN, VirtualWorker
 
@@ -45,7 +46,7 @@ def speculative_args(steps: int, *, head: bool = False) -> list[str]:
     ]  # fmt: skip
 
 
-def check_launched(scheduler: Any, speculation: Speculation | None) -> None:
+def check_launched(scheduler: Scheduler, speculation: Speculation | None) -> None:
     """Nothing, if the server was launched for this speculation.
 
     Raises:
@@ -107,7 +108,7 @@ class AbsentDraft(BaseSpecWorker):  # type: ignore[misc]  # SGLang is not typed
 
     draft_worker = None
 
-    def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
+    def __init__(self, server_args: ServerArgs, gpu_id: int, nccl_port: int, target_worker: TargetWorker) -> None:
         super().__init__()
         self._target_worker = target_worker
 
@@ -134,7 +135,7 @@ class SpeculativeWorker(VirtualWorker):
         self.accepted = np.zeros(speculation.steps + 1, np.int64)
 
     def forward_batch_generation(
-        self, batch: Any, on_publish: Callable[[torch.Tensor], None] | None = None, **kwargs: Any
+        self, batch: VirtualBatch, on_publish: Callable[[torch.Tensor], None] | None = None, **kwargs: Any
     ) -> GenerationBatchResult:
         """As SGLang's draft workers: lengths are published once they are settled, tokens are one row per request."""
         if batch.forward_mode.is_extend():
@@ -151,7 +152,7 @@ class SpeculativeWorker(VirtualWorker):
     def step_s(self, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
         return self._speculation.prefill(self._times, prefill, decode, graph).total_s
 
-    def _verify(self, batch: Any) -> tuple[GenerationBatchResult, torch.Tensor]:
+    def _verify(self, batch: VirtualBatch) -> tuple[GenerationBatchResult, torch.Tensor]:
         steps = self._speculation.steps
         lengths = batch.seq_lens.numpy()
         count, context = len(lengths), int(lengths.sum())
@@ -175,7 +176,7 @@ class SpeculativeWorker(VirtualWorker):
         return result, torch.from_numpy(tokens[np.arange(count), accepted])
 
 
-def _draft_input(batch: Any, bonus: torch.Tensor) -> EagleDraftInput:
+def _draft_input(batch: VirtualBatch, bonus: torch.Tensor) -> EagleDraftInput:
     """What the next step starts from: the last token of each request, whose drafts are nobody's business here."""
     if batch.enable_overlap:
         return EagleDraftInput(bonus_tokens=bonus)

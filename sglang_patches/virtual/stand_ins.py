@@ -11,6 +11,7 @@ from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOu
 from sglang.srt.managers.scheduler_components.request_receiver import SchedulerRequestReceiver
 from sglang.srt.utils.watchdog import Watchdog
 
+from sglang_patches.needs.objects import StreamedRequest
 from sglang_patches.virtual.traffic import VirtualTraffic
 
 EOS_TOKEN = 2
@@ -68,7 +69,9 @@ def connect(traffic: VirtualTraffic) -> None:
     def pull(receiver: object) -> list[object]:
         return list(traffic.pull())
 
-    def stream_output(streamer: object, reqs: list[object], return_logprob: bool, skip_req: object = None) -> None:
+    def stream_output(
+        streamer: object, reqs: list[StreamedRequest], return_logprob: bool, skip_req: object = None
+    ) -> None:
         traffic.stream_output(reqs, return_logprob, skip_req)
 
     SchedulerIpcChannels.create = classmethod(channels)

@@ -11,6 +11,7 @@ from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from sglang_patches.needs.objects import StreamedRequest
 from sglang_patches.virtual.clock import EPOCH_S, VirtualClock
 
 
@@ -120,7 +121,7 @@ class VirtualTraffic:
         if delivery.started_s is None:
             delivery.started_s = self.now_s
 
-    def stream_output(self, reqs: Sequence[Any], return_logprob: bool, skip_req: Any = None) -> None:
+    def stream_output(self, reqs: Sequence[StreamedRequest], return_logprob: bool, skip_req: object = None) -> None:
         """Stands for SGLang's output streamer: new tokens leave the server now.
 
         Sets on each request what the scheduler reads back (``finished_output``, ``finished_len``,

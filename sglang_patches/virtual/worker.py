@@ -14,6 +14,7 @@ from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.steps.host_time import HostTime
 from roofline_policies.steps.times import StepTimes
+from sglang_patches.needs.objects import VirtualBatch
 from sglang_patches.virtual.clock import VirtualClock
 from sglang_patches.virtual.traffic import VirtualTraffic
 
@@ -67,7 +68,7 @@ class VirtualWorker:
         self.deferrals = 0
         self.busy_s = 0.0
 
-    def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> GenerationBatchResult:
+    def forward_batch_generation(self, batch: VirtualBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
         """Take the batch's time; its tokens are known at once and can be read when the device is done."""
         extend = batch.forward_mode.is_extend()
         prefill, decode, tokens = self._extend(batch) if extend else self._decode(batch)
@@ -98,7 +99,7 @@ class VirtualWorker:
         self.iterations += 1
         self.busy_s += seconds
 
-    def _extend(self, batch: Any) -> tuple[BatchShape, BatchShape, list[int]]:
+    def _extend(self, batch: VirtualBatch) -> tuple[BatchShape, BatchShape, list[int]]:
         rows = list(zip(batch.extend_lens, batch.prefix_lens, strict=True))
         tokens = []
         for req, (new, prefix) in zip(batch.reqs, rows, strict=True):
@@ -114,7 +115,7 @@ class VirtualWorker:
         whole = BatchShape.of(prefill=rows, attention=self._attention)
         return prefill, decode._replace(masked_flops=whole.masked_flops - prefill.masked_flops), tokens
 
-    def _decode(self, batch: Any) -> tuple[BatchShape, BatchShape, list[int]]:
+    def _decode(self, batch: VirtualBatch) -> tuple[BatchShape, BatchShape, list[int]]:
         # Positions come from the lengths: the ids that a request knows lag one batch behind under overlap.
         lengths = batch.seq_lens_cpu.tolist()
         tokens = [self.token(req.rid, length) for req, length in zip(batch.reqs, lengths, strict=True)]

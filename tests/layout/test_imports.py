@@ -1,11 +1,14 @@
 """The rooms and who may import whom, read from the source."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from roofline_policies.counting.build import DIGESTED
+from sglang_patches.needs.attributes import needed
+from sglang_patches.needs.classes import CLASSES, OTHER_CLASSES
 from tests import ROOT
 
 # A room may import from the rooms of its own line and of the lines above it.
@@ -20,13 +23,14 @@ ROOMS = {
         {"settings", "testing"},
     ],
     "sglang_patches": [
-        {"compat", "cpu"},
+        {"needs"},
+        {"cpu"},
         {"observe", "requests"},
         {"server"},
         {"loop"},
         {"hooks"},
         {"launch", "virtual"},
-        {"plugin"},
+        {"compat", "plugin"},
     ],
     "bench": [
         {"checks", "composition", "demo_model", "demo_tokenizer"},
@@ -71,6 +75,18 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             yield node.module, id(node) in top
+
+
+def imported(path, known):
+    """The modules of ``known`` that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            inside = {f"{node.module}.{alias.name}" for alias in node.names} & known.keys()
+            yield from inside
+            if node.module in known and len(inside) < len(node.names):
+                yield node.module
 
 
 def submodules(path, package):
@@ -168,6 +184,21 @@ def test_the_digest_of_counting_covers_all_that_runs_while_a_kernel_is_traced():
     assert {Path(module.__file__).stem for module in DIGESTED} == reached
 
 
+def test_no_import_leads_back_to_where_it_came_from():
+    """Neither between modules, those inside functions included, nor between rooms."""
+    known = {}
+    for package in ROOMS:
+        for path in modules(package):
+            known[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
+    modules_of = {name: {one for one in imported(path, known) if one != name} for name, path in known.items()}
+    rooms_of = {}
+    for name, others in modules_of.items():
+        room = ".".join(name.split(".")[:2])
+        rooms_of.setdefault(room, set()).update({".".join(one.split(".")[:2]) for one in others} - {room})
+    for graph in (modules_of, rooms_of):
+        tuple(TopologicalSorter(graph).static_order())  # raises CycleError, with the circle
+
+
 @pytest.mark.parametrize("path", modules("bench"), ids=lambda path: path.stem)
 def test_the_bench_talks_to_servers_not_to_their_insides(path):
     """But for bench/kernels, which launches SGLang's kernels as SGLang does, and for two modules that have the virtual
@@ -178,6 +209,30 @@ def test_the_bench_talks_to_servers_not_to_their_insides(path):
     assert not patches or (virtual and all(name.startswith("sglang_patches.virtual.") for name in patches))
     assert "sgl_kernel" not in names(path)
     assert own_kernels or "sglang" not in names(path)
+
+
+SGLANG_OBJECTS = {
+    "adder", "admission", "batch", "chunked", "chunked_req", "engine", "manager", "model_config", "recv_req", "req",
+    "reqs", "request", "requests", "result", "returned", "running_batch", "scheduler", "server_args", "stats",
+    "target_worker", "tp_worker", "tree_cache", "waiting_queue", "worker",
+}  # fmt: skip
+"""What parameters are called that take an object of SGLang's."""
+
+
+@pytest.mark.parametrize("path", modules("sglang_patches"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_one_file_names_the_attributes_of_sglangs_objects(path):
+    """Elsewhere a parameter that takes one has a type that mypy looks into, and getattr is for our own attributes."""
+    if path == ROOT / "sglang_patches" / "needs" / "objects.py":
+        return
+    names_needed = set().union(*(needed(kind) for kind in (*CLASSES, *OTHER_CLASSES)))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.arg) and node.arg in SGLANG_OBJECTS and node.annotation is not None:
+            words = {part.id for part in ast.walk(node.annotation) if isinstance(part, ast.Name)}
+            assert "Any" not in words, f"{path}:{node.lineno}: {node.arg}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+            holder, name = node.args[:2]
+            read = isinstance(holder, ast.Name) and holder.id in SGLANG_OBJECTS and isinstance(name, ast.Constant)
+            assert not read or name.value in names_needed, f"{path}:{node.lineno}: {name.value}"
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from roofline_policies.control.controller import Controller
 from roofline_policies.settings.loading import load
 from roofline_policies.steps.roofline_steps import RooflineSteps
 from sglang_patches.loop.actuator import Actuator, launch_knobs, launch_ranges
-from sglang_patches.observe.observer import HostInterval, Observer
+from sglang_patches.observe.clocks import HostInterval
+from sglang_patches.observe.observer import Observer
 from sglang_patches.requests.output_watch import OutputWatch
 from sglang_patches.requests.prefill_rate import Service
 from sglang_patches.requests.progress import Progress
+from sglang_patches.requests.promises import Promises
 from sglang_patches.requests.queues import Queues
 from sglang_patches.requests.waiting import Waiting
 from tests.sglang_patches.stand_ins import MODEL, StandInBatch, StandInRunningBatch, stand_in_scheduler
@@ -72,9 +74,10 @@ def iteration(request):
     queues, actuator = Queues(scheduler), Actuator(scheduler)
     observer = Observer(MODEL, interval=HostInterval)
     times = RooflineSteps(MODEL, settings.ceilings)
-    waiting, outputs = Waiting(scheduler, settings.objectives, times), OutputWatch()
+    promises, outputs = Promises(settings.objectives), OutputWatch()
+    waiting = Waiting(scheduler, promises, times)
     service = Service(waiting.ticket)
-    progress = Progress(settings.objectives.server, 1, waiting.slo_of)
+    progress = Progress(settings.objectives.server, 1, promises.slo_of)
     controller = Controller(
         settings.policy, ceilings=settings.ceilings, bounds=Bounds(*launch_ranges(scheduler)),
         launch=launch_knobs(scheduler), slo=settings.objectives.server, settings=settings.controller, started_s=0.0,
@@ -88,13 +91,12 @@ def iteration(request):
 
     def step():
         state.now_s += 0.01
-        mode = observer.launch(batch)
-        controller.launched(mode, state.now_s, *observer.launching)
+        launch = observer.launch(batch)
+        controller.launched(launch.mode, state.now_s, launch.prefill, launch.decode)
         observer.forward_starts()
         observer.forward_ends()
-        context_tokens = observer.launching[1].context_tokens
-        observer.launched(batch)
-        progress.launched(batch, context_tokens, 0.0)
+        launch = observer.launched(batch)
+        progress.launched(batch, launch.decode.context_tokens, 0.0)
         observer.finish(batch, SimpleNamespace(can_run_cuda_graph=False), state.now_s)
         progress.finished(batch)
         for record in observer.records():

@@ -1,104 +1,59 @@
-import functools
-import pkgutil
+"""The command that says what of the installed SGLang fits."""
+
+import json
+import subprocess
+import sys
 
 import pytest
-from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from roofline_policies.errors import IncompatibleServer, InputError
-from sglang_patches import compat, hooks
-from sglang_patches.compat import Hook
-from sglang_patches.launch import flags as cli
-from sglang_patches.loop import reload
-
-HERE = __name__
+from roofline_policies.errors import IncompatibleServer
+from sglang_patches import compat
+from sglang_patches.needs.objects import Request
 
 
-def target(one, two=3):
-    return one + two
+def told(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def add_ten(result, one, two=3):
-    return result + 10
+def test_the_command_starts_no_server_and_needs_no_device():
+    done = subprocess.run([sys.executable, "-m", "sglang_patches.compat"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert (line["sglang"], line["tested"], line["fits"], line["problems"]) == ("0.5.23", True, True, [])
+    for shown in ("_should_defer_prefill", "ScheduleBatch", "decoding_reqs", "PolicyOfferReq"):
+        assert shown in done.stdout
 
 
-def test_every_hook_fits_the_installed_server():
-    for hook in (*cli.CLI_HOOKS, *hooks.SCHEDULER_HOOKS, *reload.MANAGER_HOOKS):
-        hook.check()
+def test_what_does_not_fit_is_named_with_its_kind_and_ends_in_1(monkeypatch, capsys):
+    def refuses():
+        raise IncompatibleServer("no such message")
+
+    hook = compat.HOOKS[0]
+    monkeypatch.setattr(compat, "HOOKS", (type(hook)("sglang.srt.nowhere.f", hook.kind, hook.function, ()),))
+    monkeypatch.setattr(compat, "CLASSES", {Request: "sglang.srt.managers.schedule_batch.ReqKvInfo"})
+    monkeypatch.setattr(compat, "OTHER_CLASSES", {})
+    monkeypatch.setattr(compat, "REPLACED", ("sglang.srt.managers.scheduler.no_such_function",))
+    monkeypatch.setattr(compat.messages, "register", refuses)
+    assert compat.main([]) == 1
+    line = told(capsys)
+    assert not line["fits"]
+    problems = {problem["kind"]: problem["problem"] for problem in line["problems"]}
+    assert problems.keys() == {"hook", "attributes", "replaced", "messages"}
+    assert "not found in SGLang" in problems["hook"]
+    assert "lacks seqlen (read by " in problems["attributes"]
+    assert "no_such_function" in problems["replaced"]
+    assert problems["messages"] == "no such message"
 
 
-def test_a_hook_function_takes_what_its_target_gives():
-    for hook in (*cli.CLI_HOOKS, *hooks.SCHEDULER_HOOKS, *reload.MANAGER_HOOKS):
-        extra = 1 + (hook.target != f"{cli.SERVER_ARGS}.add_cli_args")  # the result or the original, then self or cls
-        code = hook.function.__code__
-        assert code.co_varnames[extra : code.co_argcount] == hook.parameters, hook.target
-
-
-def test_a_changed_signature_is_refused_with_both():
-    hook = Hook(f"{HERE}.target", HookType.AFTER, add_ten, ("one", "three"))
-    with pytest.raises(IncompatibleServer) as raised:
-        compat.apply([hook])
-    message = str(raised.value)
-    assert "(one, three)" in message
-    assert "(one, two=3)" in message
-    assert "add_ten(result, one, two=3)" in message
-    assert target(1) == 4
-
-
-def test_a_missing_target_is_refused_by_name():
-    with pytest.raises(IncompatibleServer, match="nowhere"):
-        compat.apply([Hook(f"{HERE}.nowhere", HookType.AFTER, add_ten, ())])
-
-
-def test_one_bad_hook_leaves_the_others_unapplied():
-    good = Hook(f"{HERE}.target", HookType.AFTER, add_ten, ("one", "two"))
-    bad = Hook(f"{HERE}.nowhere", HookType.AFTER, add_ten, ())
-    with pytest.raises(IncompatibleServer):
-        compat.apply([good, bad])
-    assert not good.applied()
-    assert target(1) == 4
-
-
-@pytest.fixture
-def clean_target():
-    original = target
-    yield f"{HERE}.target"
-    globals()["target"] = original
-    HookRegistry._hooks.pop(f"{HERE}.target", None)
-    HookRegistry._patched.discard(f"{HERE}.target")
-
-
-def test_an_applied_hook_is_verified_and_applied_once(clean_target):
-    hook = Hook(clean_target, HookType.AFTER, add_ten, ("one", "two"))
-    assert not hook.applied()
-    compat.apply([hook])
-    compat.apply([hook])
-    assert hook.applied()
-    assert pkgutil.resolve_name(clean_target)(1) == 14
-
-
-def test_a_hook_that_does_not_take_is_noticed(clean_target, monkeypatch):
-    hook = Hook(clean_target, HookType.AFTER, add_ten, ("one", "two"))
-    monkeypatch.setattr(HookRegistry, "apply_hooks", classmethod(lambda cls: None))  # as when it logs and swallows
-    with pytest.raises(IncompatibleServer, match=r"did not apply the hooks on .*target"):
-        compat.apply([hook])
-
-
-def test_a_hook_that_another_plugin_wraps_again_still_counts(clean_target):
-    hook = Hook(clean_target, HookType.AFTER, add_ten, ("one", "two"))
-    compat.apply([hook])
-    hooked = pkgutil.resolve_name(clean_target)
-
-    @functools.wraps(hooked)
-    def other(*args):
-        return hooked(*args)
-
-    globals()["target"] = other
-    assert hook.applied()
-
-
-def test_an_untested_version_is_refused_by_name_with_the_flag(monkeypatch):
-    compat.check_version(allow_untested=False)
+def test_an_untested_version_that_fits_is_named_and_is_no_failure(monkeypatch, capsys):
     monkeypatch.setattr(compat, "version", lambda name: "0.9.9")
-    with pytest.raises(InputError, match=r"'0\.9\.9'.*not tested.*0\.5\.23.*--policy-allow-untested"):
-        compat.check_version(allow_untested=False)
-    compat.check_version(allow_untested=True)
+    assert compat.report([]) == 0
+    line = told(capsys)
+    assert (line["sglang"], line["tested"], line["fits"]) == ("0.9.9", False, True)
+
+
+@pytest.mark.parametrize("argument", ["--no-such-option", "a word"])
+def test_it_takes_no_arguments(argument):
+    with pytest.raises(SystemExit) as raised:
+        compat.main([argument])
+    assert raised.value.code == 2

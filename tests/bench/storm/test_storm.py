@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from bench.storm import rounds
 from bench.storm.__main__ import main, report
 from bench.storm.load import URGENT, leaves_after_s, storm_load
-from bench.storm.rounds import OWN_ORDERS, Result, Round, draw_round, retracting
+from bench.storm.round import Result, Round
+from bench.storm.rounds import OWN_ORDERS, draw_round, retracting
 from bench.virtual.processes import Crash, run_each
 from roofline_policies.contract.decision import Knob
 from roofline_policies.policies.compose import merged

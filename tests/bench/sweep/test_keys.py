@@ -192,7 +192,7 @@ def test_what_is_left_out_without_a_policy_does_not_run_without_one(experiment: 
     }
     assert {"sglang_patches/hooks.py", "bench/virtual/run.py"} <= found[0] <= found[1]
     assert found[0] & left_out == set()
-    assert {"sglang_patches/loop/loop.py", "roofline_policies/policies/prefill_deferral.py"} <= found[1] & left_out
+    assert {"sglang_patches/loop/decider.py", "roofline_policies/policies/prefill_deferral.py"} <= found[1] & left_out
 
 
 def test_sources_are_names_and_contents(tmp_path: Path) -> None:

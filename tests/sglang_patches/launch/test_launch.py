@@ -141,7 +141,7 @@ def test_a_server_whose_configuration_has_no_dtype_serves(model, tmp_path):
 
 
 def test_an_untested_sglang_is_refused_and_the_flag_overrides_it(capsys, model, monkeypatch):
-    monkeypatch.setattr("sglang_patches.compat.version", lambda name: "0.9.9")
+    monkeypatch.setattr("sglang_patches.needs.sglang_version.version", lambda name: "0.9.9")
     line = refused(capsys, model, "--policy", "adaptive")
     assert "0.9.9" in line
     assert "--policy-allow-untested" in line

@@ -1,9 +1,9 @@
-"""What a loop needs in place of a server: a clock that only a test moves, a scheduler, a request, and what times it."""
+"""What deciding needs in place of a server: a clock that only a test moves, a scheduler, a request, step times."""
 
 import time
 from types import SimpleNamespace
 
-from sglang_patches.loop import loop as loop_module
+from sglang_patches.loop import decider as decider_module
 from tests.sglang_patches.stand_ins import stand_in_scheduler
 
 
@@ -50,12 +50,11 @@ class Request:
 
 
 def still_clock(monkeypatch):
-    """The loop's monotonic clock; the one rank there is."""
+    """The decider's monotonic clock; the one rank there is."""
     clock = SimpleNamespace(now_s=100.0)
-    monkeypatch.setattr(loop_module, "decides_here", lambda: True)
-    monkeypatch.setattr(loop_module, "alone", lambda: True)
+    monkeypatch.setattr(decider_module, "alone", lambda: True)
     monkeypatch.setattr(
-        loop_module, "time", SimpleNamespace(monotonic=lambda: clock.now_s, perf_counter=time.perf_counter)
+        decider_module, "time", SimpleNamespace(monotonic=lambda: clock.now_s, perf_counter=time.perf_counter)
     )
     return clock
 
@@ -74,11 +73,11 @@ def with_one_waiting():
     )  # fmt: skip
 
 
-def ran(loop, clock, batch, request):
+def ran(decider, clock, batch, request):
     """One batch from its launch to its result, which gives the request a token."""
     clock.now_s += 0.02
-    loop.launching(batch)
-    loop.scheduler.model_worker.forward_batch_generation(batch)
-    loop.launched(batch)
+    decider.launching(batch)
+    decider.scheduler.model_worker.forward_batch_generation(batch)
+    decider.launched(batch)
     request.output_ids.append(7)
-    loop.finished(batch, SimpleNamespace(can_run_cuda_graph=False))
+    decider.finished(batch, SimpleNamespace(can_run_cuda_graph=False))

@@ -11,8 +11,9 @@ from roofline_policies.counting import Ledger, LedgerError, slots
 from roofline_policies.counting.ledger import IN_FLIGHT
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Provenance
+from sglang_patches.observe.clocks import HostInterval
 from sglang_patches.observe.counters import InlineWork
-from sglang_patches.observe.observer import HostInterval, Observer
+from sglang_patches.observe.observer import Observer
 from tests.sglang_patches.stand_ins import MODEL, StandInBatch
 
 STEPS = 80

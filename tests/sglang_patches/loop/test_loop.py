@@ -1,4 +1,4 @@
-"""What the loop is told and passes on, and what it does when something in it fails.
+"""What the decider is told and passes on, and what it does when something in it fails.
 
 Stand-ins take the place of SGLang's Scheduler, its batches and requests; Guarded has what the guard needs of a Loop.
 """
@@ -16,9 +16,10 @@ from roofline_policies.slo.admission import Rank
 from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.slo.running_targets import AIM
 from sglang_patches import hooks
-from sglang_patches.hooks import join, loop_of
-from sglang_patches.loop import loop as loop_module
-from sglang_patches.loop.loop import Loop, contained, timed
+from sglang_patches.hooks import applier_of, decider_of, join
+from sglang_patches.loop import decider as decider_module
+from sglang_patches.loop.decider import Decider
+from sglang_patches.loop.guard import contained, timed
 from sglang_patches.requests import waiting as waiting_module
 from sglang_patches.server.facts import Served
 from tests.sglang_patches.loop.loop_parts import Listens, Request, Ticks, Times, ran, still_clock, with_one_waiting
@@ -75,26 +76,27 @@ def test_a_loop_needs_no_server_to_find_out_what_is_served(clock, scheduler):
     policy, times, request = Listens(), Times(), Request(100, received_s=99.5)
     settings = replace(load("adaptive", overrides=["hardware=h200"]), policy=policy)
     settings = replace(settings, objectives=Objectives(Slo(ttft_s=2.0, itl_s=0.1)))
-    loop = Loop(scheduler, settings, Served(MODEL, Ticks, predictor=times))
-    join(scheduler, loop)
-    assert loop_of(scheduler) is loop
+    decider = Decider(scheduler, settings, Served(MODEL, Ticks, predictor=times))
+    join(scheduler, decider.applier, decider)
+    assert decider_of(scheduler) is decider
+    assert applier_of(scheduler) is applier_of(scheduler.policy) is decider.applier
 
     prefill = StandInBatch(SglangMode.EXTEND, [100], [0], forward_iter=1, requests=[request])
-    ran(loop, clock, prefill, request)
-    ran(loop, clock, StandInBatch(SglangMode.DECODE, seq_lens=[101], forward_iter=2, requests=[request]), request)
+    ran(decider, clock, prefill, request)
+    ran(decider, clock, StandInBatch(SglangMode.DECODE, seq_lens=[101], forward_iter=2, requests=[request]), request)
     clock.now_s = 100.2
-    assert loop.decide() is None
+    assert decider.decide() is None
     told = policy.view
     assert told.predictor is times
     assert (told.queue.next_prefix_tokens, told.queue.decode_context_tokens) == (64, 101)
     assert told.queue.slack_s == pytest.approx(99.5 + 2.0 + 2 * 0.1 - 100.2)
     assert told.queue.prompt_due_s == pytest.approx(2.0)  # it is first seen now
-    assert loop.controller.iterations == 2
-    assert loop.controller.last_record.seconds_source == "a test's clock"
-    assert loop.controller.last_record.seconds == 0.02
+    assert decider.controller.iterations == 2
+    assert decider.controller.last_record.seconds_source == "a test's clock"
+    assert decider.controller.last_record.seconds == 0.02
 
-    loop.retracted(request)
-    loop.decide()
+    hooks.add_request_to_queue(None, scheduler, request, True)
+    decider.decide()
     assert (policy.view.queue.retractions, policy.view.queue.slack_s) == (1, None)
 
 
@@ -110,27 +112,27 @@ def test_what_is_due_is_told_beside_when_the_steps_in_flight_end(clock, schedule
     policy, request = Listens(), Request(100, received_s=99.5)
     settings = replace(load("adaptive", overrides=["hardware=h200"]), policy=policy)
     settings = replace(settings, objectives=Objectives(Slo(itl_s=0.2, itl_kind="mean_tpot")))
-    loop = Loop(scheduler, settings, Served(MODEL, Ticks, predictor=TenMsPerToken()))
+    decider = Decider(scheduler, settings, Served(MODEL, Ticks, predictor=TenMsPerToken()))
     prefill = StandInBatch(SglangMode.EXTEND, [100], [0], forward_iter=1, requests=[request])
-    loop.launching(prefill)
+    decider.launching(prefill)
     scheduler.model_worker.forward_batch_generation(prefill)
     clock.now_s = 100.25
-    loop.launched(prefill)
-    loop.decide()
+    decider.launched(prefill)
+    decider.decide()
     assert policy.view.free_in_s == pytest.approx(0.75)
     assert policy.view.queue.mean_s == 0.2
     assert policy.view.queue.due_s == pytest.approx(0.75 + AIM * 0.2)
     decode = StandInBatch(SglangMode.DECODE, seq_lens=[101], forward_iter=2, requests=[request])
-    loop.launching(decode)
+    decider.launching(decode)
     scheduler.model_worker.forward_batch_generation(decode)
-    loop.launched(decode)
-    loop.decide()
+    decider.launched(decode)
+    decider.decide()
     assert policy.view.free_in_s == pytest.approx(0.751)
     assert policy.view.queue.due_s == pytest.approx(0.75 + AIM * 0.2)  # one step in flight gives its token first
     clock.now_s = 102.0
-    loop.decide()
+    decider.decide()
     assert policy.view.free_in_s == 0.0
-    assert loop.controller.fallback_reason is None
+    assert decider.controller.fallback_reason is None
 
 
 def test_a_prompt_is_looked_up_in_the_prefix_cache_as_it_comes(clock, scheduler, monkeypatch):
@@ -143,32 +145,32 @@ def test_a_prompt_is_looked_up_in_the_prefix_cache_as_it_comes(clock, scheduler,
     monkeypatch.setattr(
         waiting_module, "match_kv_cache", lambda request, tree: setattr(request, "prefix_len", cached[request.rid])
     )
-    loop = Loop(scheduler, settings, Served(MODEL, Ticks, predictor=TenMsPerToken()))
-    join(scheduler, loop)
+    decider = Decider(scheduler, settings, Served(MODEL, Ticks, predictor=TenMsPerToken()))
+    join(scheduler, decider.applier, decider)
     scheduler.waiting_queue = []
-    come(loop, Waits("a", 100, 5.0), Waits("b", 600, 5.0))
-    loop.decide()
+    come(decider, Waits("a", 100, 5.0), Waits("b", 600, 5.0))
+    decider.decide()
     queue = policy.view.queue
     assert (queue.next_prefix_tokens, queue.first_prompt_tokens, queue.later_prefix_tokens) == (96, 4, 512)
     assert queue.next_prefill_tokens == 4 + 88
-    tickets = [loop.waiting.ticket(request) for request in scheduler.waiting_queue]
+    tickets = [decider.applier.waiting.ticket(request) for request in scheduler.waiting_queue]
     assert [ticket.prefill_s for ticket in tickets] == pytest.approx([0.04, 0.88])
 
 
 def test_progress_is_forgotten_when_nothing_runs_and_kept_while_the_engine_pauses(clock, scheduler):
     policy, request = Listens(), Request(100, received_s=99.5)
     settings = replace(load("adaptive", overrides=["hardware=h200"]), policy=policy)
-    loop = Loop(scheduler, settings, Served(MODEL, Ticks))
-    ran(loop, clock, StandInBatch(SglangMode.EXTEND, [100], [0], forward_iter=1, requests=[request]), request)
+    decider = Decider(scheduler, settings, Served(MODEL, Ticks))
+    ran(decider, clock, StandInBatch(SglangMode.EXTEND, [100], [0], forward_iter=1, requests=[request]), request)
     for paused in (True, False):
         scheduler._engine_paused = paused
-        loop.decide()
+        decider.decide()
     assert policy.view.queue.slack_s == pytest.approx(99.5 + 2.0 + 0.1 - 100.02)
     waiting, running = scheduler.waiting_queue, scheduler.running_batch
     scheduler.waiting_queue, scheduler.running_batch = [], StandInRunningBatch(0)
-    loop.decide()
+    decider.decide()
     scheduler.waiting_queue, scheduler.running_batch = waiting, running
-    loop.decide()
+    decider.decide()
     assert (policy.view.queue.slack_s, policy.view.queue.decode_context_tokens) == (None, 0)
 
 
@@ -201,99 +203,99 @@ class PerToken:
 
 def ordering(scheduler):
     settings = replace(load("adaptive", overrides=["hardware=h200", "slo=none"]), policy=Orders())
-    loop = Loop(scheduler, settings, Served(MODEL, Ticks, predictor=PerToken()))
-    join(scheduler, loop)
+    decider = Decider(scheduler, settings, Served(MODEL, Ticks, predictor=PerToken()))
+    join(scheduler, decider.applier, decider)
     scheduler.waiting_queue = []
-    return loop
+    return decider
 
 
-def come(loop, *requests):
+def come(decider, *requests):
     for request in requests:
-        loop.scheduler.waiting_queue.append(request)
-        hooks.add_request_to_queue(None, loop.scheduler, request)
+        decider.scheduler.waiting_queue.append(request)
+        hooks.add_request_to_queue(None, decider.scheduler, request)
 
 
-def names(loop):
-    return [request.rid for request in loop.scheduler.waiting_queue]
+def names(decider):
+    return [request.rid for request in decider.scheduler.waiting_queue]
 
 
 def test_prompts_are_put_in_order_and_those_that_cannot_be_in_time_let_others_pass(clock, scheduler):
-    loop = ordering(scheduler)
-    loop.decide()
-    come(loop, Waits("late", 100, 50.0))
-    update = loop.decide()
+    decider = ordering(scheduler)
+    decider.decide()
+    come(decider, Waits("late", 100, 50.0))
+    update = decider.decide()
     assert (update.knobs.deadline_order, update.knobs.relegate_for_s, update.clock_s) == (True, 30, 100.0)
-    assert not loop.actuator.knobs.deadline_order  # until every rank hears of it
-    loop.apply(update)
-    come(loop, Waits("soon", 100, 20.0), Waits("hopeless", 1000, 9.0))
-    assert names(loop) == ["hopeless", "soon", "late"]
+    assert not decider.applier.actuator.knobs.deadline_order  # until every rank hears of it
+    decider.applier.apply(update)
+    come(decider, Waits("soon", 100, 20.0), Waits("hopeless", 1000, 9.0))
+    assert names(decider) == ["hopeless", "soon", "late"]
     clock.now_s = 100.01
-    update = loop.decide()
+    update = decider.decide()
     assert update.moved == {"hopeless": Rank.RELEGATED}
-    assert names(loop) == ["hopeless", "soon", "late"]
-    loop.apply(update)
-    assert names(loop) == ["soon", "late", "hopeless"]
+    assert names(decider) == ["hopeless", "soon", "late"]
+    decider.applier.apply(update)
+    assert names(decider) == ["soon", "late", "hopeless"]
     clock.now_s = 100.02
-    assert loop.decide() is None  # nothing is left to be told
+    assert decider.decide() is None  # nothing is left to be told
     clock.now_s = 130.5
-    assert loop.decide().moved["hopeless"] is Rank.AGED
+    assert decider.decide().moved["hopeless"] is Rank.AGED
 
 
 def test_ranks_that_share_a_queue_are_told_the_time_with_every_decision(clock, scheduler, monkeypatch):
-    monkeypatch.setattr(loop_module, "alone", lambda: False)
-    loop = ordering(scheduler)
-    come(loop, Waits("a", 100, 500.0))
-    loop.apply(loop.decide())
+    monkeypatch.setattr(decider_module, "alone", lambda: False)
+    decider = ordering(scheduler)
+    come(decider, Waits("a", 100, 500.0))
+    decider.applier.apply(decider.decide())
     clock.now_s = 100.5
-    update = loop.decide()
+    update = decider.decide()
     assert update.clock_s == 100.5
-    assert loop.waiting.clock_s == 100.0  # the deciding rank, too, goes by what it has told
-    loop.apply(update)
-    assert loop.waiting.clock_s == 100.5
+    assert decider.applier.waiting.clock_s == 100.0  # the deciding rank, too, goes by what it has told
+    decider.applier.apply(update)
+    assert decider.applier.waiting.clock_s == 100.5
 
 
 def test_a_policy_that_is_given_up_gives_the_queue_back_as_it_came(clock, scheduler):
-    loop = ordering(scheduler)
-    loop.decide()
-    come(loop, Waits("first", 100, 50.0))
-    loop.apply(loop.decide())
+    decider = ordering(scheduler)
+    decider.decide()
+    come(decider, Waits("first", 100, 50.0))
+    decider.applier.apply(decider.decide())
     clock.now_s = 100.5
-    loop.decide()
-    come(loop, Waits("second", 100, 5.0))
-    assert names(loop) == ["second", "first"]
-    loop.give_up("broken on purpose")
-    loop.apply(loop.decide())
-    assert names(loop) == ["first", "second"]
-    assert loop.chunk_limit(scheduler.waiting_queue[0], 2048, 16) is None
-    come(loop, Waits("third", 100, 1.0))
-    assert names(loop) == ["first", "second", "third"]
+    decider.decide()
+    come(decider, Waits("second", 100, 5.0))
+    assert names(decider) == ["second", "first"]
+    decider.give_up("broken on purpose")
+    decider.applier.apply(decider.decide())
+    assert names(decider) == ["first", "second"]
+    assert decider.applier.chunk_limit(scheduler.waiting_queue[0], 2048, 16) is None
+    come(decider, Waits("third", 100, 1.0))
+    assert names(decider) == ["first", "second", "third"]
 
 
 def test_a_request_that_asks_for_nonsense_does_not_end_the_policy(clock, scheduler):
-    loop = ordering(scheduler)
-    come(loop, Waits("good", 100, 50.0), Waits("bad", 100, "soon"), Waits("huge", 100, 10**400))
-    loop.apply(loop.decide())
-    assert loop.controller.fallback_reason is None
-    assert loop.waiting.refused_slo.startswith("request huge: custom_params.slo: ttft_s = 1")
-    assert set(names(loop)) == {"good", "bad", "huge"}
+    decider = ordering(scheduler)
+    come(decider, Waits("good", 100, 50.0), Waits("bad", 100, "soon"), Waits("huge", 100, 10**400))
+    decider.applier.apply(decider.decide())
+    assert decider.controller.fallback_reason is None
+    assert decider.applier.promises.refused_slo.startswith("request huge: custom_params.slo: ttft_s = 1")
+    assert set(names(decider)) == {"good", "bad", "huge"}
 
 
 def test_the_prompt_in_flight_leaves_room_for_those_due_before_it(clock, scheduler):
-    loop = ordering(scheduler)
-    come(loop, Waits("in flight", 9000, 900.0))
-    loop.apply(loop.decide())
+    decider = ordering(scheduler)
+    come(decider, Waits("in flight", 9000, 900.0))
+    decider.applier.apply(decider.decide())
     flying = scheduler.waiting_queue.pop()
-    come(loop, Waits("soon", 100, 20.0))
+    come(decider, Waits("soon", 100, 20.0))
     asked = (scheduler.policy, flying, scheduler.waiting_queue, 2048, 16)
     assert hooks.shortest_prefill_chunk_limit(None, *asked) == 2048 - 112
 
 
 def test_a_retracted_request_goes_first(clock, scheduler):
-    loop = ordering(scheduler)
-    come(loop, Waits("soon", 100, 1.0))
-    loop.apply(loop.decide())
+    decider = ordering(scheduler)
+    come(decider, Waits("soon", 100, 1.0))
+    decider.applier.apply(decider.decide())
     back = Waits("back", 100, 500.0)
     scheduler.waiting_queue.append(back)
     hooks.add_request_to_queue(None, scheduler, back, True)
-    assert names(loop) == ["back", "soon"]
-    assert loop.retractions == 1
+    assert names(decider) == ["back", "soon"]
+    assert decider.applier.retractions == 1

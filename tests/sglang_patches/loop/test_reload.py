@@ -25,13 +25,15 @@ from roofline_policies.contract.decision import Knob, Range
 from roofline_policies.errors import InputError
 from roofline_policies.policies import Proposal
 from roofline_policies.settings.loading import load
-from sglang_patches.hooks import join
+from sglang_patches.hooks import decider_of, join
+from sglang_patches.launch import reload as reload_module
 from sglang_patches.launch.http import add_routes, asked
 from sglang_patches.launch.policy_source import Launched
-from sglang_patches.loop import loop as loop_module
-from sglang_patches.loop import reload as reload_module
-from sglang_patches.loop.loop import Loop
-from sglang_patches.loop.reload import PolicyAdoptReq, PolicyOfferReq, add_communicator, everywhere, register
+from sglang_patches.launch.reload import add_communicator, everywhere
+from sglang_patches.loop import decider as decider_module
+from sglang_patches.loop.applier import Applier
+from sglang_patches.loop.decider import Decider
+from sglang_patches.loop.messages import PolicyAdoptReq, PolicyOfferReq, register
 from sglang_patches.server.facts import Served
 from tests.sglang_patches.loop.loop_parts import Ticks
 from tests.sglang_patches.stand_ins import MODEL, StandInBatch, StandInRunningBatch, stand_in_scheduler
@@ -82,11 +84,10 @@ class Running(StandInRunningBatch):
 
 @pytest.fixture
 def clock(monkeypatch):
-    clock = SimpleNamespace(now_s=101.0, decides=True)
-    monkeypatch.setattr(loop_module, "decides_here", lambda: clock.decides)
-    monkeypatch.setattr(loop_module, "alone", lambda: True)
+    clock = SimpleNamespace(now_s=101.0)
+    monkeypatch.setattr(decider_module, "alone", lambda: True)
     passes = SimpleNamespace(monotonic=lambda: clock.now_s, perf_counter=time.perf_counter)
-    monkeypatch.setattr(loop_module, "time", passes)
+    monkeypatch.setattr(decider_module, "time", passes)
     return clock
 
 
@@ -109,10 +110,13 @@ def start(clock, settings):
             _request_dispatcher=TypeBasedDispatcher([]),
         )  # fmt: skip
         scheduler.running_batch = Running(*([Request()] if running is None else running))
-        clock.decides = decides
-        loop = Loop(scheduler, replace(settings, **changed), Served(MODEL, Ticks))
-        join(scheduler, loop)
-        return loop
+        if not decides:
+            applier = Applier(scheduler, settings.objectives)
+            join(scheduler, applier, None)
+            return SimpleNamespace(scheduler=scheduler, applier=applier)
+        decider = Decider(scheduler, replace(settings, **changed), Served(MODEL, Ticks))
+        join(scheduler, decider.applier, decider)
+        return decider
 
     return started
 
@@ -120,8 +124,8 @@ def start(clock, settings):
 class Manager:
     """SGLang's tokenizer manager as the communicator sees it, in front of schedulers: messages go through bytes."""
 
-    def __init__(self, *loops):
-        self.loops, self.sent = loops, []
+    def __init__(self, *ranks):
+        self.ranks, self.sent = ranks, []
         self._result_dispatcher = TypeBasedDispatcher([])
         register()
 
@@ -131,163 +135,163 @@ class Manager:
     def _dispatch_to_scheduler(self, request):
         self.sent.append(type(request))
         wire = io_struct.msgpack_encode(request)
-        for loop in self.loops:
-            answer = loop.scheduler._request_dispatcher(io_struct.msgpack_decode(wire))
+        for rank in self.ranks:
+            answer = rank.scheduler._request_dispatcher(io_struct.msgpack_decode(wire))
             back = io_struct.msgpack_decode(io_struct.msgpack_encode(answer))
-            if loop.controller is not None:
+            if decider_of(rank.scheduler) is not None:
                 asyncio.get_running_loop().call_soon(self._result_dispatcher, back)
 
 
 @pytest.fixture
 def in_front_of(monkeypatch):
-    def manager(*loops):
-        made = Manager(*loops)
-        deciding = sum(loop.controller is not None for loop in loops)
-        monkeypatch.setattr(reload_module, "get_parallel", lambda: SimpleNamespace(num_dp_ranks=deciding))
+    def manager(*ranks):
+        made = Manager(*ranks)
+        deciding = sum(decider_of(rank.scheduler) is not None for rank in ranks)
+        monkeypatch.setattr(reload_module, "ranks", lambda: SimpleNamespace(num_dp_ranks=deciding))
         add_communicator(None, made)
         return made
 
     return manager
 
 
-def page(loop):
-    return loop.status()["policy"]
+def page(decider):
+    return decider.status()["policy"]
 
 
 def test_every_rank_adopts_and_the_next_decision_is_the_new_policys(start, in_front_of, settings, clock):
-    loops = [start(), start()]
+    deciders = [start(), start()]
     slo = replace(settings.objectives, server=replace(settings.objectives.server, itl_s=0.03))
     new = replace(settings, policy=SmallBatches(), objectives=slo, name="mine", source="mine.yaml")
-    ranks = asyncio.run(everywhere(in_front_of(*loops), new))
+    ranks = asyncio.run(everywhere(in_front_of(*deciders), new))
     assert [(rank["name"], rank["reloads"], rank["knobs"]["max_running_requests"]) for rank in ranks] == [
         ("mine", 1, 64), ("mine", 1, 64),
     ]  # fmt: skip
-    for loop in loops:
-        assert loop.status()["slo"]["itl_s"] == 0.03
-        assert loop.waiting.slo_of(Request()).itl_s == 0.03
-        assert loop.decide().knobs.max_running_requests == 4
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", page(loop)["loaded_at"])
+    for decider in deciders:
+        assert decider.status()["slo"]["itl_s"] == 0.03
+        assert decider.applier.promises.slo_of(Request()).itl_s == 0.03
+        assert decider.decide().knobs.max_running_requests == 4
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", page(decider)["loaded_at"])
 
 
 def test_one_rank_that_cannot_is_enough_for_none_to_change(start, in_front_of):
-    loops = [start(), start()]
-    loops[1]._ranges = (loops[1]._ranges[0] | {Knob.MAX_RUNNING_REQUESTS: Range(1, 32)}, loops[1]._ranges[1])
+    deciders = [start(), start()]
+    deciders[1]._ranges = (deciders[1]._ranges[0] | {Knob.MAX_RUNNING_REQUESTS: Range(1, 32)}, deciders[1]._ranges[1])
     bounds = load("adaptive", overrides=["hardware=h200", "policy=static", "bounds.max_running_requests={low: 40}"])
-    manager = in_front_of(*loops)
+    manager = in_front_of(*deciders)
     with pytest.raises(InputError, match=r"launched with no such setting; allowed: 1 to 32$"):
         asyncio.run(everywhere(manager, bounds))
     assert manager.sent == [PolicyOfferReq]
-    assert [page(loop)["reloads"] for loop in loops] == [0, 0]
+    assert [page(decider)["reloads"] for decider in deciders] == [0, 0]
 
 
 def test_bounds_are_held_against_the_launch_not_against_where_knobs_stand(start, in_front_of, settings):
     """The actuator moves the very attributes that the launch ranges were read from."""
-    loop = start()
-    loop.scheduler.chunked_prefill_size = 64
+    decider = start()
+    decider.scheduler.chunked_prefill_size = 64
     wide = load("adaptive", overrides=["hardware=h200", "policy=static", "bounds.prefill_chunk_tokens={low: 1024}"])
-    asyncio.run(everywhere(in_front_of(loop), wide))
-    assert loop.status()["bounds"]["prefill_chunk_tokens"] == [1024, 2048]
+    asyncio.run(everywhere(in_front_of(decider), wide))
+    assert decider.status()["bounds"]["prefill_chunk_tokens"] == [1024, 2048]
 
 
 def test_the_message_is_that_of_the_launch(start, in_front_of):
     bad = load("adaptive", overrides=["hardware=h200", "bounds.max_running_requests={low: 65}"])
-    loop = start()
+    decider = start()
     with pytest.raises(InputError) as at_launch:
-        bad.bounds_for(*loop._ranges)
+        bad.bounds_for(*decider._ranges)
     with pytest.raises(InputError) as raised:
-        asyncio.run(everywhere(in_front_of(loop), bad))
+        asyncio.run(everywhere(in_front_of(decider), bad))
     assert str(raised.value) == str(at_launch.value)
 
 
 def test_a_policy_that_cannot_be_unpickled_changes_nothing(start, in_front_of, settings):
-    loop = start()
+    decider = start()
     with pytest.raises(InputError, match="cannot be handed to the scheduler process"):
-        asyncio.run(everywhere(in_front_of(loop), replace(settings, policy=Unreadable())))
-    assert (page(loop)["reloads"], page(loop)["state"]) == (0, "active")
+        asyncio.run(everywhere(in_front_of(decider), replace(settings, policy=Unreadable())))
+    assert (page(decider)["reloads"], page(decider)["state"]) == (0, "active")
 
 
 def test_a_rank_that_does_not_decide_takes_the_objectives_alone(start, in_front_of, settings):
     deciding, other = start(), start(decides=False)
-    assert other.controller is None
     slo = replace(settings.objectives, server=replace(settings.objectives.server, ttft_s=9.0))
     asyncio.run(everywhere(in_front_of(deciding, other), replace(settings, objectives=slo)))
-    assert other.waiting.slo_of(Request()).ttft_s == 9.0
-    assert other.status() is None
+    assert other.applier.promises.slo_of(Request()).ttft_s == 9.0
+    assert decider_of(other.scheduler) is None
 
 
 def test_requests_that_are_here_keep_what_they_were_promised(start, in_front_of, settings):
     old = Request()
-    loop = start()
-    before = loop.waiting.slo_of(old)
+    decider = start()
+    before = decider.applier.promises.slo_of(old)
     slo = replace(settings.objectives, server=replace(settings.objectives.server, ttft_s=9.0))
-    asyncio.run(everywhere(in_front_of(loop), replace(settings, objectives=slo)))
-    assert loop.waiting.slo_of(old) is before
-    assert loop.waiting.slo_of(Request()).ttft_s == 9.0
+    asyncio.run(everywhere(in_front_of(decider), replace(settings, objectives=slo)))
+    assert decider.applier.promises.slo_of(old) is before
+    assert decider.applier.promises.slo_of(Request()).ttft_s == 9.0
 
 
 def test_an_offer_is_adopted_once_and_by_its_name(start, settings):
-    loop = start()
-    offered, adopted = (loop.scheduler._request_dispatcher._mapping[kind] for kind in (PolicyOfferReq, PolicyAdoptReq))
+    decider = start()
+    answers = decider.scheduler._request_dispatcher._mapping
+    offered, adopted = answers[PolicyOfferReq], answers[PolicyAdoptReq]
     parts = {"settings": pickle.dumps(settings), "objectives": pickle.dumps(settings.objectives)}
     assert offered(PolicyOfferReq(token="a", **parts)).problem is None
     assert "no such offer" in adopted(PolicyAdoptReq(token="b")).problem
     assert "no such offer" in adopted(PolicyAdoptReq(token="a")).problem
-    assert page(loop)["reloads"] == 0
+    assert page(decider)["reloads"] == 0
 
 
-def ran(loop, clock, mode, request, iteration):
+def ran(decider, clock, mode, request, iteration):
     clock.now_s += 0.02
     lengths = {"seq_lens": [101]} if mode is SglangMode.DECODE else {"extend_lens": [100], "prefix_lens": [0]}
     batch = StandInBatch(mode, forward_iter=iteration, requests=[request], **lengths)
-    loop.launching(batch)
-    loop.scheduler.model_worker.forward_batch_generation(batch)
-    loop.launched(batch)
+    decider.launching(batch)
+    decider.scheduler.model_worker.forward_batch_generation(batch)
+    decider.launched(batch)
     request.output_ids.append(7)
-    loop.finished(batch, SimpleNamespace(can_run_cuda_graph=False))
+    decider.finished(batch, SimpleNamespace(can_run_cuda_graph=False))
 
 
 def test_a_loop_that_had_given_up_observes_and_decides_again(start, in_front_of, settings, clock, caplog):
     request = Request()
-    loop = start(running=[request], policy=Raises())
-    ran(loop, clock, SglangMode.EXTEND, request, 1)
-    loop.decide()
-    assert page(loop)["state"] == "fallback"
-    was = loop.controller.iterations
-    ran(loop, clock, SglangMode.DECODE, request, 2)  # nobody follows it
+    decider = start(running=[request], policy=Raises())
+    ran(decider, clock, SglangMode.EXTEND, request, 1)
+    decider.decide()
+    assert page(decider)["state"] == "fallback"
+    was = decider.controller.iterations
+    ran(decider, clock, SglangMode.DECODE, request, 2)  # nobody follows it
     with caplog.at_level("INFO"):
-        asyncio.run(everywhere(in_front_of(loop), replace(settings, policy=SmallBatches())))
-    shown = page(loop)
+        asyncio.run(everywhere(in_front_of(decider), replace(settings, policy=SmallBatches())))
+    shown = page(decider)
     assert (shown["state"], shown["fallback_reason"], shown["reloads"]) == ("active", None, 1)
     assert shown["revived_from"] == "Raises raised ZeroDivisionError: no seconds"
     assert "had been given up: Raises raised" in caplog.text
-    ran(loop, clock, SglangMode.DECODE, request, 3)
-    assert loop.decide().knobs.max_running_requests == 4
-    assert loop.controller.iterations == was + 1
-    assert loop.controller.last_record.step_s == 0.02  # from itself alone: what came before it was not seen
-    asyncio.run(everywhere(in_front_of(loop), settings))
-    assert (page(loop)["revived_from"], page(loop)["reloads"]) == (None, 2)
+    ran(decider, clock, SglangMode.DECODE, request, 3)
+    assert decider.decide().knobs.max_running_requests == 4
+    assert decider.controller.iterations == was + 1
+    assert decider.controller.last_record.step_s == 0.02  # from itself alone: what came before it was not seen
+    asyncio.run(everywhere(in_front_of(decider), settings))
+    assert (page(decider)["revived_from"], page(decider)["reloads"]) == (None, 2)
 
 
 def test_due_times_of_running_requests_follow_the_new_objective(start, in_front_of, settings, clock):
     request = Request(tokens=3)
-    loop = start(running=[request])
+    decider = start(running=[request])
     slo = replace(settings.objectives, server=replace(settings.objectives.server, ttft_s=2.0, itl_s=0.5))
-    asyncio.run(everywhere(in_front_of(loop), replace(settings, objectives=slo)))
-    assert loop._progress.slack_s(101.0) == pytest.approx(99.5 + 2.0 + 3 * 0.5 - 101.0)
+    asyncio.run(everywhere(in_front_of(decider), replace(settings, objectives=slo)))
+    assert decider._progress.slack_s(101.0) == pytest.approx(99.5 + 2.0 + 3 * 0.5 - 101.0)
     none = replace(settings.objectives, server=replace(settings.objectives.server, itl_s=None))
-    asyncio.run(everywhere(in_front_of(loop), replace(settings, objectives=none)))
-    assert loop._progress.slack_s(101.0) is None
+    asyncio.run(everywhere(in_front_of(decider), replace(settings, objectives=none)))
+    assert decider._progress.slack_s(101.0) is None
 
 
 def test_knobs_that_had_to_move_are_broadcast_though_nothing_runs(start, in_front_of):
-    loop = start(running=[])
-    assert loop.decide() is None
+    decider = start(running=[])
+    assert decider.decide() is None
     narrow = load("adaptive", overrides=["hardware=h200", "policy=static", "bounds.max_running_requests={high: 8}"])
-    asyncio.run(everywhere(in_front_of(loop), narrow))
-    update = loop.decide()
+    asyncio.run(everywhere(in_front_of(decider), narrow))
+    update = decider.decide()
     assert update.knobs.max_running_requests == 8
-    loop.apply(update)
-    assert loop.decide() is None
+    decider.applier.apply(update)
+    assert decider.decide() is None
 
 
 # Over HTTP.
@@ -345,19 +349,19 @@ def client(monkeypatch):
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:ORJSONResponse")  # the response class that SGLang refuses with
 def test_it_is_guarded_as_sglang_guards_its_own(client, start, in_front_of, keys, given, allowed):
-    loop = start()
+    decider = start()
     headers = {} if given is None else {"Authorization": f"Bearer {given}"}
-    answer = client(manager=in_front_of(loop), **keys).post("/roofline/policy", headers=headers)
+    answer = client(manager=in_front_of(decider), **keys).post("/roofline/policy", headers=headers)
     assert answer.status_code == (200 if allowed else 401), answer.text
-    assert page(loop)["reloads"] == allowed
+    assert page(decider)["reloads"] == allowed
     if allowed:
         (rank,) = answer.json()["ranks"]
         assert (rank["name"], rank["reloads"]) == ("adaptive", 1)
 
 
 def test_refusals_say_what_the_launch_would_have_said(client, start, in_front_of):
-    loop = start()
-    post = partial(client(manager=in_front_of(loop)).post, "/roofline/policy")
+    decider = start()
+    post = partial(client(manager=in_front_of(decider)).post, "/roofline/policy")
     for body, status in (({"set": "slo.itl_s=0"}, 400), ({"policy": "/etc/passwd"}, 403), ({"else": 1}, 400)):
         answer = post(content=json.dumps(body))
         assert answer.status_code == status, answer.text
@@ -365,13 +369,13 @@ def test_refusals_say_what_the_launch_would_have_said(client, start, in_front_of
     with pytest.raises(InputError) as at_launch:
         load("adaptive", overrides=["slo.itl_s=0"])
     assert post(json={"set": "slo.itl_s=0"}).json() == {"error": {"message": str(at_launch.value)}}
-    assert page(loop)["reloads"] == 0
+    assert page(decider)["reloads"] == 0
 
 
 def test_a_scheduler_that_fails_after_all_is_reported(client, start, in_front_of, monkeypatch):
-    loop = start()
-    monkeypatch.setattr(loop.controller, "adopt", lambda *args: 1 / 0)
-    answer = client(manager=in_front_of(loop)).post("/roofline/policy")
+    decider = start()
+    monkeypatch.setattr(decider.controller, "adopt", lambda *args: 1 / 0)
+    answer = client(manager=in_front_of(decider)).post("/roofline/policy")
     assert answer.status_code == 500
     assert "reload raised ZeroDivisionError" in answer.json()["error"]["message"]
-    assert page(loop)["state"] == "fallback"
+    assert page(decider)["state"] == "fallback"

@@ -11,8 +11,9 @@ from roofline_policies.counting import Ledger, slots
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Bytes, Flops, Precision, Provenance
 from sglang_patches.observe import counters
+from sglang_patches.observe.clocks import HostInterval
 from sglang_patches.observe.counters import ATTENTION_KERNELS, Counters, InlineWork, install, reason_not_to_count
-from sglang_patches.observe.observer import HostInterval, Observer
+from sglang_patches.observe.observer import Observer
 from tests.sglang_patches.observe.test_observer import run
 from tests.sglang_patches.stand_ins import MODEL, StandInBatch
 

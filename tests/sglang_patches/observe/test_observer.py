@@ -13,18 +13,20 @@ from roofline_policies.contract.view import ForwardMode
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Precision, Provenance
+from sglang_patches.observe import clocks
 from sglang_patches.observe import observer as observe
-from sglang_patches.observe.observer import DeviceInterval, HostInterval, Observer
+from sglang_patches.observe.clocks import DeviceInterval, HostInterval
+from sglang_patches.observe.observer import Observer
 from tests.sglang_patches.stand_ins import MODEL, StandInBatch
 
 
 def run(observer, batch, now_s=1.0, graph=False):
-    mode = observer.launch(batch)
+    launch = observer.launch(batch)
     observer.forward_starts()
     observer.forward_ends()
-    observer.launched(batch)
+    assert observer.launched(batch) is launch
     observer.finish(batch, SimpleNamespace(can_run_cuda_graph=graph), now_s)
-    return mode, next(observer.records(), None)
+    return None if launch is None else launch.mode, next(observer.records(), None)
 
 
 def test_a_prefill_with_prefix():
@@ -52,17 +54,23 @@ def test_a_mixed_batch():
 
 def test_what_is_launched_is_told_as_prompts_and_decode_rows():
     observer = Observer(MODEL, interval=HostInterval)
-    assert observer.launching is None
-    observer.launch(StandInBatch(SglangMode.EXTEND, [5, 3], [0, 10]))
-    assert observer.launching == (BatchShape.of(prefill=[(5, 0), (3, 10)]), BatchShape())
-    observer.launch(StandInBatch(SglangMode.DECODE, seq_lens=[7, 20]))
-    assert observer.launching == (BatchShape(), BatchShape.of(decode_contexts=[7, 20]))
-    observer.launch(StandInBatch(SglangMode.MIXED, [5, 1, 1], [4, 19, 30], decoding_reqs=["a", "b"]))
-    assert observer.launching == (BatchShape.of(prefill=[(5, 4)]), BatchShape.of(decode_contexts=[20, 31]))
-    observer.launched(StandInBatch(SglangMode.MIXED))
-    assert observer.launching is None
-    observer.launch(StandInBatch(SglangMode.IDLE))
-    assert observer.launching is None
+
+    def parts(batch):
+        launch = observer.launch(batch)
+        return launch.prefill, launch.decode
+
+    prompts = StandInBatch(SglangMode.EXTEND, [5, 3], [0, 10])
+    assert parts(prompts) == (BatchShape.of(prefill=[(5, 0), (3, 10)]), BatchShape())
+    decode = StandInBatch(SglangMode.DECODE, seq_lens=[7, 20])
+    assert parts(decode) == (BatchShape(), BatchShape.of(decode_contexts=[7, 20]))
+    mixed = StandInBatch(SglangMode.MIXED, [5, 1, 1], [4, 19, 30], decoding_reqs=["a", "b"])
+    assert parts(mixed) == (BatchShape.of(prefill=[(5, 4)]), BatchShape.of(decode_contexts=[20, 31]))
+    launch = observer.launched(mixed)
+    assert (launch.prefill, launch.decode) == parts(mixed)
+    observer.launched(mixed)
+    assert observer.launched(mixed) is None  # told once
+    assert observer.launch(StandInBatch(SglangMode.IDLE)) is None
+    assert observer.launched(StandInBatch(SglangMode.IDLE)) is None
 
 
 def test_a_graph_replay_counts_its_padding():
@@ -188,7 +196,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now_s = 0.0
-        monkeypatch.setattr(observe.time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(clocks.time, "monotonic", lambda: self.now_s)
 
 
 def test_wall_time_runs_from_step_to_step_but_not_across_a_pause(monkeypatch):
@@ -277,7 +285,7 @@ class StandInEvent:
 
 
 def test_device_time_is_polled_never_waited_for(monkeypatch):
-    monkeypatch.setattr(observe.torch, "get_device_module", lambda: SimpleNamespace(Event=StandInEvent))
+    monkeypatch.setattr(clocks.torch, "get_device_module", lambda: SimpleNamespace(Event=StandInEvent))
     observer = Observer(MODEL, interval=DeviceInterval)
     batch = StandInBatch(SglangMode.DECODE, seq_lens=[7])
     assert run(observer, batch)[1] is None

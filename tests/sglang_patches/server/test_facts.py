@@ -13,7 +13,7 @@ from roofline_policies.settings.loading import load
 from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.work import Precision
 from sglang_patches import hooks
-from sglang_patches.observe.observer import DeviceInterval, HostInterval
+from sglang_patches.observe.clocks import DeviceInterval, HostInterval
 from sglang_patches.server import facts as served
 from sglang_patches.server.agree import KnobsUpdate
 
@@ -27,8 +27,7 @@ CONFIG = {
 @pytest.fixture(autouse=True)
 def ranks(monkeypatch):
     """One rank of two, which decides."""
-    monkeypatch.setattr(served, "get_parallel", lambda: SimpleNamespace(tp_size=2))
-    monkeypatch.setattr(served, "decides_here", lambda: True)
+    monkeypatch.setattr(served, "ranks", lambda: SimpleNamespace(tp_size=2))
 
 
 def scheduler(device="cpu", attention="fa3", speculative=False, deterministic=False):
@@ -141,19 +140,19 @@ def test_efficiencies_that_do_not_cover_the_server_let_it_start_and_warn(caplog)
     assert it.predictor.ceilings.device == "NVIDIA H200"
 
 
-def test_no_predictor_where_none_is_wanted_and_where_another_rank_decides(caplog, monkeypatch):
+def test_no_predictor_where_none_is_wanted(caplog):
     caplog.set_level(logging.INFO)
     assert served.of_server(scheduler(), settings("hardware=h200", "efficiency=none"), None).predictor is None
-    monkeypatch.setattr(served, "decides_here", lambda: False)
-    assert served.of_server(scheduler(), settings("hardware=h200"), None).predictor is None
     assert not caplog.records
 
 
-def test_a_joined_loop_is_the_schedulers_and_hears_the_broadcast():
+@pytest.mark.parametrize("decider", [None, "a decider"])
+def test_what_is_joined_is_the_schedulers_and_hears_the_broadcast(decider):
     dispatcher = SimpleNamespace(_mapping={})
     scheduler = SimpleNamespace(_request_dispatcher=dispatcher, policy=SimpleNamespace())
-    loop = SimpleNamespace(apply=lambda update: None)
-    assert hooks.loop_of(scheduler) is None
-    hooks.join(scheduler, loop)
-    assert hooks.loop_of(scheduler) is hooks.loop_of(scheduler.policy) is loop
-    assert scheduler._request_dispatcher._mapping[KnobsUpdate] is loop.apply
+    applier = SimpleNamespace(apply=lambda update: None)
+    assert hooks.applier_of(scheduler) is hooks.decider_of(scheduler) is None
+    hooks.join(scheduler, applier, decider)
+    assert hooks.applier_of(scheduler) is hooks.applier_of(scheduler.policy) is applier
+    assert hooks.decider_of(scheduler) is decider
+    assert scheduler._request_dispatcher._mapping[KnobsUpdate] is applier.apply

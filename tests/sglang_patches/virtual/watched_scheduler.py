@@ -22,7 +22,7 @@ from roofline_policies.policies import Proposal
 from roofline_policies.settings.loading import load
 from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.steps.host_time import HostTime
-from sglang_patches.hooks import loop_of
+from sglang_patches.hooks import decider_of
 from sglang_patches.virtual.clock import VirtualClock
 from sglang_patches.virtual.server import VirtualDevice, VirtualServer
 from sglang_patches.virtual.traffic import VirtualRequest, VirtualTraffic
@@ -100,7 +100,7 @@ def main():
         settings = replace(settings, objectives=Objectives(slo))
         server.attach(settings, MODEL, Linear())
         server.run()
-        rank = loop_of(server.scheduler).status()
+        rank = decider_of(server.scheduler).status()
     print(json.dumps({
         "decisions": watch.decisions, "late": watch.late, "differ": watch.differ, "retractions": server.retractions,
         "mixed": rank["totals"]["mixed"]["iterations"], "state": rank["policy"]["state"], "open": traffic.open,

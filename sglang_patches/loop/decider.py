@@ -1,4 +1,4 @@
-"""The loop inside a scheduler process: observer, controller and actuator joined, failures contained."""
+"""What the deciding rank does: observe its scheduler, decide, and tell people; failures are contained."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any
-
-from sglang.srt.runtime_context import get_parallel
 
 from roofline_policies.contract.decision import Bounds, Knobs
 from roofline_policies.contract.view import ForwardMode, QueueState
@@ -21,10 +19,12 @@ from roofline_policies.model.dense import ModelShape
 from roofline_policies.plain import plain
 from roofline_policies.settings.loading import Settings
 from roofline_policies.slo.admission import Rank
-from sglang_patches.loop.actuator import Actuator, launch_knobs, launch_ranges
+from sglang_patches.loop.actuator import launch_knobs, launch_ranges
+from sglang_patches.loop.applier import Applier
 from sglang_patches.loop.guard import contained, timed
-from sglang_patches.loop.reload import Loaded
+from sglang_patches.loop.loaded import Loaded
 from sglang_patches.loop.reports import Reports
+from sglang_patches.needs.objects import Batch, Request, Scheduler, StepResult
 from sglang_patches.observe.counters import InlineWork
 from sglang_patches.observe.observer import Observer
 from sglang_patches.observe.recorder import Recorder, of_rank
@@ -32,9 +32,8 @@ from sglang_patches.requests.output_watch import OutputWatch
 from sglang_patches.requests.prefill_rate import Service
 from sglang_patches.requests.progress import Progress
 from sglang_patches.requests.queues import Queues
-from sglang_patches.requests.waiting import Waiting
 from sglang_patches.server import model as served_model
-from sglang_patches.server.agree import KnobsUpdate, alone, decides_here
+from sglang_patches.server.agree import KnobsUpdate, alone, ranks
 from sglang_patches.server.facts import Served, roofline_times
 
 logger = logging.getLogger(__name__)
@@ -46,44 +45,33 @@ STALLED_AFTER = 256
 """Iterations launched without one being reported, after which the counters are taken to be stalled."""
 
 
-class Loop:
-    """Observe, decide and actuate for one scheduler.
+class Decider:
+    """Observes one scheduler and decides for all ranks that share its waiting queue (see agree).
 
-    Every rank applies knobs; the deciding one also observes and decides (see agree).
-    served: what runs there and how it is timed; read where the loop decides.
+    served: what runs there and how it is timed. applier: the part that every rank has, of this one.
 
     Raises:
         InputError: the settings ask for something this server cannot do.
     """
 
-    def __init__(self, scheduler: Any, settings: Settings, served: Served) -> None:
+    def __init__(self, scheduler: Scheduler, settings: Settings, served: Served) -> None:
+        if settings.ceilings is None:
+            raise InputError("has no ceilings", where=settings.source, key="hardware")
         self.scheduler = scheduler
         self.settings = settings
-        self.actuator = Actuator(scheduler)
         self.spent_s = 0.0
         self.timer = LoopTimer()
-        self.retractions = 0
         self.loaded = Loaded()
-        self.controller: Controller | None = None
         self._queues = Queues(scheduler)
-        self.waiting = Waiting(scheduler, settings.objectives, None)
         self._alone = alone()
         self._unreported = 0
         self._decided_s = float("-inf")
-        self._recorder: Recorder | None = None
-        if decides_here():
-            self._start_deciding(served)
-
-    def _start_deciding(self, served: Served) -> None:
-        scheduler, settings = self.scheduler, self.settings
-        if settings.ceilings is None:
-            raise InputError("has no ceilings", where=settings.source, key="hardware")
         counters, rows_per_request = served.counters, served_model.rows_per_request(scheduler)
         self._outputs = OutputWatch()
         times = served.predictor if served.predictor is not None else roofline_times(served, settings, rows_per_request)
-        self.waiting = Waiting(scheduler, settings.objectives, times)
-        self._service = Service(self.waiting.ticket)
-        self._progress = Progress(settings.objectives.server, rows_per_request, self.waiting.slo_of)
+        self.applier = Applier(scheduler, settings.objectives, times, self.give_up)
+        self._service = Service(self.applier.waiting.ticket)
+        self._progress = Progress(settings.objectives.server, rows_per_request, self.applier.promises.slo_of)
         self.observer = Observer(
             served.model,
             interval=served.interval,
@@ -116,8 +104,7 @@ class Loop:
         self._reports = Reports(
             self.controller, settings, time.monotonic(), device_uuid=served.device_uuid, series=series
         )
-        if settings.record is not None:
-            self._recorder = Recorder(of_rank(settings.record, get_parallel().dp_rank or 0))
+        self._recorder = _recorder(settings)
         self._wrap_forward()
         work = "counted by the attention kernels" if counters is not None else "closed form"
         told = f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.origin}"
@@ -140,13 +127,12 @@ class Loop:
 
     def give_up(self, reason: str, error: BaseException | None = None) -> None:
         """Turn to the launch settings until a policy is loaded anew; the next decision tells every rank."""
-        controller = self.controller
-        if controller is not None and controller.state is State.ACTIVE:
-            controller.give_up(reason)
+        if self.controller.state is State.ACTIVE:
+            self.controller.give_up(reason)
             logger.error(f"Roofline: {reason}. The launch settings hold from now on.", exc_info=error)
 
     def bounds_of(self, settings: Settings) -> Bounds:
-        """How far settings let the knobs move here. Where this rank decides.
+        """How far settings let the knobs move here.
 
         Raises:
             InputError: they ask for what the server was not launched with.
@@ -154,7 +140,7 @@ class Loop:
         return settings.bounds_for(*self._ranges)
 
     def reload(self, settings: Settings) -> None:
-        """Decide by other settings from the next pass on, also after the policy was given up. Where this rank decides.
+        """Decide by other settings from the next pass on, also after the policy was given up.
 
         What was observed, learned and counted is kept; see Controller.adopt. settings: with the ceilings in use.
 
@@ -162,7 +148,6 @@ class Loop:
             InputError: bounds that the server was not launched with; nothing has changed then.
         """
         controller, bounds = self.controller, self.bounds_of(settings)
-        assert controller is not None
         revived_from = controller.fallback_reason
         if revived_from is not None:  # what ran since was not followed
             self.observer.forget()
@@ -180,20 +165,19 @@ class Loop:
 
     @property
     def _active(self) -> Controller | None:
-        """The controller while its policy decides; None where another rank decides, and after it was given up."""
-        controller = self.controller
-        return controller if controller is not None and controller.state is State.ACTIVE else None
+        """The controller while its policy decides, None after it was given up."""
+        return self.controller if self.controller.state is State.ACTIVE else None
 
     @timed
     @contained
-    def launching(self, batch: Any) -> None:
+    def launching(self, batch: Batch) -> None:
         controller = self._active
-        mode = self.observer.launch(batch) if controller is not None else None
-        if controller is None or mode is None:
+        launch = self.observer.launch(batch) if controller is not None else None
+        if controller is None or launch is None:
             return
         now_s = time.monotonic()
-        controller.launched(mode, now_s, *(self.observer.launching or ()))
-        if mode is not ForwardMode.DECODE:
+        controller.launched(launch.mode, now_s, launch.prefill, launch.decode)
+        if launch.mode is not ForwardMode.DECODE:
             self._service.launched(batch, now_s, self._queues.prompts())
             self._decided_s = float("-inf")  # other requests run from now on: decide anew in the next pass
 
@@ -211,14 +195,13 @@ class Loop:
 
     @timed
     @contained
-    def launched(self, batch: Any) -> None:
+    def launched(self, batch: Batch) -> None:
         controller = self._active
         if controller is None:
             return
-        shapes = self.observer.launching
-        self.observer.launched(batch)
-        if shapes is not None:
-            prefill, decode = shapes
+        launch = self.observer.launched(batch)
+        if launch is not None:
+            prefill, decode = launch.prefill, launch.decode
             ends_s = 0.0 if decode.requests and not prefill.requests else controller.pace.free_s(time.monotonic())
             self._progress.launched(batch, prefill.context_tokens + decode.context_tokens, ends_s)
         self._unreported += 1
@@ -227,7 +210,7 @@ class Loop:
 
     @timed
     @contained
-    def finished(self, batch: Any, result: Any) -> None:
+    def finished(self, batch: Batch, result: StepResult) -> None:
         if self._active is not None:
             self.observer.finish(batch, result, time.monotonic())
             self._progress.finished(batch)
@@ -236,17 +219,14 @@ class Loop:
     @timed
     @contained
     def decide(self) -> KnobsUpdate | None:
-        """The update to broadcast, None while nothing changes, where another rank decides, or when none is due."""
-        controller = self.controller
-        if controller is None:
-            return None
-        now_s = time.monotonic()
+        """The update to broadcast, None while nothing changes or when none is due."""
+        controller, actuator, now_s = self.controller, self.applier.actuator, time.monotonic()
         if self._alone:
-            self.waiting.clock_s = now_s
+            self.applier.waiting.clock_s = now_s
         if self.scheduler._engine_paused or self._queues.idle():
             self._pause(now_s, controller)
             # Other ranks must not take the last busy moment for the present when the next request comes.
-            if controller.knobs == self.actuator.knobs and (self._alone or not self._stale(now_s)):
+            if controller.knobs == actuator.knobs and (self._alone or not self._stale(now_s)):
                 return None
             self._decided_s = now_s
             return KnobsUpdate(controller.knobs, now_s)
@@ -264,7 +244,7 @@ class Loop:
             logger.info(f"Roofline. {explain(controller.queue, decision)}")
         self._account()
         self._report(now_s)
-        if decision.knobs == self.actuator.knobs and not moved and (self._alone or not decision.knobs.deadline_order):
+        if decision.knobs == actuator.knobs and not moved and (self._alone or not decision.knobs.deadline_order):
             return None
         return KnobsUpdate(decision.knobs, now_s, moved)
 
@@ -273,53 +253,20 @@ class Loop:
         if not knobs.deadline_order or knobs.defer_prefill:
             return {}
         ahead_s = self._service.ahead_s(self.scheduler.chunked_req)
-        return self.waiting.judged(now_s, ahead_s, self._service.pace, knobs.relegate_for_s)
+        return self.applier.waiting.judged(now_s, ahead_s, self._service.pace, knobs.relegate_for_s)
 
     @contained
-    def came(self, request: Any, *, retracted: bool) -> None:
-        """Note that a request joined the waiting queue."""
-        self.waiting.came(request, retracted=retracted)
-
-    @contained
-    def chunk_limit(self, request: Any, budget: int, page: int) -> int | None:
-        """Most tokens of a chunk for the prompt part-way through its chunks, None for all of it."""
-        return self.waiting.chunk_limit(request, budget, page)
-
-    @contained
-    def retracted(self, request: Any) -> None:
+    def retracted(self, request: Request) -> None:
         """Note that a running request went back to the waiting queue."""
-        self.retractions += 1
-        if self.controller is not None:
-            self._progress.retracted(request)
+        self._progress.retracted(request)
 
     @contained
-    def apply(self, update: KnobsUpdate) -> None:
-        self.waiting.clock_s = update.clock_s
-        self.waiting.order(update.knobs.deadline_order)
-        self.waiting.move(update.moved)
-        self.actuator.apply(update.knobs)
-
-    @timed
-    @contained
-    def allocatable(self, allowed: int, running: int) -> int:
-        return self.actuator.allocatable(allowed, running)
-
-    @timed
-    @contained
-    def defers(self, running_batch: Any) -> bool:
-        """Whether no prompt enters in this pass; sets the chunk for it, too."""
-        self.actuator.apply_chunk(running_batch)
-        return self.actuator.defers(running_batch)
-
-    @contained
-    def status(self) -> dict[str, Any] | None:
-        """The deciding rank's state for the status page, None elsewhere."""
-        if self.controller is None:
-            return None
+    def status(self) -> dict[str, Any]:
+        """This rank's state for the status page."""
         self._take_records()
         now_s, followed = time.monotonic(), None if self._active is None else self._progress
         hit_rate = self.observer.cache_hit_rate
-        queue = self._queues.now(now_s, followed, retractions=self.retractions, hit_rate=hit_rate)
+        queue = self._queues.now(now_s, followed, retractions=self.applier.retractions, hit_rate=hit_rate)
         page = status(self.controller, now_s, queue)
         page["policy"] |= {
             "name": plain(self.settings.name),
@@ -340,7 +287,7 @@ class Loop:
             self._progress.clear()
         if self._recorder is not None:
             self._recorder.flush()
-        self.spent_s = 0.0
+        self._forget_cost()
         self._report(now_s)
 
     def _due(self, now_s: float) -> bool:
@@ -361,9 +308,13 @@ class Loop:
                     self._recorder.add(record, **self._queues.counts())
 
     def _account(self) -> None:
-        self.timer.add(self.spent_s)
-        self._reports.iteration(self.spent_s)
-        self.spent_s = 0.0
+        spent_s = self.spent_s + self.applier.spent_s
+        self.timer.add(spent_s)
+        self._reports.iteration(spent_s)
+        self._forget_cost()
+
+    def _forget_cost(self) -> None:
+        self.spent_s = self.applier.spent_s = 0.0
 
     def _queue(self, now_s: float, controller: Controller) -> QueueState:
         token_s = controller.token_s
@@ -371,9 +322,9 @@ class Loop:
             now_s,
             progress=self._progress,
             need=self._progress.need(now_s, token_s, self._outputs.least()),
-            prompt_due_s=self.waiting.due_s(now_s),
-            relegated=self.waiting.relegated,
-            retractions=self.retractions,
+            prompt_due_s=self.applier.waiting.due_s(now_s),
+            relegated=self.applier.waiting.relegated,
+            retractions=self.applier.retractions,
             cache_hit_rate=self.observer.cache_hit_rate,
             chunk_tokens=self._most_tokens,
         )
@@ -383,7 +334,13 @@ class Loop:
             self._recorder.flush()
 
 
-def _inline(served: Served, device: Any) -> InlineWork | None:
+def _recorder(settings: Settings) -> Recorder | None:
+    if settings.record is None:
+        return None
+    return Recorder(of_rank(settings.record, ranks().dp_rank or 0))
+
+
+def _inline(served: Served, device: str) -> InlineWork | None:
     """What turns counted totals into Work; kernels count only under models whose rest is known from shapes."""
     if served.counters is None:
         return None
