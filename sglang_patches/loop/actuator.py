@@ -7,6 +7,7 @@ from math import lcm
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from roofline_policies.contract.decision import Knob, Knobs, Range
+from roofline_policies.control.chunk import chunk_of_pass
 from sglang_patches.needs.objects import Batch, Scheduler
 
 CHUNK_STEP_TOKENS = 64
@@ -112,15 +113,9 @@ class Actuator:
 
     def apply_chunk(self, running_batch: Batch) -> None:
         """Set the prefill chunk and whether decode rows share it; called every pass, because both follow the batch."""
-        scheduler, tokens, launch = self._scheduler, self.knobs.prefill_chunk_tokens, self._launch.prefill_chunk_tokens
-        if tokens is None or launch is None:
-            return
-        # Decode rows come out of the chunk: what is left for the prompt must reach one page.
-        least = running_batch.batch_size() + self._least_prompt_tokens + 1
-        # Where no chunk leaves that much, mixing would starve prompts that a launch without it does not starve.
-        mixed = self.knobs.mixed_chunk and (self._launch.mixed_chunk or least <= launch)
-        scheduler.is_mixed_chunk = mixed
-        scheduler.chunked_prefill_size = min(launch, max(tokens, least)) if mixed else tokens
+        chunk = chunk_of_pass(self.knobs, self._launch, running_batch.batch_size(), self._least_prompt_tokens)
+        if chunk is not None:
+            self._scheduler.is_mixed_chunk, self._scheduler.chunked_prefill_size = chunk
 
     def allocatable(self, allowed: int, running: int) -> int:
         """How many requests may enter beside ``running``: what SGLang allows, less what the cap on running forbids."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from roofline_policies.contract.decision import Bounds, Knobs
 from roofline_policies.contract.view import ForwardMode, QueueState
-from roofline_policies.control.controller import Controller, State
+from roofline_policies.control.controller import DECIDE_AT_LEAST_EVERY_S, STALLED_AFTER, Controller, State
 from roofline_policies.control.status import LoopTimer, explain, status
 from roofline_policies.control.transitions import COSTLY_KNOBS
 from roofline_policies.errors import InputError
@@ -37,12 +37,6 @@ from sglang_patches.server.agree import KnobsUpdate, alone, ranks
 from sglang_patches.server.facts import Served, roofline_times
 
 logger = logging.getLogger(__name__)
-
-DECIDE_AT_LEAST_EVERY_S = 0.1
-"""Longest time without a decision while the server is busy; with prompts waiting there is one in every pass."""
-
-STALLED_AFTER = 256
-"""Iterations launched without one being reported, after which the counters are taken to be stalled."""
 
 
 class Decider:

@@ -16,9 +16,6 @@ _TICKET = "_roofline_ticket"
 
 EMPTY = BatchShape()
 
-LEAST_IN_FLIGHT = 8
-"""The prompt part-way through its chunks gets at least one part in so many of each chunk, whoever else is urgent."""
-
 
 class Waiting:
     """Follows one scheduler's waiting queue. A request costs O(log n) when it comes, and O(1) amortised afterwards.
@@ -120,14 +117,11 @@ class Waiting:
         """
         if not self._ordered:
             return None
-        own = self.ticket(request)
-        due_s = float("inf") if own.due_s < self.clock_s else own.due_s
-        least = max(page, budget // LEAST_IN_FLIGHT)
-        reserved = 0
-        for other in self._scheduler.waiting_queue:
-            theirs = self.ticket(other)
-            tokens = -(-max(1, other.seqlen - other.prefix_len) // page) * page
-            if theirs.rank is Rank.RELEGATED or theirs.due_s >= due_s or reserved + tokens > budget - least:
-                break
-            reserved += tokens
-        return (budget - reserved) // page * page if reserved else None
+
+        def whole_pages(other: Request) -> int:
+            return -(-max(1, other.seqlen - other.prefix_len) // page) * page
+
+        kept = self._admission.kept_tokens(
+            self.clock_s, request, self._scheduler.waiting_queue, whole_pages, budget, page
+        )
+        return (budget - kept) // page * page if kept else None
