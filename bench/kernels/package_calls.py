@@ -184,15 +184,20 @@ CALLS: dict[str, tuple[str, ...]] = {
         "triton.activation.silu_and_mul(t(0, 74))",
         "triton.activation.silu_and_mul(t(3, 2100))",
         "triton.norm.rms_norm(t(1, 1), t(1), torch.empty(1, 1), 1e-6)",
-        "triton.cascade.merge_states(t(1, 1, 3, 24), t(1, 1, 3))",
-        "triton.cascade.variable_length_merge_states(t(1, 2, 16), t(1, 2), torch.tensor([0, 0, 1], dtype=torch.int32))",
         "triton.norm.rms_norm(t(3, 37), t(37), torch.empty(3, 37), 1e-6)",
         "triton.norm.rms_norm_add_residual(t(3, 37), t(3, 37), t(37), 1e-6)",
-        "triton.cascade.merge_state(t(5, 2, 16), t(5, 2), t(5, 2, 16), t(5, 2))",
-        "triton.cascade.merge_state_in_place(t(5, 2, 16), t(5, 2), t(5, 2, 16), t(5, 2))",
-        "triton.cascade.merge_states(t(5, 3, 2, 16), t(5, 3, 2))",
-        "triton.cascade.variable_length_merge_states("
-        "t(9, 2, 16), t(9, 2), torch.tensor([0, 4, 4, 9], dtype=torch.int32))",
+        "triton.kernels.cascade.merge_state_kernel[(5,)]("
+        "t(5, 2, 13), t(5, 2), t(5, 2, 13), t(5, 2), t(5, 2, 13), t(5, 2), 2, 13, bdx=13, bdy=2)",
+        "triton.kernels.cascade.merge_state_in_place_kernel[(5,)]("
+        "t(5, 2, 13), t(5, 2), t(5, 2, 13), t(5, 2), 2, 13, None, bdx=13, bdy=2)",
+        "triton.kernels.cascade.merge_state_in_place_kernel[(5,)]("
+        "t(5, 2, 13), t(5, 2), t(5, 2, 13), t(5, 2), 2, 13, torch.tensor([1, 0, 1, 0, 0]), bdx=13, bdy=2)",
+        "triton.kernels.cascade.merge_state_in_place_kernel[(3,)]("
+        "t(3, 2, 13), t(3, 2), t(3, 2, 13), t(3, 2), 2, 13, torch.zeros(3), bdx=13, bdy=2)",
+        "triton.kernels.cascade.merge_states_kernel[(3,)]("
+        "t(3, 4, 2, 13), t(3, 4, 2), t(3, 2, 13), t(3, 2), 4, 2, 13, bdx=13, bdy=2)",
+        "triton.kernels.cascade.variable_length_merge_states_kernel[(3,)]("
+        "t(9, 2, 13), t(9, 2), torch.tensor([0, 4, 4, 9]), t(3, 2, 13), t(3, 2), 2, 13, bdx=13, bdy=2)",
     ),
 }
 """Expressions by package. Names are those of the package's modules (for liger_kernel those of ``liger_kernel.ops``)."""
