@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 import torch
 import triton.language as tl
+from torch.utils import _triton as torch_triton
 from triton.language.extra import libdevice
 from triton.language.extra.cuda import libdevice as cuda_libdevice
 from triton.runtime import interpreter
@@ -35,6 +36,7 @@ CHECKOUT = Path(__file__).parents[2]
 class Report:
     """What the launches of one package showed; kernels by name.
 
+    launches: those of the original that ended well.
     equal: launches whose counts are those of the oracle and whose outputs are those of the original.
     exact, refused, mismatches, crashes: kernels, the last three with what was said of the first such launch.
     failed: calls that the package or the interpreter ended before or in a launch of the original.
@@ -73,12 +75,12 @@ class Comparison:
 
     def _compare(self, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         report, name = self._report, kernel.fn.__qualname__
-        report.launches += 1
-        report.launched.add(name)
         memory = _Memory((args, kwargs))
         before = memory.copies()
         with self._oracle() as seen:
             result = self._run(kernel, *args, **kwargs)
+        report.launches += 1
+        report.launched.add(name)
         after = memory.copies()
         counting = self._counted(kernel)
         if counting is None:
@@ -247,6 +249,7 @@ def compared(report: Report) -> Iterator[Comparison]:
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
+        stack.enter_context(mock.patch.object(torch_triton, "has_triton", return_value=True))
         for name, function in _LIBDEVICE.items():
             for module in (libdevice, cuda_libdevice):
                 if hasattr(module, name):

@@ -4,7 +4,7 @@ Nothing else in this package asks which Triton is installed.
 
 Source: ``triton/language/core.py`` of the two releases. 3.9.0 took block pointers out (``make_block_ptr`` raises there,
 ``load`` and ``store`` have no ``boundary_check``), added ``atomic_load``, ``atomic_store`` and ``atomic_poll``, and
-refuses ``scalar[:, None]``.
+refuses ``scalar[:, None]``, and in the interpreter masks that are not boolean.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ ATOMIC_WAITS = tuple(name for name in ("atomic_poll",) if hasattr(core, name))
 INDEXES_SCALARS = HAS_BLOCK_POINTERS
 """Whether a scalar may be indexed as if it were a block, as SGLang's decode kernel for grouped heads does where it
 scales by ``xai_temperature_len``; before 3.9.0."""
+
+
+NUMBERS_ARE_MASKS = HAS_BLOCK_POINTERS
+"""Whether the interpreter takes a mask of numbers, as the compiler never does; before 3.9.0."""
 
 
 def is_block_pointer(value: object) -> bool:

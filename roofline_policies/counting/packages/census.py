@@ -231,13 +231,19 @@ def _build(
 
 
 def _join(built: dict[tuple[str, int], JITFunction]) -> None:
-    """Kernels that were built from their source call each other, and not what a package has in their place."""
+    """Kernels that were built from their source call each other, and not what a package has in their place.
+
+    That is either the same function without its ``jit``, or another of its name in the same file, as where one branch
+    defines kernels and the other functions that refuse.
+    """
+    named = {(path, function.fn.__qualname__): function for (path, _), function in built.items()}
     for function in built.values():
         names = function.fn.__globals__
         for name, value in list(names.items()):
             if isinstance(value, FunctionType):
                 place = value.__code__.co_filename, value.__code__.co_firstlineno
-                names[name] = built.get(place, value)
+                namesake = named.get((value.__code__.co_filename, value.__qualname__), value)
+                names[name] = built.get(place, namesake)
 
 
 def _real_triton(names: set[str], source: Package, module: str) -> Iterator[tuple[str, Any]]:

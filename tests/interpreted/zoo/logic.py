@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from hypothesis import strategies as st
 
+from roofline_policies.counting.triton_versions import NUMBERS_ARE_MASKS
 from tests.interpreted.oracle import Tally
 from tests.interpreted.zoo.specimen import blank, interval, normal, small, specimen
 
@@ -104,6 +105,7 @@ def number_counts(n, half, fixed, seed):
 @specimen(
     number_kernel,
     number_counts,
+    available=NUMBERS_ARE_MASKS,
     n=small(-2, 5),
     half=st.sampled_from([0.0, 0.25, 2.0]),
     fixed=st.sampled_from([0, 1, 2, 7]),

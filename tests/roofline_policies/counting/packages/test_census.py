@@ -17,6 +17,7 @@ from rich.console import Console
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
+from roofline_policies.counting import counted  # noqa: E402
 from roofline_policies.counting.packages import census, stand_ins  # noqa: E402
 
 HEAD = "import triton\nimport triton.language as tl\n"
@@ -207,6 +208,39 @@ def test_the_branch_not_taken_and_the_nested_kernel_keep_their_own_source_and_im
     inner = by_name(census.Census(found, ()))["nested:made.<locals>.inner"].function
     assert inner.__globals__["language"] is triton.language
     assert inner.signature.parameters["SIZE"].default == 4
+
+
+def test_a_kernel_of_the_branch_not_taken_calls_the_helper_of_that_branch(package, tmp_path):
+    (tmp_path / package / "refusing.py").write_text(
+        HEAD
+        + textwrap.dedent("""
+        import torch
+
+        if not torch.cuda.is_available():
+            def swap(first, second):
+                raise RuntimeError("needs a GPU")
+
+            def mirrored(x):
+                raise RuntimeError("needs a GPU")
+        else:
+            @triton.jit
+            def swap(first, second):
+                return second, first
+
+            @triton.jit
+            def mirrored(x):
+                one, two = swap(tl.load(x), tl.load(x + 1))
+                tl.store(x, one)
+                tl.store(x + 1, two)
+        """)
+    )
+    importlib.invalidate_caches()
+    kernels = by_name(census.find_kernels(package))
+    mirrored, swap = kernels["refusing:mirrored"].function, kernels["refusing:swap"].function
+    assert mirrored.__globals__["swap"] is swap
+    rows = {row.kernel.qualname: row for row in census.survey(package, lambda function: counted(function).exactness())}
+    assert rows["mirrored"].error is None
+    assert rows["mirrored"].exact
 
 
 def test_helpers_of_a_module_with_stand_ins_are_reached_through_the_globals(package):
