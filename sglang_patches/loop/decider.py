@@ -39,10 +39,17 @@ from sglang_patches.server.facts import Served, roofline_times
 logger = logging.getLogger(__name__)
 
 DECIDE_AT_LEAST_EVERY_S = 0.1
-"""Longest time without a decision while the server is busy; with prompts waiting there is one in every pass."""
+"""Longest time without a decision while requests only decode, seconds; with prompts waiting every pass decides.
+
+Nothing is admitted meanwhile, so a decision could change nothing but how ready the policy is for the next prompt. A
+judgement: lower costs the loop's time more often, higher shows people older decisions."""
 
 STALLED_AFTER = 256
-"""Iterations launched without one being reported, after which the counters are taken to be stalled."""
+"""Iterations launched without one being reported, after which the counters are taken to be stalled and the policy is
+given up.
+
+Records are taken with each decision, so a healthy server has some tens at most: DECIDE_AT_LEAST_EVERY_S of decode
+steps. A judgement, above that; higher decides for longer by what is no longer measured."""
 
 
 class Decider:

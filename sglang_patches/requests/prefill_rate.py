@@ -8,43 +8,54 @@ from roofline_policies.slo.admission import Ticket
 from sglang_patches.needs.objects import Batch, Request
 
 FIRST_PACE = 1.5
-"""Before anything was served: half as long again as prefill alone, for the decode steps between."""
+"""Seconds per predicted second of prefill that are assumed before anything was served: half as much again, for the
+decode steps between. A judgement. Higher gives more prompts up in the first seconds of traffic, lower fewer; it is
+forgotten after some ten prefill steps."""
+
+FIRST_SERVED_S = 0.1
+"""Predicted seconds of prefill that FIRST_PACE counts for, until steps outweigh it. A judgement, as above."""
 
 STEPS_TO_A_TOKEN = 1.5
-"""Prefill steps from a prompt's turn to its first token: the rest of the one that runs, and its own."""
+"""Prefill steps from a prompt's turn to its first token: half a step until the one that runs has ended, on average, and
+its own. Without it, prompts were admitted that then came 50 ms late (docs/log.md, 2026-11-20)."""
 
 KEEP = 0.9
-"""Of what was seen before, at each prefill step: some ten steps count."""
+"""Share of what was seen before that each prefill step keeps: some 1 / (1 - 0.9) = 10 steps count. A judgement. Higher
+follows a change of load later, lower lets single steps decide."""
 
 
 class Service:
-    """Follows prefill steps. What of a prompt was found in the prefix cache counts as served when its first step runs.
+    """Follows prefill steps. Tokens found in the prefix cache count as served when the prompt's first step runs.
 
-    ticket: of a request.
+    ticket: gives the ticket of a request (see Waiting.ticket).
     """
 
     def __init__(self, ticket: Callable[[Request], Ticket]) -> None:
         self._ticket = ticket
-        self._passed_s = FIRST_PACE * 0.1
-        self._served_s = 0.1
+        self._passed_s = FIRST_PACE * FIRST_SERVED_S
+        self._served_s = FIRST_SERVED_S
         self._last_s: float | None = None
         self._before_s = 0.0
         self._turns = 0.0
 
     @property
     def pace(self) -> float:
-        """Seconds per predicted second: decode steps, host time, the predictor's error, what is found cached later."""
+        """Seconds that pass per predicted second of prefill.
+
+        Above 1 for decode steps between, host time and steps slower than predicted; tokens found in the cache late
+        lower it.
+        """
         return self._passed_s / self._served_s
 
     def launched(self, batch: Batch, now_s: float, prompts_wait: bool) -> None:
-        """Note a step with prompts in it; ``prompts_wait``: more are waiting, so the time to the next step counts."""
+        """Note a step with prompts in it. prompts_wait: more are waiting, so the time to the next step counts."""
         served_s = 0.0
         prompts = len(batch.reqs) - len(batch.decoding_reqs or ())
         for request, extend, prefix in zip(
             batch.reqs[:prompts], batch.extend_lens[:prompts], batch.prefix_lens[:prompts], strict=True
         ):
             ticket = self._ticket(request)
-            # More may be cached by now than when it came: that is served, too, with its first step.
+            # More of it may be in the cache by now than when it came; its first step counts those tokens as served.
             found = 0 if ticket.started else max(0, prefix + ticket.tokens - request.seqlen)
             ticket.started = True
             served_s += ticket.prefill_s * min(1.0, (extend + found) / ticket.tokens)
@@ -56,9 +67,9 @@ class Service:
         self._last_s = now_s if prompts_wait and served_s > 0 else None
 
     def ahead_s(self, chunked: Request | None) -> float:
-        """Seconds until the prompt in flight is through, and until a step that starts then has its tokens delivered.
+        """Seconds until the next prompt has its first token. chunked: the prompt part-way through its chunks goes first.
 
-        A prompt enters with the next prefill step and has its token when that one ends, whatever its share of it.
+        It enters with the next prefill step and has its token when that step ends, however small its share of it is.
         """
         turn_s = self._passed_s / self._turns if self._turns else 0.0
         if chunked is None:

@@ -8,7 +8,8 @@ from sglang_patches.needs.objects import Request, Scheduler
 from sglang_patches.requests.progress import Progress
 
 KV_USE_EVERY_S = 0.05
-"""How old the KV use that a policy sees may be: asking the pools costs more than all the rest, and it moves slowly."""
+"""How old the KV use that a policy sees may be, seconds. Asking the pools costs more than the rest of a reading, and a
+few steps change it little. A judgement; lower costs that reading more often."""
 
 
 class Queues:

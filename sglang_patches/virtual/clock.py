@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 EPOCH_S = 1000.0
-"""Where virtual time starts. Above 0, because SGLang reads a time of 0 as "not set"."""
+"""Where virtual time starts, seconds. Any number above 0 would do; SGLang reads a time of 0 as "not set"."""
 
 _SECONDS = ("time", "monotonic", "perf_counter")
 
