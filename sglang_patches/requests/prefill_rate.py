@@ -67,7 +67,8 @@ class Service:
         self._last_s = now_s if prompts_wait and served_s > 0 else None
 
     def ahead_s(self, chunked: Request | None) -> float:
-        """Seconds until the next prompt has its first token. chunked: the prompt part-way through its chunks goes first.
+        """Seconds until the next prompt has its first token. chunked: the prompt part-way through its chunks; it goes
+        first.
 
         It enters with the next prefill step and has its token when that step ends, however small its share of it is.
         """

@@ -103,9 +103,9 @@ class Queues:
         )
 
     def now(self, now_s: float, progress: Progress | None, *, retractions: int, hit_rate: float | None) -> QueueState:
-        """What people are shown of this moment, read afresh; no decision is taken by it and none depends on it.
+        """The queues as people are shown them at this moment, read afresh. No decision depends on it.
 
-        progress: None where nobody follows the running requests: what only it knows is not known then.
+        progress: None where the running requests are not followed: their context and slack are unknown then.
         """
         scheduler, running = self._scheduler, self._running()
         followed = progress if running else None
