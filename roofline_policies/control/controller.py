@@ -27,12 +27,17 @@ from roofline_policies.steps.times import StepTimes
 EMPTY = BatchShape()
 
 DECIDE_AT_LEAST_EVERY_S = 0.1
-"""Longest time in seconds without a decision while requests only decode. With prompts waiting there is one in every
-pass. A judgement: long against a step, short against a person's patience for the first token."""
+"""Longest time without a decision while requests only decode, seconds; with prompts waiting every pass decides.
+
+Nothing is admitted meanwhile, so a decision could change nothing but how ready the policy is for the next prompt. A
+judgement: lower costs the loop's time more often, higher shows people older decisions."""
 
 STALLED_AFTER = 256
 """Iterations launched without one being reported, after which the counters are taken to be stalled and the policy is
-given up. A judgement: far more than any queue of results holds, and a few seconds of serving."""
+given up.
+
+Records are taken with each decision, so a healthy server has some tens at most: DECIDE_AT_LEAST_EVERY_S of decode
+steps. A judgement, above that; higher decides for longer by what is no longer measured."""
 
 
 class State(StrEnum):

@@ -26,8 +26,9 @@ NO_TARGET_S = 60.0
 place among those that have one instead of waiting behind all of them."""
 
 LEAST_IN_FLIGHT = 8
-"""The prompt part-way through its chunks gets at least one part in so many of each chunk, whoever else is urgent: a
-judgement, so that no stream of urgent prompts can stop it."""
+"""The prompt part-way through its chunks gets at least 1 / 8 of each chunk, however urgent others are. A judgement.
+Higher delays that prompt more, and no other long prompt can start before it ends; lower lets prompts that are due
+sooner miss."""
 
 
 class Rank(IntEnum):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 FIRST_PACE = 1.5
-"""Seconds per predicted second before anything was served. A judgement: half as long again as prefill alone, for the
-decode steps between. It is forgotten after some ten prefill steps (KEEP)."""
+"""Seconds per predicted second of prefill that are assumed before anything was served: half as much again, for the
+decode steps between. A judgement. Higher gives more prompts up in the first seconds of traffic, lower fewer; it is
+forgotten after some ten prefill steps."""
 
 FIRST_WEIGHT_S = 0.1
 """Predicted seconds that FIRST_PACE counts for, about one long prefill step; also a judgement."""
 
 STEPS_TO_A_TOKEN = 1.5
-"""Prefill steps from a prompt's turn to its first token: on average half of the one that runs, and its own."""
+"""Prefill steps from a prompt's turn to its first token: half a step until the one that runs has ended, on average, and
+its own. Without it, prompts were admitted that then came 50 ms late (docs/log.md, 2026-11-20)."""
 
 KEEP = 0.9
-"""Share of what was seen before that is kept at each prefill step, so that about ten steps count. A judgement."""
+"""Share of what was seen before that each prefill step keeps: some 1 / (1 - 0.9) = 10 steps count. A judgement. Higher
+follows a change of load later, lower lets single steps decide."""
 
 
 class PrefillRate:

@@ -9,10 +9,13 @@ from sglang.srt.platforms.cpu import CpuSRTPlatform
 from sglang_patches.cpu import threads
 from sglang_patches.needs.objects import ServerArgs
 
-# SGLang's own default fills most of the host's memory with KV cache and touches every page of it before it serves.
-# This many tokens are 0.4 GB for a 44M-parameter model and 8 GB for an 8B one with grouped queries; a host with less
-# memory than that still gets what SGLang measures.
 DEFAULT_KV_TOKENS = 65_536
+"""Token slots of the KV cache where the user names none.
+
+SGLang's own default fills most of the host's memory with KV cache and touches every page of it before it serves. This
+many tokens are 0.4 GB for a model of 44M parameters and 8 GB for one of 8B with grouped queries; a host with less
+memory than that still gets what SGLang measures.
+"""
 
 
 class RooflineCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]  # SGLang is not typed

@@ -150,7 +150,7 @@ def _device_ceilings(device: str, where: str) -> Ceilings:
 
 
 def _device_name(device: str) -> str | None:
-    """The device at hand as NVML or the operating system names it; None where nobody says."""
+    """The device at hand as NVML or the operating system names it; None where neither does."""
     if device == "cpu":
         return cpu_name()
     nvml = open_nvml(0) if device == "cuda" else None

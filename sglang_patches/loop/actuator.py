@@ -11,10 +11,13 @@ from roofline_policies.control.chunk import chunk_of_pass
 from sglang_patches.needs.objects import Batch, Scheduler
 
 CHUNK_STEP_TOKENS = 64
-"""Chunks are multiples of this where pages allow it: the row count of common GEMM tiles, so that none is half empty."""
+"""Tokens; chunks are multiples of this where pages allow it. Matrix products run in tiles of 64 or 128 rows on common
+devices, and a chunk that fills its last tile wastes no work. Larger would leave policies fewer chunks to choose
+from."""
 
 MOST_RELEGATED_S = 3600
-"""Longest that any policy may have a request passed over: clients have given up long before."""
+"""Longest that any policy may have a request passed over, seconds: an hour, when clients have given up long before. A
+safety limit; the shipped policies stay far below it (30 s by default)."""
 
 
 def launch_knobs(scheduler: Scheduler) -> Knobs:

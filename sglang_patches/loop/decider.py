@@ -273,7 +273,7 @@ class Decider:
         return page
 
     def _pause(self, now_s: float, controller: Controller) -> None:
-        """Nothing runs: no time passes for the observer, and nobody waits for a token."""
+        """Nothing runs: no time passes for the observer, and no request waits for a token."""
         self._take_records()
         self.observer.interrupt()
         controller.pause()

@@ -1,4 +1,4 @@
-"""What stands around each method of the loop: no exception gets out, and its time is booked."""
+"""Guards around the methods that hooks call: no exception gets out, and their time is booked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Guarded(Protocol):
-    """spent_s: seconds that the methods took since somebody set it back."""
+    """spent_s: seconds that the methods took since it was last set to 0."""
 
     spent_s: float
 
@@ -23,7 +23,7 @@ class Guarded(Protocol):
 
 
 def contained(method: Callable[P, T]) -> Callable[P, T | None]:
-    """Let no exception out of a method of Loop: the policy is given up instead, and the server goes on."""
+    """Let no exception out of a method: the policy is given up instead, and the server goes on."""
 
     @wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T | None:
@@ -37,7 +37,7 @@ def contained(method: Callable[P, T]) -> Callable[P, T | None]:
 
 
 def timed(method: Callable[P, T]) -> Callable[P, T]:
-    """Book the time of a method of Loop as what the loop costs an iteration."""
+    """Book the time of a method as part of what the loop costs an iteration."""
 
     @wraps(method)
     def booked(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -17,7 +17,7 @@ from roofline_policies.errors import IncompatibleServer
 class PolicyOfferReq(io_struct.BaseReq, kw_only=True):  # type: ignore[misc, call-arg]  # SGLang is not typed
     """Can this be adopted? settings, objectives: pickled; ranks that do not decide look at the second alone.
 
-    Nobody outside the server can send one: no endpoint of SGLang makes it from what a client wrote.
+    Clients cannot send one: no endpoint of SGLang makes it from what a client wrote.
     """
 
     token: str

@@ -1,4 +1,4 @@
-"""What a loop tells people without being asked: a log line now and then, and series; both under the device's clock."""
+"""What people are told without asking: a log line now and then, and series, under ceilings at the device's clock."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Where the attention backend is ``triton`` its decode, extend, MLA and unified kernels are launched through their
 counting twins from the first launch on, CUDA graph captures included. After every forward pass the totals are copied to
 the host, without anyone waiting; their differences are the attention part of an iteration's Work. Other backends launch
-kernels that nobody can rewrite here: work stays the closed form, and the server says so once.
+kernels that cannot be rewritten here: work stays the closed form, and the server says so once.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Counters:
         self._ledger = ledger
         self._originals = [kernel.run for kernel in self.kernels]
         for kernel, original in zip(self.kernels, self._originals, strict=True):
-            # A JITFunction is launched through `run`; as an attribute of the object it is found whoever imported it.
+            # A JITFunction is launched through `run`; set on the object, it is found by all who imported it.
             kernel.run = self._guarded(counted(kernel, ledger=ledger), original)
 
     def _guarded(self, counting: Any, original: Any) -> Any:
@@ -129,7 +129,7 @@ class InlineWork:
         return self._counters.snapshot(self._device)
 
     def skip(self) -> None:
-        """A reading was lost: the next difference spans two iterations and is nobody's work."""
+        """A reading was lost: the next difference spans two iterations and is booked on none."""
         self._whole = False
 
     def work(self, mode: ForwardMode, shape: BatchShape, totals: Totals) -> Work | None:
@@ -137,7 +137,7 @@ class InlineWork:
 
         requested: of attention, what its kernels loaded and stored. issued: their ``tl.dot``, full tiles; the decode
         kernel of models without grouped heads multiplies without ``tl.dot``, so there it is the closed form. useful and
-        compulsory are no matter of what is executed, they follow from the batch.
+        compulsory do not depend on what is executed; they follow from the batch.
         """
         seen, self._last = difference(totals, self._last), totals
         whole, self._whole = self._whole, True

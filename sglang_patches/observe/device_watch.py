@@ -11,13 +11,17 @@ from roofline_policies.device.hardware import Ceilings
 from roofline_policies.device.nvml import Nvml, NvmlSample, open_nvml
 
 SAMPLE_EVERY_S = 1.0
+"""Seconds between two samples. Clocks follow heat and power within seconds; a call to NVML can take milliseconds of its
+own thread. A judgement; lower follows throttling sooner."""
 
 STALE_S = 5.0
-"""A sample older than this is no longer what the device does: NVML hangs, or its thread got no time."""
+"""Age in seconds from which a sample no longer says what the device does: NVML hangs, or its thread got no time. Five
+missed samples; a judgement."""
 
 
 class DeviceWatch:
-    """Samples NVML once a second in a thread of its own: a call can take milliseconds, which a scheduler has not."""
+    """Samples NVML once a second in a thread of its own, because a call can take milliseconds and a scheduler cannot
+    wait for it."""
 
     def __init__(self, index: int | str, *, every_s: float = SAMPLE_EVERY_S) -> None:
         self._last: tuple[NvmlSample | None, float] = (None, time.monotonic())

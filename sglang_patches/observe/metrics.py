@@ -13,9 +13,12 @@ from roofline_policies.contract.view import ForwardMode
 from roofline_policies.control.controller import Controller, State
 
 PUBLISH_EVERY_S = 0.5
-"""Gauges are this old at most while the scheduler passes. When nothing is left to do they are set at once."""
+"""Most age in seconds of a gauge while the server is busy. When nothing is left to do they are set at once. Scrapes
+are seconds apart as a rule, so no one would see gauges that are set more often; a judgement."""
 
 LOOP_BUCKETS_S = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1)
+"""Bounds of the histogram of the loop's time per iteration, seconds. Measured iterations are tens to some hundreds of
+microseconds (``make bench``), so the first four tell them apart; the others are for what should not happen."""
 
 TOTALS: Mapping[str, tuple[str, str]] = MappingProxyType({
     "iterations": ("roofline_iterations_total", "Iterations whose forward pass is over."),

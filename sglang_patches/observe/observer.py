@@ -62,7 +62,7 @@ class Observer:
     rows_per_request: rows a decode step runs per request; more than one when drafts are verified.
     inline: where the attention kernels count; without it work is the closed form.
     tree_cache: SGLang's prefix cache, which knows what running requests share.
-    attention: the kernels that run; without them no more than the scores that are seen is counted as issued.
+    attention: the kernels that run; without them the scores that are seen are all that is counted as issued.
     linear: precision of the layers' products in steps with prompts and in those that only decode; None: the weights'.
     """
 
@@ -113,7 +113,7 @@ class Observer:
         return len(self._launched)
 
     def forget(self) -> None:
-        """Note that batches ran that nobody told of: what was in flight before them cannot be timed or counted."""
+        """Note that batches ran without being observed: what was in flight before them cannot be timed or counted."""
         self._launched.clear()
         self._unread.clear()
         self._finished.clear()
@@ -179,8 +179,8 @@ class Observer:
     def records(self) -> Iterator[IterationRecord]:
         """Take the records of finished iterations, oldest first, up to the first whose time is not known yet.
 
-        Apart from ``finish`` because several records in a row cost less than one at a time: after a forward pass
-        nothing of this is in the processor's caches.
+        Apart from ``finish``, because several records in a row cost less than one at a time: after a forward pass the
+        processor's caches hold neither this code nor its data.
         """
         while self._finished:
             launched, interval, iteration, graph, now_s = self._finished[0]

@@ -12,7 +12,8 @@ from roofline_policies.errors import InputError
 logger = logging.getLogger(__name__)
 
 BUFFERED_LINES = 4096
-"""Lines kept in memory at most; a busy server reports before it comes to that."""
+"""Lines kept in memory at most, about 2 MB. A busy server writes them with its log line, well before that; a
+judgement."""
 
 _ALLOWED = "path of a file in a folder that exists and can be written, or null"
 

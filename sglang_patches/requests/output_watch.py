@@ -6,7 +6,9 @@ from roofline_policies.slo.output_lengths import OutputLengths
 from sglang_patches.needs.objects import Batch
 
 LOOK_EVERY = 8
-"""Batches; a request ends in one of them, so those that are seen to end are a fair sample of all."""
+"""Every so many batches are looked through. In which batch a request ends does not depend on how long its answer was,
+so the endings that are seen are a fair sample. A judgement between cost (a look reads every request of the batch) and
+how soon lengths are known."""
 
 
 class OutputWatch:
@@ -17,7 +19,7 @@ class OutputWatch:
         self._batches = 0
 
     def finished(self, batch: Batch) -> None:
-        """Look through a batch whose result was processed, now and then."""
+        """Look through every eighth batch, once its result was processed."""
         self._batches += 1
         if self._batches % LOOK_EVERY:
             return
@@ -26,5 +28,5 @@ class OutputWatch:
                 self._lengths.add(len(request.output_ids))
 
     def least(self) -> int:
-        """Tokens that all but few answers have."""
+        """Tokens that all but a few answers have; see OutputLengths.least."""
         return self._lengths.least()

@@ -8,7 +8,8 @@ from sglang_patches.needs.objects import Request, Scheduler
 from sglang_patches.requests.progress import Progress
 
 KV_USE_EVERY_S = 0.05
-"""How old the KV use that a policy sees may be: asking the pools costs more than all the rest, and it moves slowly."""
+"""How old the KV use that a policy sees may be, seconds. Asking the pools costs more than the rest of a reading, and a
+few steps change it little. A judgement; lower costs that reading more often."""
 
 
 class Queues:
@@ -102,9 +103,9 @@ class Queues:
         )
 
     def now(self, now_s: float, progress: Progress | None, *, retractions: int, hit_rate: float | None) -> QueueState:
-        """What people are shown of this moment, read afresh; no decision is taken by it and none depends on it.
+        """The queues as people are shown them at this moment, read afresh. No decision depends on it.
 
-        progress: None where nobody follows the running requests: what only it knows is not known then.
+        progress: None where the running requests are not followed: their context and slack are unknown then.
         """
         scheduler, running = self._scheduler, self._running()
         followed = progress if running else None

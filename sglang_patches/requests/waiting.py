@@ -51,13 +51,13 @@ class Waiting:
             self._look_up(request)
         ticket = self.ticket(request)
         if retracted:
-            ticket.rank = Rank.AGED  # its client already reads: nobody waits worse
+            ticket.rank = Rank.AGED  # its client is reading already, so it goes before prompts without a token
         if self._ordered:
             del queue[-1]
             self._admission.insert(queue, request)
 
     def ticket(self, request: Request) -> Ticket:
-        """What a request's place depends on; made when it is first asked for."""
+        """The ticket that a request's place in the queue follows from; made when it is first asked for."""
         ticket: Ticket | None = getattr(request, _TICKET, None)
         if ticket is None:
             slo, cached = self._promises.slo_of(request), int(request.prefix_len)
@@ -73,8 +73,8 @@ class Waiting:
         return ticket
 
     def _look_up(self, request: Request) -> None:
-        """Find out what of a prompt is in the prefix cache as it comes, while nothing of it runs or is locked there.
-        SGLang looks again when it is its turn."""
+        """Find out how many tokens of a prompt the prefix cache has, as it comes: nothing of it runs or is locked there
+        yet. SGLang looks again when it is the prompt's turn."""
         tree = self._scheduler.tree_cache
         if tree.supports_prefix_sharing() and request.positional_embed_overrides is None:
             match_kv_cache(request, tree)
@@ -91,7 +91,7 @@ class Waiting:
             queue.sort(key=lambda request: self.ticket(request).arrival_s)
 
     def judged(self, now_s: float, ahead_s: float, pace: float, relegate_for_s: float) -> dict[str, Rank]:
-        """Who should wait elsewhere from now on, by request id. Changes nothing."""
+        """Requests whose place in the queue should change, by id, with their new rank. Changes nothing."""
         if not self._ordered or self._times is None:
             return {}
         queue = self._scheduler.waiting_queue
@@ -102,7 +102,7 @@ class Waiting:
         return moved
 
     def move(self, moved: Mapping[str, Rank]) -> None:
-        """Give waiting requests their new places; those that wait no more are left alone."""
+        """Give waiting requests their new places; requests that have left the queue are skipped."""
         if not moved or not self._ordered:
             return
         queue = self._scheduler.waiting_queue

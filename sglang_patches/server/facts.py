@@ -1,4 +1,4 @@
-"""What a loop is told of the server it runs in, rather than finding it out from a device and its weights."""
+"""What the deciding rank is told of its server, so that it need not ask a device or look at weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The model that one rank runs, and by what means its iterations are timed, counted and predicted.
+    """The model that one rank runs, and how its iterations are timed, counted and predicted.
 
     interval: starts the time of a forward pass. graph_sizes: captured decode batch sizes, ascending.
     predictor: of step times, None where there is none. counters: the attention kernels of this process where they

@@ -1,7 +1,7 @@
 """Virtual time: one line for the host, one for the device, and a module ``time`` that shows the host's.
 
-Overlap needs no loop of its own with two lines: a launch queues behind what the device still has to do, and whoever
-waits for an event moves the host to the moment the device reached it. Host time then hides behind the device exactly
+Overlap needs no loop of its own with two lines: a launch queues behind what the device still has to do, and
+waiting for an event moves the host to the moment the device reached it. Host time then hides behind the device exactly
 while it is the shorter of both, as in life.
 """
 
@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 EPOCH_S = 1000.0
-"""Where virtual time starts. Above 0, because SGLang reads a time of 0 as "not set"."""
+"""Where virtual time starts, seconds. Any number above 0 would do; SGLang reads a time of 0 as "not set"."""
 
 _SECONDS = ("time", "monotonic", "perf_counter")
 
@@ -33,11 +33,11 @@ class VirtualClock:
         self.launched = (start_s, 0.0)
 
     def spend(self, seconds: float) -> None:
-        """The host is busy for so long."""
+        """Let ``seconds`` pass on the host."""
         self.now_s += seconds
 
     def launch(self, seconds: float) -> float:
-        """Queue device work of so many seconds behind what the device has to do; when it will be done."""
+        """Queue ``seconds`` of device work behind what the device has to do; returns when it will be done."""
         self.device_free_s = max(self.now_s, self.device_free_s) + seconds
         self.launched = (self.device_free_s, seconds)
         return self.device_free_s

@@ -36,10 +36,14 @@ from sglang_patches.virtual.traffic import VirtualTraffic
 from sglang_patches.virtual.worker import VirtualWorker
 
 CLOCKED_PACKAGES = ("sglang.", "sglang_patches.", "roofline_policies.")
+"""Packages whose modules get the virtual clock."""
 
 STALL_S = 1e-3
+"""Virtual seconds that a pass takes in which requests are open and nothing runs. SGLang would spin; time must go on."""
+
 MOST_STALLS = 100_000
-"""Passes in a row in which a queue waits and nothing runs, of STALL_S each, after which the scheduler is stuck."""
+"""Such passes in a row after which the scheduler is taken to be stuck: 100 virtual seconds. A judgement, above any time
+that a policy may defer prompts."""
 
 
 class Stuck(RuntimeError):

@@ -98,7 +98,7 @@ def write_slots(
 
 class GpuAttention:
     """What the scheduler asks of attention kernels: whether they need lengths on the host. Those of the predicted
-    devices (FA3 and Triton) do not, so nobody waits for a verify step to launch what comes behind it."""
+    devices (FA3 and Triton) do not, so the next step is launched without waiting for a verify step."""
 
     needs_cpu_seq_lens = False
 
@@ -177,7 +177,7 @@ class SpeculativeWorker(VirtualWorker):
 
 
 def _draft_input(batch: VirtualBatch, bonus: torch.Tensor) -> EagleDraftInput:
-    """What the next step starts from: the last token of each request, whose drafts are nobody's business here."""
+    """What the next step starts from: the last token of each request. No drafts: there is no draft model."""
     if batch.enable_overlap:
         return EagleDraftInput(bonus_tokens=bonus)
     # Without the relay of the overlap schedule, merging and filtering batches index the first drafts as well.

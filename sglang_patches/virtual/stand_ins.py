@@ -15,10 +15,10 @@ from sglang_patches.needs.objects import StreamedRequest
 from sglang_patches.virtual.traffic import VirtualTraffic
 
 EOS_TOKEN = 2
+"""Token id that ends a sequence, as the model's config.json says."""
+
 VOCABULARY = 131072
 """Token ids of prompts are below this; large, so that unrelated prompts hardly ever begin alike."""
-
-FIRST_PROMPT_TOKEN = 10
 
 
 def write_model(folder: Path, context_tokens: int) -> Path:
