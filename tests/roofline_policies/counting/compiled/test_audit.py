@@ -22,8 +22,8 @@ from roofline_policies.counting.compiled import occupancy
 from roofline_policies.counting.compiled.machine_code import Launch, compile_launch, record_launches
 from roofline_policies.counting.sites import Audit
 from roofline_policies.counting.tracing import traced
-from tests.interpreted.combinations import COMBINATIONS
-from tests.interpreted.mutating import edit_source, is_counting, wrap
+from tests.interpreted.combinations.programs import COMBINATIONS
+from tests.interpreted.mutations.mutating import edit_source, is_counting, wrap
 from tests.interpreted.zoo import ZOO
 from tests.roofline_policies.counting.compiled.test_compiles import (
     LEDGER,

@@ -24,7 +24,7 @@ from roofline_policies.counting.compiled.machine_code import (
     record_launches,
     same_machine_code,
 )
-from tests.interpreted.combinations import COMBINATIONS
+from tests.interpreted.combinations.programs import COMBINATIONS
 from tests.interpreted.zoo import ZOO
 
 pytestmark = [

@@ -23,7 +23,7 @@ from roofline_policies.counting.tracing.lanes import FULL, OPAQUE, Box, Loop
 from roofline_policies.counting.tracing.scalars import unwrap
 from roofline_policies.counting.tracing.trace import traced as traceable
 from roofline_policies.counting.triton_versions import HAS_BLOCK_POINTERS
-from tests.interpreted.mutating import (
+from tests.interpreted.mutations.mutating import (
     CONTROLS,
     MUTATIONS,
     case,

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from roofline_policies.counting import Ledger, counted
-from tests.interpreted.mutating import Case
-from tests.interpreted.mutations import CONTROLS, MUTATIONS
+from tests.interpreted.mutations.faults import CONTROLS, MUTATIONS
+from tests.interpreted.mutations.mutating import Case
 from tests.interpreted.oracle import Tally, counting_oracle
 from tests.interpreted.zoo import ZOO
 

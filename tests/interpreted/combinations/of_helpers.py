@@ -8,7 +8,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from tests.interpreted.combining import combination, floats, halves
+from tests.interpreted.combinations.combining import combination, floats, halves
 
 
 @triton.jit

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 
 from roofline_policies.counting.triton_versions import HAS_BLOCK_POINTERS
-from tests.interpreted.combinations_of_helpers import early_values
-from tests.interpreted.combining import COMBINATIONS, Combination, below_three, combination, floats
+from tests.interpreted.combinations.combining import COMBINATIONS, Combination, below_three, combination, floats
+from tests.interpreted.combinations.of_helpers import early_values
 
 __all__ = ["COMBINATIONS", "Combination"]
 

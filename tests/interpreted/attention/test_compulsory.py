@@ -15,7 +15,7 @@ from bench.kernels.attention import Case
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Precision
 from tests.interpreted import oracle
-from tests.interpreted.attention_of_model import LAYERS, attention_part, model
+from tests.interpreted.attention.of_model import LAYERS, attention_part, model
 
 
 class SeenIn(oracle.Seen):

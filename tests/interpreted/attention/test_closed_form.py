@@ -32,7 +32,7 @@ from roofline_policies.model.attention_tiles import TritonAttention, triton_tile
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.work import Flops, Precision
-from tests.interpreted.attention_of_model import LAYERS, attention_part, model
+from tests.interpreted.attention.of_model import LAYERS, attention_part, model
 
 PHASES = set(Phase) - {Phase.explain}
 QUICK = settings(deadline=None, max_examples=8, phases=PHASES)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from bench.kernels.interpreted import Report, compared
-from tests.interpreted.mutations import MUTATIONS
+from tests.interpreted.mutations.faults import MUTATIONS
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from roofline_policies.counting import Ledger, counted
-from tests.interpreted.combinations import COMBINATIONS, Combination
+from tests.interpreted.combinations.programs import COMBINATIONS, Combination
 from tests.interpreted.oracle import Tally, counting_oracle
 
 interpretable = {name: one for name, one in COMBINATIONS.items() if one.interpretable}

@@ -16,7 +16,7 @@ from bench.kernels import attention
 from bench.kernels.attention import Case, Tensors
 from bench.kernels.launching import MODULES, kernel_named, launched_by
 from roofline_policies.counting import Counts, Ledger, counted
-from tests.interpreted.attention_trials import TRIALS, Trial, of_case
+from tests.interpreted.attention.trials import TRIALS, Trial, of_case
 from tests.interpreted.oracle import counting_oracle
 
 # Explaining a failure runs the interpreter hundreds of times more, and the smallest example says enough.
