@@ -37,7 +37,7 @@ test-servers: setup
 	$(BIN)/python -m pytest --durations=10 tests/bench tests/sglang_patches
 
 test-library: setup
-	$(BIN)/python -m pytest --durations=10 tests/layout tests/roofline_policies
+	$(BIN)/python -m pytest --durations=10 tests/layout tests/typing tests/roofline_policies
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest --durations=10 tests/interpreted
 
 test-fast: setup

@@ -1,4 +1,4 @@
-"""A hydra configuration of conf/ with the user's overrides, as plain values."""
+"""A hydra configuration of conf/bench with the user's overrides, as plain values."""
 
 from __future__ import annotations
 
@@ -12,24 +12,30 @@ from typing import Any
 from hydra import compose, initialize_config_module
 
 from roofline_policies.errors import InputError
-from roofline_policies.settings.overrides import composed
+from roofline_policies.settings.overrides import SHIPPED, composed
 
-CONF = "roofline_policies.conf"
+SHARED = "roofline_policies.conf"
+"""What servers and experiments share: devices, models, objectives, policies."""
+
+CONF = f"{SHARED}.bench"
+"""What only experiments have; the configurations there find the shared groups beside their own."""
 
 
 def read_config(name: str, overrides: Sequence[str]) -> Mapping[str, Any]:
-    """conf/NAME.yaml with the overrides, resolved, as plain mappings and lists.
+    """conf/bench/NAME.yaml with the overrides, resolved, as plain mappings and lists.
 
     Raises:
         InputError: an override or a file that hydra cannot use, or a key that still needs a value.
     """
     with initialize_config_module(CONF, version_base="1.3", job_name=name):
-        return composed(lambda words: compose(name, overrides=words), overrides, where=name)
+        return composed(lambda words: compose(name, overrides=[*words, SHIPPED]), overrides, where=name)
 
 
 def choices(group: str) -> list[str]:
     """The names of the files of a configuration group, in alphabetical order."""
-    return sorted(f.name.removesuffix(".yaml") for f in (files(CONF) / group).iterdir() if f.name.endswith(".yaml"))
+    own = files(CONF) / group
+    folder = own if own.is_dir() else files(SHARED) / group
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
 def writable(folder: Path, where: str) -> None:

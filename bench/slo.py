@@ -4,41 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from bench.checks import choice, number, only, optional_number, section
 from roofline_policies.errors import InputError
+from roofline_policies.slo.objectives import ItlKind, Slo
 
 LIMITS = ("ttft_s", "itl_s", "itl_kind", "e2e_s")
 """What a class can have of its own."""
 
 
-class ItlKind(StrEnum):
-    """What ``itl_s`` limits. The kind decides who wins, so it is configuration, not a detail."""
-
-    PER_GAP = "per_gap"  # a share of the gaps per token must keep it
-    MEAN_TPOT = "mean_tpot"  # the request's mean time per output token must keep it
-
-
 @dataclass(frozen=True, slots=True)
-class Slo:
-    """Limits in seconds; None does not limit.
+class JudgedSlo(Slo):
+    """The SLO that a run is judged by: the server's own, and those of classes.
 
-    ttft_s: time to first token. itl_s: time between tokens, in the sense of ``itl_kind``.
-    e2e_s: time to the last token. gap_fraction: share of the gaps that must keep ``itl_s`` under PER_GAP.
+    gap_fraction: share of the gaps that must keep ``itl_s`` under PER_GAP.
     classes: by the priority of a request, what it is held to instead; whole, nothing in it is inherited any more.
+
+    Raises:
+        FieldError: a target that is not a number greater than zero.
     """
 
-    ttft_s: float | None
-    itl_s: float | None
-    itl_kind: ItlKind = ItlKind.PER_GAP
-    e2e_s: float | None = None
     gap_fraction: float = 0.99
-    classes: Mapping[int, Slo] = field(default_factory=dict, hash=False)  # a mapping has no hash; it is compared
+    classes: Mapping[int, JudgedSlo] = field(default_factory=dict, hash=False)  # a mapping has no hash; it is compared
 
     @classmethod
-    def from_config(cls, conf: Mapping[str, Any]) -> Slo:
+    def from_config(cls, conf: Mapping[str, Any]) -> JudgedSlo:
         """The ``slo`` section. A class inherits what it leaves out; null in it is no limit.
 
         Raises:
@@ -63,7 +54,7 @@ class Slo:
         return cls(whole.ttft_s, whole.itl_s, whole.itl_kind, whole.e2e_s, whole.gap_fraction, classes)
 
     @classmethod
-    def _limits(cls, conf: Mapping[str, Any], where: str) -> Slo:
+    def _limits(cls, conf: Mapping[str, Any], where: str) -> JudgedSlo:
         return cls(
             ttft_s=optional_number(conf, "ttft_s", where, above=0.0),
             itl_s=optional_number(conf, "itl_s", where, above=0.0),
@@ -72,7 +63,7 @@ class Slo:
             gap_fraction=number(conf, "gap_fraction", where, default=0.99, above=0.0, high=1.0),
         )
 
-    def for_priority(self, priority: int | None) -> Slo:
+    def for_priority(self, priority: int | None) -> JudgedSlo:
         """What a request of this priority is held to: its class, else what holds for the server."""
         return self if priority is None else self.classes.get(priority, self)
 

@@ -2,8 +2,8 @@
 
     python -m bench.live model_path=MODEL traffic=azure traffic.path=TRACE traffic.window_s=120 repeats=3
 
-Any key of conf/live.yaml can be overridden in hydra's syntax, as percentiles=[50,99,99.9], the
-percentiles of the latencies that tables show; conf/experiment/ holds ready-made sets of arms.
+Any key of conf/bench/live.yaml can be overridden in hydra's syntax, as percentiles=[50,99,99.9], the
+percentiles of the latencies that tables show; conf/bench/experiment/ holds ready-made sets of arms.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, EXIT_BAD_INPUT before any server was started, 1 if every run crashed."""
     parser = argparse.ArgumentParser(prog="python -m bench.live", description=__doc__, formatter_class=_Raw)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides of conf/live.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides of conf/bench/live.yaml")
     arguments = parser.parse_args(argv)
     try:
         settings = LiveSettings.from_config(read_config("live", arguments.overrides))

@@ -12,7 +12,7 @@ from typing import Any
 from bench.checks import count, number, only, optional_count, optional_number, section, text, texts
 from bench.live.client import Limits
 from bench.report.percentiles import read_percentiles
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from bench.traffic import Request, load_traffic
 from bench.traffic.notes import Note
 from roofline_policies.errors import InputError
@@ -64,7 +64,7 @@ class LiveSettings:
     baseline: str
     repeats: int
     seed: int
-    slo: Slo
+    slo: JudgedSlo
     usd_per_h: float | None
     percentiles: tuple[float, ...]
     out_dir: Path
@@ -88,7 +88,7 @@ class LiveSettings:
         name = _name(text(conf, "name", "live"), "live")
         model_path = text(conf, "model_path", "live")
         common = texts(conf, "server_args", "live")
-        slo = Slo.from_config(section(conf.get("slo"), "slo"))
+        slo = JudgedSlo.from_config(section(conf.get("slo"), "slo"))
         arms = _arms(conf.get("arms"), slo)
         baseline = text(conf, "baseline", "live")
         if baseline not in [arm.name for arm in arms]:
@@ -137,7 +137,7 @@ def _name(value: str, where: str) -> str:
     return value
 
 
-def _arms(value: object, slo: Slo) -> tuple[Arm, ...]:
+def _arms(value: object, slo: JudgedSlo) -> tuple[Arm, ...]:
     allowed = "a list of {name, server_args, policy, policy_set}, or a section of name: {...}"
     if isinstance(value, list):
         entries = [section(one, f"arms[{place}]") for place, one in enumerate(value)]
@@ -158,7 +158,7 @@ def _arms(value: object, slo: Slo) -> tuple[Arm, ...]:
     return tuple(arms)
 
 
-def _policy(entry: Mapping[str, Any], where: str, slo: Slo) -> tuple[str, ...]:
+def _policy(entry: Mapping[str, Any], where: str, slo: JudgedSlo) -> tuple[str, ...]:
     """Server arguments of the arm's policy, aimed at the SLO it will be judged by; none for an arm without policy."""
     overrides = texts(entry, "policy_set", where)
     if entry.get("policy") is None:

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from bench.report.percentiles import PERCENTILES, label, reported
 from bench.report.records import ArmRun, Ending, RequestRecord, ServerSample
 from bench.report.tail import tail
-from bench.slo import ItlKind, Slo
+from bench.slo import JudgedSlo
+from roofline_policies.slo.objectives import ItlKind
 
 Metrics = dict[str, Any]
 
@@ -88,7 +89,7 @@ def e2e_s(record: RequestRecord) -> float | None:
     return record.token_s[-1] - record.scheduled_s if record.token_s and record.completed else None
 
 
-def meets(record: RequestRecord, slo: Slo) -> bool:
+def meets(record: RequestRecord, slo: JudgedSlo) -> bool:
     """Whether the request was completed within every limit that ``slo`` has for its class."""
     slo = slo.for_priority(record.priority)
     first, whole = ttft_s(record), e2e_s(record)
@@ -107,7 +108,7 @@ def meets(record: RequestRecord, slo: Slo) -> bool:
     return bool(np.count_nonzero(gaps <= slo.itl_s) >= slo.gap_fraction * len(gaps))
 
 
-def latencies(records: Sequence[RequestRecord], slo: Slo, percentiles: Sequence[float] = PERCENTILES) -> Metrics:
+def latencies(records: Sequence[RequestRecord], slo: JudgedSlo, percentiles: Sequence[float] = PERCENTILES) -> Metrics:
     """Attainment and the latency quantiles of these requests: the standard percentiles and those chosen."""
     met = sum(meets(record, slo) for record in records)
     tpots = _known(tpot_s(record) for record in records)
@@ -125,7 +126,9 @@ def latencies(records: Sequence[RequestRecord], slo: Slo, percentiles: Sequence[
     return row | {"tpot_mean_s": sum(tpots) / len(tpots) if tpots else None}
 
 
-def summarise(run: ArmRun, slo: Slo, usd_per_h: float | None, percentiles: Sequence[float] = PERCENTILES) -> Metrics:
+def summarise(
+    run: ArmRun, slo: JudgedSlo, usd_per_h: float | None, percentiles: Sequence[float] = PERCENTILES
+) -> Metrics:
     """Every metric of one run, ready for JSON.
 
     usd_per_h: price of the machine, None where unknown. percentiles: of the latencies, beside the standard ones.
@@ -198,7 +201,7 @@ def longest_tenth_ttft_p99_s(records: Sequence[RequestRecord]) -> float | None:
 
 
 def by_class(
-    records: Sequence[RequestRecord], slo: Slo, percentiles: Sequence[float] = PERCENTILES
+    records: Sequence[RequestRecord], slo: JudgedSlo, percentiles: Sequence[float] = PERCENTILES
 ) -> dict[str, Metrics]:
     """Attainment and latency quantiles per priority, the highest first; ``none``: requests without one beside others.
 

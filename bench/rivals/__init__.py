@@ -1,7 +1,7 @@
 """Published schedulers as policies, to compare with: what each moves, on what signal, as its paper describes it.
 
-None is a port: there was no code to look at, only published descriptions. ``--policy-set policy=p_pas`` and so on
-chooses one, from a checkout of this project.
+None is a port: there was no code to look at, only published descriptions. ``--policy-set policy=rivals/p_pas`` and
+so on chooses one, from a checkout of this project.
 """
 
 from bench.rivals.eb_plus import EbPlus

@@ -2,7 +2,7 @@
 
     python -m bench.sweep axes=first_table azure_conv=FILE.csv azure_code=FILE.csv mooncake=FILE.jsonl
 
-The same command again runs only what is missing. Any key of conf/sweep.yaml can be overridden in hydra's syntax,
+The same command again runs only what is missing. Any key of conf/bench/sweep.yaml can be overridden in hydra's syntax,
 as percentiles=[50,99,99.9], the percentiles of the latencies that the page shows.
 """
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "without a value of an axis: ~axes.traffic.mooncake",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides of conf/sweep.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides of conf/bench/sweep.yaml")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _leave)
     try:

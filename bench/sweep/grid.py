@@ -11,7 +11,7 @@ from bench.checks import section, texts
 from roofline_policies.errors import InputError
 
 OWN_KEYS = ("name", "arms", "baseline", "out_dir", "processes")
-"""Keys of conf/virtual.yaml that the sweep sets itself."""
+"""Keys of conf/bench/virtual.yaml that the sweep sets itself."""
 
 Place = dict[str, str]
 """Where a cell lies: the name of its value on every axis, in the order of the axes."""
@@ -53,7 +53,7 @@ def overridable(overrides: Sequence[str], where: str, key: str) -> None:
     for override in overrides:
         name = override.partition("=")[0].strip().lstrip("+~").partition(".")[0]
         if name in OWN_KEYS:
-            allowed = f"other keys of conf/virtual.yaml; {name} is the sweep's own, for all cells"
+            allowed = f"other keys of conf/bench/virtual.yaml; {name} is the sweep's own, for all cells"
             raise InputError("cannot differ between cells", where=where, key=key, value=override, allowed=allowed)
 
 

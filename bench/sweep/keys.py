@@ -14,7 +14,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from bench.report.percentiles import PERCENTILES, reported
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from bench.virtual.arms import VirtualArm
 from bench.virtual.settings import Experiment
 
@@ -45,7 +45,7 @@ OF_POLICIES = (
 )  # fmt: skip
 """Of these, what does not run without a policy: an edit there leaves the results of fixed settings valid."""
 
-NO_SLO = Slo(None, None)
+NO_SLO = JudgedSlo(None, None)
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,12 +58,12 @@ def run_digest(experiment: Experiment) -> str:
     return _digest(plain(replace(experiment, slo=NO_SLO, percentiles=PERCENTILES), set()))
 
 
-def cell_digest(run: str, slo: Slo, usd_per_h: float | None, percentiles: Sequence[float] = PERCENTILES) -> str:
+def cell_digest(run: str, slo: JudgedSlo, usd_per_h: float | None, percentiles: Sequence[float] = PERCENTILES) -> str:
     """Of a cell: what runs in it, as ``run_digest`` has it, what that is judged by, and which percentiles it keeps."""
     return _digest([run, plain(slo, set()), usd_per_h, reported(percentiles)])
 
 
-def arm_digest(arm: VirtualArm, slo: Slo) -> str:
+def arm_digest(arm: VirtualArm, slo: JudgedSlo) -> str:
     """Of an arm that aims at ``slo``: what it is launched with, and its policy as it was loaded.
 
     The sources of classes that are not this project's count; names do not, of the arm or of its policy's file.

@@ -10,7 +10,7 @@ from typing import Any
 from bench.checks import count, number, section, text, texts
 from bench.composition import read_config
 from bench.report.percentiles import read_percentiles
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from bench.sweep.grid import Place, label, places
 from bench.sweep.keys import arm_digest, cell_digest, environment_digest, run_digest, unit_key
 from bench.sweep.task import Judge
@@ -75,7 +75,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class SweepSettings:
-    """A checked configuration; see conf/sweep.yaml for each key.
+    """A checked configuration; see conf/bench/sweep.yaml for each key.
 
     axes: names of the values of every axis. arms: the same in every cell, grids laid out.
     """
@@ -153,9 +153,9 @@ class _Composer:
 
     def __init__(self, arms: object, percentiles: tuple[float, ...]) -> None:
         self._value, self._percentiles = arms, percentiles
-        self._loaded: dict[Slo, dict[VirtualArm, str]] = {}
+        self._loaded: dict[JudgedSlo, dict[VirtualArm, str]] = {}
 
-    def arms(self, slo: Slo) -> dict[VirtualArm, str]:
+    def arms(self, slo: JudgedSlo) -> dict[VirtualArm, str]:
         """The arms with their digests.
 
         Raises:

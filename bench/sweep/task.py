@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 from bench.report.metrics import Metrics, summarise
 from bench.report.records import ArmRun
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from bench.virtual.arms import VirtualArm
 from bench.virtual.processes import Crash
 from bench.virtual.settings import Experiment
 from bench.virtual.task import run_and_summarise
 
-Judge = tuple[Slo, float | None]
+Judge = tuple[JudgedSlo, float | None]
 """What a run is judged by: the SLO, and the price of the machine in dollars per hour."""
 
 

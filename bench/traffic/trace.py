@@ -33,7 +33,7 @@ TELL_EVERY, TELL_AFTER_S = 10_000, 2.0
 
 @dataclass(frozen=True, slots=True)
 class TraceKeys:
-    """What ``traffic`` says of a trace; see conf/traffic/trace.yaml for each key. None: as its format has it.
+    """What ``traffic`` says of a trace; see conf/bench/traffic/trace.yaml for each key. None: as its format has it.
 
     start_s, window_s: of the window that is replayed, in the trace's own seconds after its first request.
     """

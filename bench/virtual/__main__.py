@@ -2,7 +2,7 @@
 
     python -m bench.virtual traffic=azure traffic.path=TRACE traffic.window_s=600 arms=[default,static_grid,adaptive]
 
-Any key of conf/virtual.yaml can be overridden in hydra's syntax, as percentiles=[50,99,99.9], the
+Any key of conf/bench/virtual.yaml can be overridden in hydra's syntax, as percentiles=[50,99,99.9], the
 percentiles of the latencies that tables show. Equal seeds give equal bytes, whatever the machine.
 """
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=f"groups of conf/ (traffic=azure, arms=[default,adaptive]):\n{groups}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides of conf/virtual.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides of conf/bench/virtual.yaml")
     arguments = parser.parse_args(argv)
     try:
         settings = VirtualSettings.from_config(read_config("virtual", arguments.overrides))

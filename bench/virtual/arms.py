@@ -1,4 +1,4 @@
-"""Arms: named ways to run the server, each a file of conf/arm."""
+"""Arms: named ways to run the server, each a file of conf/bench/arm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 from bench.checks import only, optional_count, section, texts
 from bench.composition import CONF, choices
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from roofline_policies.errors import InputError
 from roofline_policies.settings.loading import SHIPPED, Settings, load
 
@@ -56,7 +56,7 @@ class VirtualArm:
         drafts = [] if self.speculation_steps is None else [f"speculation_steps={self.speculation_steps}"]
         return [*self.server_args, *policy, *chosen, *drafts]
 
-    def settings(self, slo: Slo) -> Settings | None:
+    def settings(self, slo: JudgedSlo) -> Settings | None:
         """The arm's policy, aimed at the SLO it will be judged by; None without one.
 
         Raises:
@@ -67,8 +67,8 @@ class VirtualArm:
         return load(self.policy, overrides=(*slo.overrides(), *self.policy_set))
 
 
-def read_arms(value: object, slo: Slo) -> tuple[VirtualArm, ...]:
-    """The arms of the ``arms`` key: a list of names of conf/arm, or a section of ``name: {...}`` with the same keys.
+def read_arms(value: object, slo: JudgedSlo) -> tuple[VirtualArm, ...]:
+    """The arms of the ``arms`` key: names of conf/bench/arm, or a section of ``name: {...}`` with the same keys.
 
     Raises:
         InputError: a name, a key or a policy that cannot be used, no arm, or two of one name.

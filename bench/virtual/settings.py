@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.checks import count, number, only, optional_count, optional_number, section, text, texts
 from bench.report.percentiles import PERCENTILES, read_percentiles
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from bench.traffic import Request, Traffic, load_traffic
 from bench.traffic.notes import Note
 from bench.virtual.arms import VirtualArm, read_arms
@@ -30,12 +30,12 @@ CONTEXT_MARGIN = 16
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What every arm of a virtual experiment shares. Times in virtual seconds; see conf/virtual.yaml for each key."""
+    """What every arm of a virtual experiment shares, in virtual seconds; see conf/bench/virtual.yaml for each key."""
 
     device: Device
     draft: Draft | None
     server_args: tuple[str, ...]
-    slo: Slo
+    slo: JudgedSlo
     seed: int
     requests: tuple[Request, ...]
     host: HostTime
@@ -71,7 +71,7 @@ class Experiment:
             device=device,
             draft=Draft.from_config(conf.get("draft"), device, seed),
             server_args=texts(conf, "server_args", "virtual"),
-            slo=Slo.from_config(section(conf.get("slo"), "slo")),
+            slo=JudgedSlo.from_config(section(conf.get("slo"), "slo")),
             seed=seed,
             requests=tuple(requests),
             host=host,
@@ -123,7 +123,7 @@ class VirtualSettings:
                 longer than the time given.
         """
         only(conf, "virtual", KEYS)
-        slo = Slo.from_config(section(conf.get("slo"), "slo"))
+        slo = JudgedSlo.from_config(section(conf.get("slo"), "slo"))
         arms = read_arms(conf.get("arms"), slo)
         names = [arm.name for arm in arms]
         baseline = text(conf, "baseline", "virtual")

@@ -26,6 +26,14 @@ from roofline_policies.steps.times import StepTimes
 
 EMPTY = BatchShape()
 
+DECIDE_AT_LEAST_EVERY_S = 0.1
+"""Longest time in seconds without a decision while requests only decode. With prompts waiting there is one in every
+pass. A judgement: long against a step, short against a person's patience for the first token."""
+
+STALLED_AFTER = 256
+"""Iterations launched without one being reported, after which the counters are taken to be stalled and the policy is
+given up. A judgement: far more than any queue of results holds, and a few seconds of serving."""
+
 
 class State(StrEnum):
     """ACTIVE: the policy decides. FALLBACK: it failed, the launch settings hold until one is loaded anew."""

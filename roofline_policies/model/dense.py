@@ -9,6 +9,7 @@ from pathlib import Path
 from roofline_policies.errors import InputError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.config import FAMILIES, model_fields, read_config
+from roofline_policies.model.mla import Form
 from roofline_policies.model.tensor_parallel import check_ranks, split, split_kv_heads, split_vocabulary
 from roofline_policies.work import BYTES_PER_ELEMENT, Bytes, Flops, Precision, Provenance, Work
 
@@ -161,10 +162,11 @@ class ModelShape:
             vocab_size=split_vocabulary(self.vocab_size, tp_size),
         )
 
-    def work(self, batch: BatchShape, *, linear: Precision | None = None) -> Work:
+    def work(self, batch: BatchShape, *, form: Form | None = None, linear: Precision | None = None) -> Work:
         """FLOPs and bytes of one forward pass over ``batch``; O(1).
 
         linear: of the layers' matrices, where these run in another precision than the rest; the head does not.
+        form: of latent attention, see ``ComposedShape.work``; this attention has one form, so it changes nothing.
 
         With L layers, hidden size h, query width q = heads x head_dim, KV width k = KV heads x head_dim, MLP width i,
         vocabulary v, R rows, P pairs and H logit rows, a multiply-add counted as two::

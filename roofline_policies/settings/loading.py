@@ -16,6 +16,7 @@ from roofline_policies.device.hardware import Ceilings, from_catalogue
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.fields import build
 from roofline_policies.policies.base import Policy
+from roofline_policies.settings.overrides import SHIPPED as SHIPPED_GROUPS
 from roofline_policies.settings.overrides import composed
 from roofline_policies.settings.policy_loader import instantiate, resolve
 from roofline_policies.slo.objectives import Objectives, Slo
@@ -288,8 +289,10 @@ def _compose(path: Path, shown: str, overrides: Sequence[str]) -> dict[str, Any]
         raise InputError(
             f"cannot be read: {reason}", where=shown, allowed=f"a .yaml file, or one of {', '.join(SHIPPED)}"
         ) from error
-    search = f"hydra.searchpath=[pkg://{roofline_policies.conf.__name__}]"
     with initialize_config_dir(config_dir=str(path.resolve().parent), version_base="1.3"):
         return composed(
-            lambda words: compose(path.stem, overrides=[*words, search]), overrides, where=shown, option="--policy-set"
+            lambda words: compose(path.stem, overrides=[*words, SHIPPED_GROUPS]),
+            overrides,
+            where=shown,
+            option="--policy-set",
         )

@@ -18,6 +18,9 @@ from yaml import YAMLError
 
 from roofline_policies.errors import InputError
 
+SHIPPED = "hydra.searchpath=[pkg://roofline_policies.conf]"
+"""The override by which a configuration anywhere finds the groups that are shipped."""
+
 Compose = Callable[[list[str]], DictConfig]
 """Composes a configuration with these overrides; called while Hydra is initialized."""
 
@@ -156,7 +159,9 @@ def _quoted(value: str, first: str = "'") -> str:
     bare = value.strip().strip("'\"") if value.strip()[:1] in ("'", '"') else value
     other = '"' if first == "'" else "'"
     quote = other if first in bare and other not in bare else first
-    return quote + re.sub(rf"(\\*){quote}", rf"\1\1\\{quote}", bare) + quote
+    # Hydra's grammar: backslashes count double in front of a quote, the closing one included.
+    inside = re.sub(rf"(\\*){quote}", rf"\1\1\\{quote}", bare)
+    return quote + re.sub(r"(\\+)$", r"\1\1", inside) + quote
 
 
 def _quoted_list(value: str) -> str:
@@ -279,7 +284,8 @@ def _options(override: Override) -> list[str]:
 
 def _group(name: str) -> list[str]:
     """The choices of a configuration group; none where it is no group."""
-    return list(GlobalHydra.instance().config_loader().get_group_options(name)) if name else []
+    loader = GlobalHydra.instance().config_loader()
+    return list(loader.get_group_options(name, overrides=[SHIPPED])) if name else []
 
 
 def _reference(error: OmegaConfBaseException, where: str) -> InputError:

@@ -9,10 +9,11 @@ entries are inserted where they belong. Nothing here looks at more than LOOKED_A
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, Iterable, MutableSequence
 from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heappush, heapreplace
+from math import inf
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -23,6 +24,10 @@ LOOKED_AT = 96
 NO_TARGET_S = 60.0
 """A prompt without a target on its first token or its end is taken to be due after this time, so that it keeps its
 place among those that have one instead of waiting behind all of them."""
+
+LEAST_IN_FLIGHT = 8
+"""The prompt part-way through its chunks gets at least one part in so many of each chunk, whoever else is urgent: a
+judgement, so that no stream of urgent prompts can stop it."""
 
 
 class Rank(IntEnum):
@@ -72,6 +77,24 @@ class Admission(Generic[T]):
         tickets = [self._ticket(entry) for entry in entries if entry is not None]
         due = [ticket.due_s for ticket in tickets if ticket.rank is not Rank.RELEGATED]
         return min(due) - now_s if due else None
+
+    def kept_tokens(
+        self, now_s: float, part_way: T, queue: Iterable[T], tokens: Callable[[T], int], budget: int, page: int = 1
+    ) -> int:
+        """Tokens of a chunk to keep from the prompt part-way, for those that wait and are due before it.
+
+        Only prompts that fit beside it count, since one prompt at a time is part-way. A prompt part-way that is late is
+        due after everybody. tokens: of a waiting prompt, in whole pages. budget: tokens of the chunk.
+        """
+        own = self._ticket(part_way)
+        due_s = inf if own.due_s < now_s else own.due_s
+        most, kept = budget - max(page, budget // LEAST_IN_FLIGHT), 0
+        for entry in queue:
+            ticket, asked = self._ticket(entry), tokens(entry)
+            if ticket.rank is Rank.RELEGATED or ticket.due_s >= due_s or kept + asked > most:
+                break
+            kept += asked
+        return kept
 
     def insert(self, queue: MutableSequence[T], entry: T) -> None:
         """Put an entry where it belongs; O(log n) comparisons."""

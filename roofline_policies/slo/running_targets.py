@@ -20,8 +20,8 @@ from roofline_policies.slo.objectives import ItlKind, Slo
 T = TypeVar("T", bound=Hashable)
 
 AIM = 0.95
-"""Share of a mean target that is aimed at. A request may end with any token: one that is kept right at its target
-misses it as often as not."""
+"""Share of a mean target that is aimed at. A request may end with any token, so one that is kept right at its target
+misses it as often as not. A judgement: the least margin of a prediction is as large (2.5 spreads of 2%)."""
 
 MOST_GROUPS = 64
 """Different targets that are told apart. Further ones are tightened to powers of two of a second, of which there are

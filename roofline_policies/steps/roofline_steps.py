@@ -9,7 +9,7 @@ from operator import mul
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.device.roofline import roof_time
 from roofline_policies.model.batch import BatchShape, graph_size
-from roofline_policies.model.composed import ComposedShape, Shape
+from roofline_policies.model.composed import Shape
 from roofline_policies.model.dense import ModelShape
 from roofline_policies.model.mla import Form
 from roofline_policies.work import Precision, Work
@@ -86,6 +86,4 @@ class RooflineSteps:
         return max(compute_s, memory_s)
 
     def _work(self, batch: BatchShape, form: Form | None = None) -> Work:
-        if isinstance(self.model, ComposedShape):
-            return self.model.work(batch, form=form, linear=self.linear)
-        return self.model.work(batch) if self.linear is None else self.model.work(batch, linear=self.linear)
+        return self.model.work(batch, form=form, linear=self.linear)

@@ -10,28 +10,19 @@ from typing import NamedTuple
 
 from roofline_policies.contract.decision import Decision
 from roofline_policies.contract.view import ForwardMode, IterationRecord, QueueState
-from roofline_policies.control.controller import Controller, State
+from roofline_policies.control.chunk import chunk_of_pass
+from roofline_policies.control.controller import DECIDE_AT_LEAST_EVERY_S, STALLED_AFTER, Controller, State
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.slo.admission import NO_TARGET_S, Admission, Rank, Ticket
 from roofline_policies.slo.objectives import Objectives, Slo
+from roofline_policies.slo.prefill_rate import PrefillRate
 from roofline_policies.slo.running_targets import RunningTargets
 from roofline_policies.steps.times import StepTimes
 from roofline_policies.testing.device import work_of
 from roofline_policies.testing.machine import Machine
-from roofline_policies.testing.pace import Pace
 from roofline_policies.testing.results import Answer, Moment, Request, Run, Step
 
 EMPTY = BatchShape()
-
-DECIDE_AT_LEAST_EVERY_S = 0.1
-"""While requests only decode; with prompts waiting there is a decision in every pass. As
-sglang_patches.loop.decider."""
-
-STALLED_AFTER = 256
-"""Steps without a record after which the policy is given up. As sglang_patches.loop.decider."""
-
-LEAST_IN_FLIGHT = 8
-"""The prompt part-way gets at least one part in so many of each chunk. As sglang_patches.requests.waiting."""
 
 RECENT_ANSWERS = 64
 """Answers whose lengths tell how long the next ones are at least: the tenth of them that is shortest is left out."""
@@ -99,7 +90,7 @@ class Server:
         self.processed = 0
         self.admission: Admission[_Job] = Admission(lambda job: job.ticket)
         self.ordered = False
-        self.pace = Pace()
+        self.pace = PrefillRate()
         self.targets: RunningTargets[_Job] = RunningTargets(lambda job: job.finished)
         self.lengths: deque[int] = deque(maxlen=RECENT_ANSWERS)
         self.steps: list[Step] = []
@@ -164,8 +155,8 @@ class Server:
         if relegate_for_s > 0:
             part_way = self.part_way
             left = 0.0 if part_way is None else 1.0 - part_way.prompt_done / part_way.request.prompt_tokens
-            ahead_s = 0.0 if part_way is None else part_way.ticket.prefill_s * left * self.pace.value
-            for job in self.admission.hopeless(self.waiting, self.now_s, ahead_s, self.pace.value):
+            ahead_s = self.pace.ahead_s(0.0 if part_way is None else part_way.ticket.prefill_s * left)
+            for job in self.admission.hopeless(self.waiting, self.now_s, ahead_s, self.pace.pace):
                 moved[job] = Rank.RELEGATED
                 job.relegated = True
         for job, rank in moved.items():
@@ -226,11 +217,10 @@ class Server:
         )
 
     def chunk(self, rows: int) -> tuple[bool, int]:
-        """Whether decode rows ride along, and the chunk, as sglang_patches.loop.actuator sets them for a pass."""
-        knobs, launch = self.controller.knobs, self.machine.prefill_chunk_tokens
-        tokens = knobs.prefill_chunk_tokens or launch
-        mixed = knobs.mixed_chunk and (self.machine.mixed_chunk or rows + 2 <= launch)
-        return mixed, min(launch, max(tokens, rows + 2)) if mixed else tokens
+        """Whether decode rows ride along, and the chunk."""
+        chunk = chunk_of_pass(self.controller.knobs, self.machine.launch, rows, least_prompt_tokens=1)
+        assert chunk is not None  # a Machine always chunks
+        return chunk
 
     def admit(self, budget: int) -> list[tuple[_Job, int]]:
         """Prompts for this step with how many of their tokens it computes."""
@@ -265,14 +255,9 @@ class Server:
         """Most tokens of the prompt part-way, so that prompts that are due before it and fit beside it can enter."""
         if not self.ordered:
             return budget
-        due_s = float("inf") if part_way.ticket.due_s < self.now_s else part_way.ticket.due_s
-        reserved, most = 0, budget - max(1, budget // LEAST_IN_FLIGHT)
-        for job in self.waiting:
-            tokens = job.request.prompt_tokens
-            if job.ticket.rank is Rank.RELEGATED or job.ticket.due_s >= due_s or reserved + tokens > most:
-                break
-            reserved += tokens
-        return budget - reserved
+        return budget - self.admission.kept_tokens(
+            self.now_s, part_way, self.waiting, lambda job: job.request.prompt_tokens, budget
+        )
 
     def launch(
         self, mode: ForwardMode, prefill: BatchShape, decode: BatchShape, taken: list[tuple[_Job, int]],

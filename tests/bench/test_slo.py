@@ -8,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from bench.slo import ItlKind, Slo
+from bench.slo import JudgedSlo
 from roofline_policies.errors import InputError
+from roofline_policies.slo.objectives import ItlKind
 
 BASE: dict[str, Any] = {"ttft_s": 4, "itl_s": 0.1, "itl_kind": "mean_tpot", "e2e_s": 60}
 
@@ -17,31 +18,31 @@ BASE: dict[str, Any] = {"ttft_s": 4, "itl_s": 0.1, "itl_kind": "mean_tpot", "e2e
 @pytest.mark.parametrize(
     ("slo", "text"),
     [
-        (Slo(2.0, 0.1), "TTFT <= 2.0 s, ITL <= 0.1 s (99% of gaps)"),
-        (Slo(None, 0.1, ItlKind.MEAN_TPOT, 9.0), "ITL <= 0.1 s (mean per request), E2E <= 9.0 s"),
-        (Slo(None, None), "none"),
+        (JudgedSlo(2.0, 0.1), "TTFT <= 2.0 s, ITL <= 0.1 s (99% of gaps)"),
+        (JudgedSlo(None, 0.1, ItlKind.MEAN_TPOT, 9.0), "ITL <= 0.1 s (mean per request), E2E <= 9.0 s"),
+        (JudgedSlo(None, None), "none"),
         (
-            Slo(4.0, None, classes={0: Slo(None, None), 10: Slo(1.0, 0.025)}),
+            JudgedSlo(4.0, None, classes={0: JudgedSlo(None, None), 10: JudgedSlo(1.0, 0.025)}),
             "TTFT <= 4.0 s; priority 0: none; priority 10: TTFT <= 1.0 s, ITL <= 0.025 s (99% of gaps)",
         ),
     ],
 )
-def test_reads_as_one_line(slo: Slo, text: str) -> None:
+def test_reads_as_one_line(slo: JudgedSlo, text: str) -> None:
     assert str(slo) == text
 
 
 def test_reads_its_section() -> None:
     conf = {"ttft_s": 1, "itl_s": None, "itl_kind": "mean_tpot", "e2e_s": None, "gap_fraction": 0.9}
-    assert Slo.from_config(conf) == Slo(1.0, None, ItlKind.MEAN_TPOT, None, 0.9)
+    assert JudgedSlo.from_config(conf) == JudgedSlo(1.0, None, ItlKind.MEAN_TPOT, None, 0.9)
 
 
 def test_a_class_inherits_what_it_leaves_out_and_null_is_no_limit() -> None:
     classes = {10: {"ttft_s": 1, "e2e_s": None}, -1: None, 3: {"itl_s": 0.5, "itl_kind": "per_gap"}}
-    slo = Slo.from_config({**BASE, "gap_fraction": 0.9, "classes": classes})
+    slo = JudgedSlo.from_config({**BASE, "gap_fraction": 0.9, "classes": classes})
     assert list(slo.classes.items()) == [
-        (-1, Slo(4.0, 0.1, ItlKind.MEAN_TPOT, 60.0, 0.9)),
-        (3, Slo(4.0, 0.5, ItlKind.PER_GAP, 60.0, 0.9)),
-        (10, Slo(1.0, 0.1, ItlKind.MEAN_TPOT, None, 0.9)),
+        (-1, JudgedSlo(4.0, 0.1, ItlKind.MEAN_TPOT, 60.0, 0.9)),
+        (3, JudgedSlo(4.0, 0.5, ItlKind.PER_GAP, 60.0, 0.9)),
+        (10, JudgedSlo(1.0, 0.1, ItlKind.MEAN_TPOT, None, 0.9)),
     ]
     assert [slo.for_priority(priority) for priority in (10, 3)] == [slo.classes[10], slo.classes[3]]
     assert slo.for_priority(None) is slo.for_priority(7) is slo
@@ -49,8 +50,8 @@ def test_a_class_inherits_what_it_leaves_out_and_null_is_no_limit() -> None:
 
 def test_without_classes_it_is_what_it_was() -> None:
     for given in ({}, {"classes": None}, {"classes": {}}):
-        assert Slo.from_config({**BASE, **given}) == Slo(4.0, 0.1, ItlKind.MEAN_TPOT, 60.0)
-    assert not any("classes" in override for override in Slo(4.0, 0.1).overrides())
+        assert JudgedSlo.from_config({**BASE, **given}) == JudgedSlo(4.0, 0.1, ItlKind.MEAN_TPOT, 60.0)
+    assert not any("classes" in override for override in JudgedSlo(4.0, 0.1).overrides())
 
 
 @pytest.mark.parametrize(
@@ -67,12 +68,14 @@ def test_without_classes_it_is_what_it_was() -> None:
 )
 def test_classes_that_cannot_be_used(classes: object, message: str) -> None:
     with pytest.raises(InputError, match="^" + re.escape(message)):
-        Slo.from_config({**BASE, "classes": classes})
+        JudgedSlo.from_config({**BASE, "classes": classes})
 
 
-@pytest.mark.parametrize("slo", [Slo(1.5, None), Slo(None, 1e-5, classes={10: Slo(1.0, 0.025), -1: Slo(None, None)})])
+@pytest.mark.parametrize(
+    "slo", [JudgedSlo(1.5, None), JudgedSlo(None, 1e-5, classes={10: JudgedSlo(1.0, 0.025), -1: JudgedSlo(None, None)})]
+)
 @pytest.mark.parametrize("name", ["adaptive", "static"])
-def test_overrides_are_what_a_policys_configuration_takes(slo: Slo, name: str) -> None:
+def test_overrides_are_what_a_policys_configuration_takes(slo: JudgedSlo, name: str) -> None:
     overrides = slo.overrides()
     assert shlex.split(" ".join(overrides)) == list(overrides)  # as --policy-set is taken apart
     with initialize_config_module("roofline_policies.conf", version_base="1.3"):
@@ -87,8 +90,8 @@ def test_overrides_are_what_a_policys_configuration_takes(slo: Slo, name: str) -
 
 
 def test_it_can_be_a_key_and_is_ready_for_json() -> None:
-    one, other = (Slo(4.0, None, classes={10: Slo(ttft_s, None)}) for ttft_s in (1.0, 2.0))
-    assert {one: "a", other: "b"}[Slo(4.0, None, classes={10: Slo(1.0, None)})] == "a"
+    one, other = (JudgedSlo(4.0, None, classes={10: JudgedSlo(ttft_s, None)}) for ttft_s in (1.0, 2.0))
+    assert {one: "a", other: "b"}[JudgedSlo(4.0, None, classes={10: JudgedSlo(1.0, None)})] == "a"
     assert one.described() == {
         "ttft_s": 4.0, "itl_s": None, "itl_kind": "per_gap", "e2e_s": None, "gap_fraction": 0.99,
         "classes": {"10": {"ttft_s": 1.0, "itl_s": None, "itl_kind": "per_gap", "e2e_s": None}},

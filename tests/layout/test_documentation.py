@@ -1,5 +1,6 @@
 """The documentation's code runs, its commands exist, its links lead somewhere."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,10 +8,13 @@ import sys
 
 from roofline_policies.contract.decision import Knob
 from roofline_policies.contract.view import QueueState
+from roofline_policies.policies import SloGuard, Static
+from roofline_policies.settings.loading import load
+from roofline_policies.testing import fake_bounds
 from tests import ROOT
 from tests.roofline_policies.views import view
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page, language):
@@ -59,11 +63,56 @@ def test_architecture_names_every_module_of_counting():
     assert {name for name in modules if f"`{name}`" not in table} == set()
 
 
+def test_architecture_names_every_hook_and_no_other():
+    sources = "".join(path.read_text() for path in (ROOT / "sglang_patches").rglob("*.py"))
+    hooked = set(re.findall(r'\bHook\(\s*f"\{\w+\}\.(\w+)"', sources))
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text.partition("| where in SGLang |")[2].partition("\n\n")[0]
+    named = {
+        name.rpartition(".")[2]
+        for row in table.splitlines()[2:]
+        for name in re.findall(r"`([\w.]+)`", row.split("|")[1])
+    }
+    assert "run_batch" in named
+    assert named == hooked
+    assert sources.count("Hook(f") + len(re.findall(r"\bHook\(\n", sources)) == len(hooked)
+
+
 def test_the_commands_of_readme_are_targets_of_the_makefile():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"\bmake ([a-z-]+)", "".join(page.read_text() for page in PAGES)))
     assert {"demo", "test"} <= named <= targets
     assert "make lint test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_overrides_of_the_policy_load():
+    named = {words for page in PAGES for words in re.findall(r'--policy-set "([^"]+)"', page.read_text())}
+    assert "policy.policies.2.relegate_for_s=0" in named
+    for words in named:
+        load("adaptive", overrides=words.split())
+
+
+def test_readme_says_for_how_long_a_prompt_may_be_passed_over():
+    (guard,) = [part for part in load("adaptive").policy.policies if isinstance(part, SloGuard)]
+    assert f"by default for up to {guard.relegate_for_s} s after its arrival" in (ROOT / "README.md").read_text()
+    off = load("adaptive", overrides=["policy.policies.2.relegate_for_s=0"]).policy.policies
+    assert [part.relegate_for_s for part in off if isinstance(part, SloGuard)] == [0]
+
+
+def test_readme_turns_the_policy_off_whatever_was_overridden_at_launch():
+    (body,) = re.findall(r"/roofline/policy -d '(.*?)'", (ROOT / "README.md").read_text())
+    asked = json.loads(body)
+    assert asked.keys() == {"policy", "set"}
+    assert load(asked["policy"], overrides=asked["set"].split()).policy == Static()
+
+
+def test_readme_has_a_row_for_every_knob_that_a_server_can_move():
+    rows = set(re.findall(r"^\| `(\w+)`: ", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert rows == {knob.value for knob in Knob if fake_bounds().movable(knob)}
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_modules_that_are_run_exist():
@@ -73,11 +122,19 @@ def test_modules_that_are_run_exist():
             assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"{page.name}: {module}"
 
 
+def anchors(page):
+    """The addresses of a page's headings, as GitHub makes them: lower case, no punctuation, spaces as dashes."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_and_named_files_exist():
     for page in PAGES:
         text = page.read_text()
         prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)  # code has brackets of its own
-        for target in re.findall(r"\]\(([^)#:]+)\)", prose):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target, heading in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", prose):
+            to = page.parent / target if target else page
+            assert to.exists(), f"{page.name}: {target}"
+            assert not heading or heading in anchors(to), f"{page.name}: {target}#{heading}"
         for path in re.findall(r"`((?:roofline_policies|sglang_patches|bench|conf|docs|tests)/[\w./-]+)`", text):
             assert (ROOT / path).exists(), f"{page.name}: {path}"

@@ -34,7 +34,7 @@ PREFILL = dataclasses.replace(
 )
 TABLES = os.environ.get("ROOFLINE_H200_TABLES")
 
-# docs/measured.md, held-out shapes of each operation's kernels together: median and P90.
+# docs/measured/predictor.md, held-out shapes of each operation's kernels together: median and P90.
 DOCUMENTED = {"gemm": (0.077, 0.21), "decode attention": (0.045, 0.16), "prefill attention": (0.066, 0.19)}
 TARGETS = {"gemm": 0.08, "decode attention": 0.12, "prefill attention": 0.12}
 

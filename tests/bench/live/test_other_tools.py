@@ -25,7 +25,8 @@ from sglang.benchmark.goodput import calculate_goodput
 
 from bench.report.metrics import chunk_gaps_s, gaps_s, summarise, tpot_s
 from bench.report.records import ArmRun, RequestRecord
-from bench.slo import ItlKind, Slo
+from bench.slo import JudgedSlo
+from roofline_policies.slo.objectives import ItlKind
 from tests.bench.report.test_itl import streamed, threes
 from tests.bench.report.test_tail import hangs
 
@@ -109,8 +110,8 @@ RUNS = {
 def test_sglangs_benchmark_prints_our_figures(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     records = random_records(np.random.default_rng(7), 30, sizes)
     run = ArmRun("x", 0, tuple(records), ())
-    limit_s = 1.01 * summarise(run, Slo(None, None), None)["tpot_p50_s"]
-    row = summarise(run, Slo(0.15, limit_s, ItlKind.MEAN_TPOT, e2e_s=2.5), None)
+    limit_s = 1.01 * summarise(run, JudgedSlo(None, None), None)["tpot_p50_s"]
+    row = summarise(run, JudgedSlo(0.15, limit_s, ItlKind.MEAN_TPOT, e2e_s=2.5), None)
     outputs = [sglang_output(record, monkeypatch) for record in records]
     theirs, lengths = serving.calculate_metrics(None, outputs, row["duration_s"], Words(), "sglang")
     assert lengths == [record.output_tokens for record in records]
@@ -130,7 +131,7 @@ def test_sglangs_benchmark_prints_our_figures(sizes: list[int], monkeypatch: pyt
 
 def test_a_hung_request_makes_sglangs_goodput_as_small_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     records = (*random_records(np.random.default_rng(7), 30, [1]), hangs(4.0, 600.0))
-    row = summarise(ArmRun("x", 0, records, ()), Slo(None, None), None)
+    row = summarise(ArmRun("x", 0, records, ()), JudgedSlo(None, None), None)
     outputs = [sglang_output(record, monkeypatch) for record in records]
     judged = calculate_goodput(outputs, {"e2el": 1e9}, row["duration_s"])
     assert row["goodput_per_s"] == pytest.approx(judged.request_goodput) == pytest.approx(30 / 600)
@@ -154,7 +155,7 @@ def genai_perf_itl_s(record: RequestRecord) -> list[float]:
 
 def test_sixty_tokens_three_at_a_time_every_60_ms_in_every_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     record = threes(0.06)
-    row = summarise(ArmRun("x", 0, (record,), ()), Slo(None, None), None)
+    row = summarise(ArmRun("x", 0, (record,), ()), JudgedSlo(None, None), None)
     theirs, _ = serving.calculate_metrics(None, [sglang_output(record, monkeypatch)], 2.0, Words(), "sglang")
     printed = {
         "SGLang ITL": theirs.median_itl_ms, "SGLang TPOT": theirs.median_tpot_ms,
@@ -183,5 +184,5 @@ def test_an_answer_that_is_not_whole_is_completed_there_and_short_here(monkeypat
     record = replace(threes(0.06), output_tokens_asked=90)
     as_if_whole = sglang_output(replace(record, output_tokens_asked=60), monkeypatch)
     theirs, _ = serving.calculate_metrics(None, [as_if_whole], 2.0, Words(), "sglang")
-    row = summarise(ArmRun("x", 0, (record,), ()), Slo(None, None), None)
+    row = summarise(ArmRun("x", 0, (record,), ()), JudgedSlo(None, None), None)
     assert (theirs.completed, row["completed"], row["short"]) == (1, 0, 1)

@@ -13,7 +13,7 @@ from bench.live.prompts import PromptBuilder
 from bench.live.server import Server
 from bench.report.metrics import gaps_s, summarise
 from bench.report.records import ArmRun, Ending, RequestRecord
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from bench.traffic.request import Request
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def test_an_answer_that_does_not_fit_is_short_and_not_good(server: Server) -> No
     assert (record.error, record.finish) == (None, "length")
     assert 150 < record.output_tokens < 200
     assert record.ending is Ending.SHORT
-    row = summarise(ArmRun("x", 0, (record,), ()), Slo(None, None), None)
+    row = summarise(ArmRun("x", 0, (record,), ()), JudgedSlo(None, None), None)
     assert [row[name] for name in ("completed", "short", "errors", "attainment")] == [0, 1, 0, 0.0]
     assert row["short_share"] == record.output_tokens / 400
 
@@ -56,7 +56,7 @@ def test_a_prompt_that_does_not_fit_is_not_completed(server: Server) -> None:
 def test_tokens_that_are_streamed_four_at_a_time_share_their_gap(server: Server) -> None:
     (record,) = replay(server, Request(0.0, 50, 41))
     assert record.completed
-    row = summarise(ArmRun("x", 0, (record,), ()), Slo(None, None), None)
+    row = summarise(ArmRun("x", 0, (record,), ()), JudgedSlo(None, None), None)
     assert row["tokens_per_chunk"] >= 41 / 11  # the first token at once, then ten times four; a read may hold more
     assert (gaps_s(record) > 0).all()
     assert row["itl_p50_s"] <= row["icl_p50_s"] / 2

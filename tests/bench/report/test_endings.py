@@ -13,14 +13,14 @@ from bench.report.headlines import verdict_lines
 from bench.report.metrics import e2e_s, meets, summarise
 from bench.report.records import ArmRun, Ending, RequestRecord
 from bench.report.rendering import shown_columns, write_report
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from bench.traffic.request import Request
 from tests.bench.live.stand_in_server import StandInServer
 from tests.bench.live.test_client import PROMPTS
 from tests.bench.report.test_itl import streamed
 from tests.bench.report.test_report import result_of
 
-ANYTHING = Slo(None, None)
+ANYTHING = JudgedSlo(None, None)
 
 
 def answered(tokens: int, asked: int, **fields: Any) -> RequestRecord:

@@ -16,8 +16,9 @@ from bench.live.prompts import PromptBuilder
 from bench.report.figures import arm_styles, ecdf_figure
 from bench.report.metrics import chunk_gaps_s, gaps_s, meets, summarise, tpot_s
 from bench.report.records import ArmRun, RequestRecord
-from bench.slo import ItlKind, Slo
+from bench.slo import JudgedSlo
 from bench.traffic.request import Request
+from roofline_policies.slo.objectives import ItlKind
 from tests.bench.live.stand_in_server import StandInServer
 
 U = 2.0**-10
@@ -43,14 +44,14 @@ def curve_of_itl(run: ArmRun) -> list[float]:
 
 def test_three_tokens_every_60_ms_are_20_ms_per_token_everywhere() -> None:
     run = ArmRun("drafting", 0, (threes(0.06),), ())
-    row = summarise(run, Slo(1.0, 0.025), None)
+    row = summarise(run, JudgedSlo(1.0, 0.025), None)
     assert row["itl_p50_s"] == row["itl_p99_s"] == pytest.approx(0.020)
     assert curve_of_itl(run) == pytest.approx([0.020] * 57)
     assert row["attainment"] == 1.0
     assert row["icl_p50_s"] == pytest.approx(0.060)
     assert row["tokens_per_chunk"] == 3.0
     assert row["tpot_p50_s"] == pytest.approx(19 * 0.06 / 59)
-    assert summarise(run, Slo(1.0, 0.019), None)["attainment"] == 0.0
+    assert summarise(run, JudgedSlo(1.0, 0.019), None)["attainment"] == 0.0
 
 
 def test_chunks_of_all_sizes_share_their_own_gap() -> None:
@@ -59,15 +60,15 @@ def test_chunks_of_all_sizes_share_their_own_gap() -> None:
     assert gaps_s(one).tolist() == [8 * U] * 4 + [32 * U] + [16 * U] * 2
     assert chunk_gaps_s(one).tolist() == [32 * U] * 3
     assert tpot_s(one) == 96 * U / 7
-    assert meets(one, Slo(None, 16 * U, gap_fraction=6 / 7))
-    assert not meets(one, Slo(None, 16 * U, gap_fraction=0.9))
-    assert meets(one, Slo(None, 14 * U, ItlKind.MEAN_TPOT))
+    assert meets(one, JudgedSlo(None, 16 * U, gap_fraction=6 / 7))
+    assert not meets(one, JudgedSlo(None, 16 * U, gap_fraction=0.9))
+    assert meets(one, JudgedSlo(None, 14 * U, ItlKind.MEAN_TPOT))
 
 
 def test_an_arm_that_drafts_is_held_to_the_same_gaps_as_one_that_does_not() -> None:
     """Equal tokens per second, one at a time and four at a time; and a stall that chunks do not hide."""
     single, fours = (streamed(*((step * n * 16 * U, n) for step in range(1, 101))) for n in (1, 4))
-    slo = Slo(None, 16 * U)
+    slo = JudgedSlo(None, 16 * U)
     assert meets(single, slo)
     assert meets(fours, slo)
     stalled = streamed(*((step * 64 * U + (400 * U if step >= 50 else 0), 4) for step in range(1, 101)))
@@ -78,7 +79,7 @@ def test_an_arm_that_drafts_is_held_to_the_same_gaps_as_one_that_does_not() -> N
 def test_an_answer_in_one_chunk_has_no_gap_to_miss() -> None:
     whole = streamed((0.5, 40))
     assert gaps_s(whole).size == chunk_gaps_s(whole).size == 0
-    assert meets(whole, Slo(1.0, 1e-6))
+    assert meets(whole, JudgedSlo(1.0, 1e-6))
 
 
 CHUNKS = st.lists(st.tuples(st.integers(1, 500), st.integers(1, 9)), min_size=1, max_size=30)

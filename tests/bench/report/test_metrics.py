@@ -24,9 +24,10 @@ from bench.report.metrics import (
     ttft_s,
 )
 from bench.report.records import ArmRun, RequestRecord, ServerSample
-from bench.slo import ItlKind, Slo
+from bench.slo import JudgedSlo
+from roofline_policies.slo.objectives import ItlKind
 
-PER_GAP = Slo(ttft_s=1.0, itl_s=0.1)
+PER_GAP = JudgedSlo(ttft_s=1.0, itl_s=0.1)
 MEAN = replace(PER_GAP, itl_kind=ItlKind.MEAN_TPOT)
 
 
@@ -64,7 +65,7 @@ def test_a_request_of_one_token_has_no_itl_and_one_of_none_has_nothing() -> None
 
 def test_an_error_never_meets_and_has_no_e2e() -> None:
     broken = record((0.1, 0.2), error="the answer broke off")
-    assert not meets(broken, Slo(None, None))
+    assert not meets(broken, JudgedSlo(None, None))
     assert e2e_s(broken) is None
     assert ttft_s(broken) == pytest.approx(0.1)
 
@@ -89,16 +90,16 @@ def test_the_kind_of_itl_decides() -> None:
 @pytest.mark.parametrize(
     ("slo", "met"),
     [
-        (Slo(0.5, None), True),
-        (Slo(0.4999, None), False),
-        (Slo(None, None, e2e_s=0.75), True),
-        (Slo(None, None, e2e_s=0.7), False),
-        (Slo(None, 0.25, ItlKind.MEAN_TPOT), True),
-        (Slo(None, 0.2, ItlKind.MEAN_TPOT), False),
-        (Slo(None, 0.2, ItlKind.PER_GAP, gap_fraction=0.5), False),
+        (JudgedSlo(0.5, None), True),
+        (JudgedSlo(0.4999, None), False),
+        (JudgedSlo(None, None, e2e_s=0.75), True),
+        (JudgedSlo(None, None, e2e_s=0.7), False),
+        (JudgedSlo(None, 0.25, ItlKind.MEAN_TPOT), True),
+        (JudgedSlo(None, 0.2, ItlKind.MEAN_TPOT), False),
+        (JudgedSlo(None, 0.2, ItlKind.PER_GAP, gap_fraction=0.5), False),
     ],
 )
-def test_limits_are_inclusive(slo: Slo, met: bool) -> None:
+def test_limits_are_inclusive(slo: JudgedSlo, met: bool) -> None:
     assert meets(record((0.5, 0.75)), slo) is met
 
 
@@ -121,7 +122,7 @@ def test_a_run_by_hand() -> None:
         record((3.0,), phase="b", scheduled_s=3.0, sent_s=3.0, end_s=5.0, prompt_tokens=40, error="deadline"),
         record((), phase="b", scheduled_s=3.0, sent_s=None, end_s=3.0, prompt_tokens=999, error="deadline"),
     )
-    row = summarise(ArmRun("x", 2, records, ()), Slo(1.0, 0.3), usd_per_h=3.6)
+    row = summarise(ArmRun("x", 2, records, ()), JudgedSlo(1.0, 0.3), usd_per_h=3.6)
     assert (row["arm"], row["repeat"], row["status"], row["crash"]) == ("x", 2, "ok", None)
     assert row["duration_s"] == 5.0
     assert (row["requests"], row["completed"], row["errors"]) == (4, 2, 2)
@@ -206,7 +207,7 @@ def test_a_crashed_or_absent_side_makes_no_pair() -> None:
     assert paired_ratios(rows, "s") == {"a/s": {}}
 
 
-CLASSES = Slo(4.0, 0.5, classes={10: Slo(1.0, 0.1), 1: Slo(None, None, e2e_s=3.0)})
+CLASSES = JudgedSlo(4.0, 0.5, classes={10: JudgedSlo(1.0, 0.1), 1: JudgedSlo(None, None, e2e_s=3.0)})
 
 
 @pytest.mark.parametrize(

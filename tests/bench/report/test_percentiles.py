@@ -16,7 +16,7 @@ from bench.report.metrics import summarise
 from bench.report.percentiles import PERCENTILES, label, read_percentiles, reported
 from bench.report.records import ArmRun
 from bench.report.rendering import shown_columns, verdict_table, write_report
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from bench.sweep.keys import cell_digest
 from bench.sweep.page import shown_columns as sweep_columns
 from bench.virtual.settings import Experiment
@@ -25,7 +25,7 @@ from tests.bench.report.test_itl import streamed
 from tests.bench.report.test_report import result_of, run
 from tests.bench.sweep.cells import settings as sweep_settings
 
-SLO = Slo(1.0, 0.1)
+SLO = JudgedSlo(1.0, 0.1)
 
 
 def test_keys_are_named_as_people_say_them() -> None:

@@ -16,10 +16,10 @@ from bench.report.notes import notes_of
 from bench.report.records import ArmRun, RequestRecord, ServerSample
 from bench.report.rendering import in_script, verdict_rows, verdict_table, write_report
 from bench.report.series import changes_of, knobs_figure, load_figure, phase_spans
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from tests.bench.live.stand_in_server import rank_page
 
-SLO = Slo(1.0, 0.1)
+SLO = JudgedSlo(1.0, 0.1)
 
 
 def record(index: int, phase: str, ttft_s: float) -> RequestRecord:

@@ -12,7 +12,7 @@ from bench.report.headlines import sweep_lines, verdict_lines
 from bench.report.metrics import summarise
 from bench.report.records import ArmRun, RequestRecord
 from bench.report.tail import tail
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from bench.sweep.page import write_page
 from bench.sweep.summary import cell_result, judged
 from tests.bench.report.test_itl import streamed
@@ -20,7 +20,7 @@ from tests.bench.report.test_report import result_of
 from tests.bench.sweep.cells import crashed
 from tests.bench.sweep.test_summary import result as swept
 
-SLO = Slo(1.0, 0.1)
+SLO = JudgedSlo(1.0, 0.1)
 
 
 def quick(arrival_s: float, **fields: Any) -> RequestRecord:

@@ -24,16 +24,16 @@ def chunk(policy, bounds=WIDE, **queue):
 
 @pytest.mark.parametrize("name", ["p_pas", "eb_plus", "sla_bisection", "slack_chunks"])
 def test_each_is_chosen_by_its_name_with_its_own_defaults(name):
-    policy = load("adaptive", overrides=[f"policy={name}"]).policy
+    policy = load("adaptive", overrides=[f"policy=rivals/{name}"]).policy
     assert isinstance(policy, Policy)
     assert type(policy).__module__ == f"bench.rivals.{name}"
     assert policy == type(policy)()
 
 
 def test_parameters_are_set_and_checked_like_any_policys():
-    assert load("adaptive", overrides=["policy=p_pas", "policy.low=512"]).policy == PPas(low=512)
+    assert load("adaptive", overrides=["policy=rivals/p_pas", "policy.low=512"]).policy == PPas(low=512)
     with pytest.raises(InputError, match=r"policy\.low = 0: out of range"):
-        load("adaptive", overrides=["policy=p_pas", "policy.low=0"])
+        load("adaptive", overrides=["policy=rivals/p_pas", "policy.low=0"])
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from bench.composition import read_config
-from bench.slo import ItlKind, Slo
+from bench.slo import JudgedSlo
 from bench.sweep.grid import label, places
 from bench.sweep.settings import SweepSettings
 from roofline_policies.errors import InputError
+from roofline_policies.slo.objectives import ItlKind
 from tests.bench.sweep.cells import FIXED, settings
 
 AXES = {
@@ -146,9 +147,9 @@ def test_the_policy_study_composes(tmp_path: Path) -> None:
         classes = traffic in ("mixed_classes", "shifting")
         ttft_s = {"mooncake": 10.0, "mixed_classes": 4.0, "shifting": 4.0}.get(traffic, 2.0)
         assert (slo.ttft_s, slo.itl_s, slo.itl_kind) == (ttft_s, 0.1 if classes else 0.05, kind), traffic
-        assert list(slo.classes.values()) == ([replace(Slo(1.0, 0.025), itl_kind=ItlKind(kind))] if classes else []), (
-            traffic
-        )
+        assert list(slo.classes.values()) == (
+            [replace(JudgedSlo(1.0, 0.025), itl_kind=ItlKind(kind))] if classes else []
+        ), traffic
     for cell in read.cells:
         asked = {request.priority for request in cell.experiment.requests}
         assert asked <= ({0, 10} if cell.experiment.slo.classes else {None}), cell.name

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from bench.sweep import keys
 from bench.sweep.keys import arm_digest, cell_digest, plain, run_digest, source_digest, unit_key
 from bench.virtual.arms import VirtualArm
@@ -22,7 +22,7 @@ from bench.virtual.settings import Experiment
 from tests import ROOT
 from tests.bench.sweep.cells import settings
 
-SLO = Slo(2.0, 0.1)
+SLO = JudgedSlo(2.0, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def test_a_run_is_what_its_arms_share(change: Callable[[Experiment], Experiment]
 
 
 def test_a_cell_is_its_run_and_what_that_is_judged_by(experiment: Experiment) -> None:
-    assert run_digest(replace(experiment, slo=Slo(2.0, 0.2))) == run_digest(experiment)
-    judges = [("run", SLO, None), ("run", Slo(2.0, 0.2), None), ("run", SLO, 2.0), ("other", SLO, None)]
+    assert run_digest(replace(experiment, slo=JudgedSlo(2.0, 0.2))) == run_digest(experiment)
+    judges = [("run", SLO, None), ("run", JudgedSlo(2.0, 0.2), None), ("run", SLO, 2.0), ("other", SLO, None)]
     assert len({cell_digest(*judge) for judge in judges}) == 4
 
 
@@ -108,7 +108,7 @@ def test_an_arm_is_its_arguments_and_its_policy() -> None:
         replace(static, speculation_steps=3),
     ]
     assert len({arm_digest(arm, SLO) for arm in (static, *others)}) == 6
-    assert arm_digest(static, Slo(2.0, 0.2)) != arm_digest(static, SLO)
+    assert arm_digest(static, JudgedSlo(2.0, 0.2)) != arm_digest(static, SLO)
     assert arm_digest(replace(static, name="b", oracle="fixed"), SLO) == arm_digest(static, SLO)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import bench.sweep.run
-from bench.slo import Slo
+from bench.slo import JudgedSlo
 from bench.sweep.__main__ import main
 from bench.virtual.arms import VirtualArm
 from bench.virtual.processes import Crash
@@ -27,7 +27,7 @@ class Runner:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
-        self.judged: list[list[Slo]] = []
+        self.judged: list[list[JudgedSlo]] = []
         self.answer: Answer = lambda index, arm: (row(arm.name, 60 if arm.fixed else 30 + 10 * index), 2.5)
         monkeypatch.setattr(bench.sweep.run, "run_each", self.run_each)
 

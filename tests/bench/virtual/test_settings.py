@@ -15,17 +15,18 @@ import yaml
 
 import bench.virtual.__main__ as command
 from bench.composition import choices, read_config
-from bench.slo import ItlKind, Slo
+from bench.slo import JudgedSlo
 from bench.traffic import Request
 from bench.virtual.arms import VirtualArm, read_arms
 from bench.virtual.processes import Crash
 from bench.virtual.settings import VirtualSettings
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 from roofline_policies.settings.loading import Settings
+from roofline_policies.slo.objectives import ItlKind
 from roofline_policies.steps.host_time import HostTime, RequestPath
 from tests import ROOT
 
-SLO = Slo(ttft_s=1.5, itl_s=0.03, itl_kind=ItlKind.MEAN_TPOT)
+SLO = JudgedSlo(ttft_s=1.5, itl_s=0.03, itl_kind=ItlKind.MEAN_TPOT)
 LARGE = "virtual: model = 'meta-llama/Llama-3.1-70B-Instruct': does not fit: its weights take 141.1 GB of the 135.7 GB"
 NO_SIZES = "is not a list of sizes; allowed: a list of different whole numbers >= 1"
 
@@ -199,8 +200,10 @@ def test_every_shipped_arm_loads() -> None:
 
 
 def test_a_policy_aims_at_every_class_that_it_is_judged_by() -> None:
-    (arm,) = read_arms({"a": {"policy": "adaptive"}}, Slo(4.0, 0.1, classes={10: Slo(1.0, 0.025), 0: Slo(4.0, None)}))
-    loaded = arm.settings(Slo(4.0, 0.1, classes={10: Slo(1.0, 0.025), 0: Slo(4.0, None)}))
+    (arm,) = read_arms(
+        {"a": {"policy": "adaptive"}}, JudgedSlo(4.0, 0.1, classes={10: JudgedSlo(1.0, 0.025), 0: JudgedSlo(4.0, None)})
+    )
+    loaded = arm.settings(JudgedSlo(4.0, 0.1, classes={10: JudgedSlo(1.0, 0.025), 0: JudgedSlo(4.0, None)}))
     assert isinstance(loaded, Settings)
     aimed = {priority: (one.ttft_s, one.itl_s) for priority, one in loaded.objectives.classes.items()}
     assert aimed == {10: (1.0, 0.025), 0: (4.0, None)}
@@ -255,7 +258,7 @@ def test_a_grid_of_another_oracle_is_named_after_it_and_is_not_fixed() -> None:
 
 def test_the_ordered_grid_is_the_static_one_in_another_order() -> None:
     def grid(name: str) -> object:
-        return yaml.safe_load((ROOT / "conf" / "arm" / f"{name}.yaml").read_text())["grid"]
+        return yaml.safe_load((ROOT / "conf" / "bench" / "arm" / f"{name}.yaml").read_text())["grid"]
 
     assert grid("ordered_grid") == grid("static_grid")
 

@@ -59,7 +59,16 @@ def test_knobs_out_of_the_new_bounds_move_into_them_and_the_log_says_why():
     # Nobody speaks: what costs nothing goes back to the launch setting, as far as the bounds let it.
     assert loop.decide(5.1, BUSY).knobs == Knobs(16, 512)
     adopt(loop, 6.0, Static())
-    assert loop.decide(6.1, BUSY).knobs == Knobs(16, 2048)
+    assert loop.decide(6.1, BUSY).knobs == Knobs(64, 2048)
+
+
+def test_static_asks_the_cap_of_another_policy_back():
+    loop = controller(Says(RUNNING, 32))
+    assert loop.decide(0.0, BUSY).knobs.max_running_requests == 32
+    adopt(loop, 5.0, Static())
+    (change,) = loop.decide(5.1, BUSY).changes
+    assert (change.knob, change.old, change.new, change.reason) == (RUNNING, 32, 64, "the launch setting")
+    assert loop.decide(5.2, BUSY).changes == ()
 
 
 def test_a_dwell_goes_on_and_takes_as_long_as_the_new_settings_say():

@@ -89,7 +89,7 @@ def test_at_most_one_target_and_one_cap_per_knob_and_merging_again_changes_nothi
 
 
 def test_a_composition_is_a_policy_and_nests():
-    inner = compose(Says((cap(700, "a"),)), Static())
+    inner = compose(Says((cap(700, "a"),)), Says(()))
     outer = compose(inner, Says((cap(300, "b"),)))
     assert outer.propose(NOW) == (cap(300, "b"),)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from roofline_policies.errors import InputError
 from roofline_policies.settings.loading import load
-from roofline_policies.settings.overrides import _written, composed
+from roofline_policies.settings.overrides import SHIPPED, _written, composed
 from sglang_patches.launch.policy_source import words
 
 TRAFFIC = "azure, bailian, burstgpt, lmsys, long_output, mooncake, phased, recorded, sharegpt, timed, trace"
@@ -24,8 +24,8 @@ MODEL = "model_path=/m"
 
 
 def live(*overrides: str) -> dict[str, object]:
-    with initialize_config_module("roofline_policies.conf", version_base="1.3"):
-        return composed(lambda given: compose("live", overrides=given), [MODEL, *overrides], where="live")
+    with initialize_config_module("roofline_policies.conf.bench", version_base="1.3"):
+        return composed(lambda given: compose("live", overrides=[*given, SHIPPED]), [MODEL, *overrides], where="live")
 
 
 def told(*overrides: str) -> str:
@@ -118,6 +118,8 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]) | st
 
 
 @given(TEXTS.map(str.strip).filter(bool), st.sampled_from(["", "--policy-set"]))
+@example("\\", "")
+@example("it's a\\", "--policy-set")
 def test_what_is_to_be_written_means_the_value(value: str, option: str) -> None:
     """Through the shell's rules, those of --policy-set, and Hydra's."""
     parts: Sequence[str] = shlex.split(_written("record", value, option))

@@ -18,7 +18,7 @@ from tests.roofline_policies.records import CEILINGS, work
 class Made:
     """100 FLOPs per new token and 3 bytes per visible token; 40 bytes of weights a step."""
 
-    def work(self, batch):
+    def work(self, batch, **_):
         return work(100 * batch.new_tokens, 40 + 3 * batch.context_tokens)
 
 
@@ -84,7 +84,7 @@ def test_fitted_steps_know_no_graphs(graph):
 def test_work_of_several_precisions_takes_turns_on_one_roof():
     @dataclass
     class Two:
-        def work(self, batch):
+        def work(self, batch, **_):
             one = work(100, 0)
             return one._replace(issued=one.issued + type(one.issued).at(Precision.FP8, 100))
 

@@ -1,9 +1,11 @@
 """The real SGLang server with a policy, over HTTP."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -21,6 +23,7 @@ LENGTHS = [5, 40, 300, 17, 120, 64, 9, 200, 33, 80, 150, 3]
 OUTPUT_TOKENS = 24
 CAP = 8
 OWN = "tests.sglang_patches.own_policies"
+KEY = "only-the-operator"
 ENV = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
 
 
@@ -45,6 +48,18 @@ def expected(model, token_ids, tmp_path_factory):
     """The tokens of a server without a policy."""
     with server(model, tmp_path_factory.mktemp("plain")) as plain:
         return generate(plain.base_url, token_ids, OUTPUT_TOKENS)
+
+
+def post(running, path, body):
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    asked = urllib.request.Request(f"{running.base_url}{path}", data=json.dumps(body).encode(), headers=headers)
+    with urllib.request.urlopen(asked, timeout=60) as response:
+        return response.status
+
+
+def adopted(running, policy):
+    """Whether the server, its prefix cache empty, decides by another policy from now on."""
+    return post(running, "/flush_cache", {}) == post(running, "/roofline/policy", {"policy": policy}) == 200
 
 
 RIDGE = "policy=ridge slo.itl_s=0.0005 controller.dwell_s=0.05 log_interval_s=1"
@@ -77,12 +92,19 @@ def test_a_knob_moves_with_its_reason_and_the_tokens_stay_the_same(adaptive, tok
     assert re.search(line, "\n".join(adaptive.log_tail(10_000)))
 
 
-def test_the_default_policy_predicts_and_the_tokens_stay_the_same(model, token_ids, expected, tmp_path):
+@pytest.fixture(scope="module")
+def predicting(model, tmp_path_factory):
+    """A server with the default policy; the tests behind the first have it adopt other ones."""
+    arguments = ["--policy", "adaptive", "--policy-set", "slo.ttft_s=30 slo.itl_s=0.05 controller.dwell_s=0.05"]
+    arguments += ["--policy-packages", OWN, "--admin-api-key", KEY]
+    with server(model, tmp_path_factory.mktemp("predicting"), *arguments) as running:
+        yield running
+
+
+def test_the_default_policy_predicts_and_the_tokens_stay_the_same(predicting, token_ids, expected):
     """Where no kernel of the device was measured, the roofline predicts and the steps that ran correct it."""
-    targets = "slo.ttft_s=30 slo.itl_s=0.05 controller.dwell_s=0.05"
-    with server(model, tmp_path, "--policy", "adaptive", "--policy-set", targets) as running:
-        assert generate(running.base_url, token_ids, OUTPUT_TOKENS) == expected
-        page = roofline(running.base_url)
+    assert generate(predicting.base_url, token_ids, OUTPUT_TOKENS) == expected
+    page = roofline(predicting.base_url)
     assert page["policy"]["state"] == "active"
     assert page["predictor"] == "RooflineSteps"
     learned = page["correction"]["decode"]
@@ -141,33 +163,34 @@ def test_sglangs_own_client_completes(adaptive, model, tmp_path):
     assert re.search(r"Successful requests:\s+8\b", ran.stdout), ran.stdout[-2000:]
 
 
-def test_the_server_outlives_its_policy(model, token_ids, expected, tmp_path):
-    with server(model, tmp_path, "--policy", f"{OWN}:BreaksAfterAWhile") as running:
-        assert generate(running.base_url, token_ids, OUTPUT_TOKENS) == expected
-        page = roofline(running.base_url)
-        log = "\n".join(running.log_tail(10_000))
+def test_mixing_is_turned_on_and_off_while_requests_run(predicting, token_ids, expected):
+    """Whichever steps the decode rows ride in, they produce the same tokens."""
+    assert adopted(predicting, f"{OWN}:MixesNowAndThen")
+    before = roofline(predicting.base_url)
+    assert generate(predicting.base_url, token_ids, OUTPUT_TOKENS) == expected
+    page = roofline(predicting.base_url)
+    log = "\n".join(predicting.log_tail(10_000))
+    assert page["policy"]["state"] == "active"
+    assert page["changes_total"]["mixed_chunk"] - before["changes_total"].get("mixed_chunk", 0) > 1
+    totals = before["totals"]
+    rows = {phase: page["totals"][phase]["new_tokens"] - totals[phase]["new_tokens"] for phase in totals}
+    assert rows["mixed"] > 0
+    assert sum(rows.values()) == sum(LENGTHS) + len(LENGTHS) * (OUTPUT_TOKENS - 1)
+    assert page["predictor"] == "RooflineSteps"  # no kernel of this processor was measured
+    assert log.count("step times are not predicted: ") == 1
+
+
+def test_the_server_outlives_its_policy(predicting, token_ids, expected):
+    assert adopted(predicting, f"{OWN}:BreaksAfterAWhile")
+    assert generate(predicting.base_url, token_ids, OUTPUT_TOKENS) == expected
+    page = roofline(predicting.base_url)
+    log = "\n".join(predicting.log_tail(10_000))
     assert page["policy"]["state"] == "fallback"
     assert page["policy"]["fallback_reason"] == "BreaksAfterAWhile raised RuntimeError: broken on purpose"
     launch = {"max_running_requests": CAP, "prefill_chunk_tokens": 128, "defer_prefill": False, "mixed_chunk": False}
     launch |= {"deadline_order": False, "relegate_for_s": 0, "speculation_window": None, "quant_tier": None}
     assert page["knobs"] == launch
     assert "broken on purpose. The launch settings hold from now on." in log
-
-
-def test_mixing_is_turned_on_and_off_while_requests_run(model, token_ids, expected, tmp_path):
-    """Whichever steps the decode rows ride in, they produce the same tokens."""
-    with server(model, tmp_path, "--policy", f"{OWN}:MixesNowAndThen") as running:
-        before = roofline(running.base_url)["totals"]
-        assert generate(running.base_url, token_ids, OUTPUT_TOKENS) == expected
-        page = roofline(running.base_url)
-        log = "\n".join(running.log_tail(10_000))
-    assert page["policy"]["state"] == "active"
-    assert page["changes_total"]["mixed_chunk"] > 1
-    rows = {phase: page["totals"][phase]["new_tokens"] - before[phase]["new_tokens"] for phase in before}
-    assert rows["mixed"] > 0
-    assert sum(rows.values()) == sum(LENGTHS) + len(LENGTHS) * (OUTPUT_TOKENS - 1)
-    assert page["predictor"] == "RooflineSteps"  # no kernel of this processor was measured
-    assert log.count("step times are not predicted: ") == 1
 
 
 def test_two_ranks_agree(model, token_ids, expected, tmp_path):

@@ -1,0 +1,1 @@
+"""Configuration of experiments, a Hydra config package; the wheel has none of it."""
