@@ -11,7 +11,7 @@ from typing import Any
 
 from roofline_policies.contract.decision import Bounds, Knobs
 from roofline_policies.contract.view import ForwardMode, QueueState
-from roofline_policies.control.controller import Controller, State
+from roofline_policies.control.controller import DECIDE_AT_LEAST_EVERY_S, STALLED_AFTER, Controller, State
 from roofline_policies.control.status import LoopTimer, explain, status
 from roofline_policies.control.transitions import COSTLY_KNOBS
 from roofline_policies.errors import InputError
@@ -37,19 +37,6 @@ from sglang_patches.server.agree import KnobsUpdate, alone, ranks
 from sglang_patches.server.facts import Served, roofline_times
 
 logger = logging.getLogger(__name__)
-
-DECIDE_AT_LEAST_EVERY_S = 0.1
-"""Longest time without a decision while requests only decode, seconds; with prompts waiting every pass decides.
-
-Nothing is admitted meanwhile, so a decision could change nothing but how ready the policy is for the next prompt. A
-judgement: lower costs the loop's time more often, higher shows people older decisions."""
-
-STALLED_AFTER = 256
-"""Iterations launched without one being reported, after which the counters are taken to be stalled and the policy is
-given up.
-
-Records are taken with each decision, so a healthy server has some tens at most: DECIDE_AT_LEAST_EVERY_S of decode
-steps. A judgement, above that; higher decides for longer by what is no longer measured."""
 
 
 class Decider:

@@ -16,11 +16,6 @@ _TICKET = "_roofline_ticket"
 
 EMPTY = BatchShape()
 
-LEAST_IN_FLIGHT = 8
-"""The prompt part-way through its chunks gets at least 1 / 8 of each chunk, however urgent others are. A judgement.
-Higher delays that prompt more, and no other long prompt can start before it ends; lower lets prompts that are due
-sooner miss."""
-
 
 class Waiting:
     """Follows one scheduler's waiting queue. A request costs O(log n) when it comes, and O(1) amortised afterwards.
@@ -115,21 +110,12 @@ class Waiting:
             self._admission.move(queue, request, moved[request.rid])
 
     def chunk_limit(self, request: Request, budget: int, page: int) -> int | None:
-        """Most tokens of a chunk for the prompt in flight, so that prompts due before it can enter; None: all of it.
-
-        Only prompts that fit beside it count: SGLang has one prompt part-way at a time. A prompt in flight that is late
-        already is due after everybody.
-        """
+        """Most tokens of a chunk for the prompt in flight, so that prompts due before it can enter; None: all of it."""
         if not self._ordered:
             return None
-        own = self.ticket(request)
-        due_s = float("inf") if own.due_s < self.clock_s else own.due_s
-        least = max(page, budget // LEAST_IN_FLIGHT)
-        reserved = 0
-        for other in self._scheduler.waiting_queue:
-            theirs = self.ticket(other)
-            tokens = -(-max(1, other.seqlen - other.prefix_len) // page) * page
-            if theirs.rank is Rank.RELEGATED or theirs.due_s >= due_s or reserved + tokens > budget - least:
-                break
-            reserved += tokens
-        return (budget - reserved) // page * page if reserved else None
+
+        def tokens(waits: Request) -> int:
+            return -(-max(1, waits.seqlen - waits.prefix_len) // page) * page
+
+        kept = self._admission.kept_tokens(self.clock_s, request, self._scheduler.waiting_queue, tokens, budget, page)
+        return (budget - kept) // page * page if kept else None

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from roofline_policies.slo.admission import Ticket
-from sglang_patches.requests.prefill_rate import FIRST_PACE, KEEP, STEPS_TO_A_TOKEN, Service
+from roofline_policies.slo.prefill_rate import FIRST_PACE, KEEP, STEPS_TO_A_TOKEN
+from sglang_patches.requests.prefill_rate import Service
 
 
 class Prompt:
@@ -64,7 +65,7 @@ def test_time_in_which_nobody_waited_says_nothing(service):
 def test_what_was_cached_when_a_prompt_came_is_not_served(service):
     """A prompt of 1,000 tokens of which 600 are cached: 400 ms, in two chunks of 200."""
     prompt = Prompt(1000, cached=600)
-    service._passed_s = service._served_s = 0.0
+    service._rate._passed_s = service._rate._served_s = 0.0
     prompt.inflight_middle_chunks = 1
     step(service, 0.0, (prompt, 200, 600))
     prompt.inflight_middle_chunks = 2
@@ -77,7 +78,7 @@ def test_what_was_cached_when_a_prompt_came_is_not_served(service):
 def test_what_was_cached_while_a_prompt_waited_is_served_by_its_first_step_alone(service):
     """600 of 1,000 tokens when it came and 800 when it was its turn, in two chunks of 100."""
     prompt = Prompt(1000, cached=600)
-    service._passed_s = service._served_s = 0.0
+    service._rate._passed_s = service._rate._served_s = 0.0
     prompt.inflight_middle_chunks = 1
     step(service, 0.0, (prompt, 100, 800))
     prompt.inflight_middle_chunks = 2
@@ -89,7 +90,7 @@ def test_what_was_cached_while_a_prompt_waited_is_served_by_its_first_step_alone
 
 def test_what_is_not_cached_any_more_is_served_as_far_as_it_was_predicted(service):
     """600 of 1,000 tokens were cached when it came, and none is when it is its turn."""
-    service._passed_s = service._served_s = 0.0
+    service._rate._passed_s = service._rate._served_s = 0.0
     step(service, 0.0, (Prompt(1000, cached=600), 1000, 0))
     step(service, 1.0, (Prompt(1), 1, 0))
     assert service.pace == pytest.approx(1.0 / 0.4)
@@ -106,7 +107,7 @@ def test_of_a_prompt_that_comes_with_a_prefix_the_rest_is_ahead(service):
 def test_what_was_found_in_the_cache_is_served_by_the_first_step_alone(service):
     """A prompt of 1,000 tokens of which none was cached when it came and 600 are, in two chunks of 200."""
     prompt = Prompt(1000)
-    service._passed_s = service._served_s = 0.0
+    service._rate._passed_s = service._rate._served_s = 0.0
     prompt.inflight_middle_chunks = 1
     step(service, 0.0, (prompt, 200, 600))
     prompt.inflight_middle_chunks = 2

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.slo.admission import NO_TARGET_S, Rank
+from roofline_policies.slo.admission import LEAST_IN_FLIGHT, NO_TARGET_S, Rank
 from roofline_policies.slo.objectives import Objectives, Slo
 from sglang_patches import hooks
 from sglang_patches.requests import waiting as waiting_module
 from sglang_patches.requests.promises import Promises
-from sglang_patches.requests.waiting import LEAST_IN_FLIGHT, Waiting
+from sglang_patches.requests.waiting import Waiting
 from tests.sglang_patches.stand_ins import StandInTree
 
 SERVER = Slo(ttft_s=10.0, itl_s=0.1)
