@@ -34,7 +34,7 @@ OF_POLICIES = (
     "bench/rivals", "roofline_policies/policies", "roofline_policies/testing", "roofline_policies/control",
     "roofline_policies/contract/view.py", "roofline_policies/steps/correction.py",
     *(f"roofline_policies/slo/{module}.py" for module in (
-        "admission", "deadlines", "output_lengths", "running_targets",
+        "admission", "deadlines", "output_lengths", "prefill_rate", "running_targets",
     )),
     *(f"sglang_patches/{module}.py" for module in (
         "loop/actuator", "loop/applier", "loop/decider", "loop/guard", "loop/loaded", "loop/reports", "observe/clocks",

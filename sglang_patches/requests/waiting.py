@@ -110,11 +110,7 @@ class Waiting:
             self._admission.move(queue, request, moved[request.rid])
 
     def chunk_limit(self, request: Request, budget: int, page: int) -> int | None:
-        """Most tokens of a chunk for the prompt in flight, so that prompts due before it can enter; None: all of it.
-
-        Only prompts that fit beside it count: SGLang has one prompt part-way at a time. A prompt in flight that is late
-        already is due after everybody.
-        """
+        """Most tokens of a chunk for the prompt in flight, so that prompts due before it can enter; None: all of it."""
         if not self._ordered:
             return None
 
