@@ -89,7 +89,7 @@ async def send(server: Server, seconds: int, seed: int, prompts: PromptBuilder) 
     """
     count = max(1, round(3 * seconds / PACE_S))
     requests = storm_load(
-        seed, count, most_prompt_tokens=MOST_PROMPT_TOKENS, most_output_tokens=MOST_OUTPUT_TOKENS, pace_s=PACE_S
+        seed, count, most_prompt_tokens=MOST_PROMPT_TOKENS, most_output_tokens=MOST_OUTPUT_TOKENS, interarrival_s=PACE_S
     )
     ends: Counter[str] = Counter()
     tasks: set[asyncio.Task[None]] = set()

@@ -16,13 +16,13 @@ SHARE_OF_BURSTS, SHARE_OF_FOLLOWERS, SHARE_OF_URGENT = 0.25, 0.25, 0.4
 
 
 def storm_load(
-    seed: int, count: int, *, most_prompt_tokens: int, most_output_tokens: int, pace_s: float
+    seed: int, count: int, *, most_prompt_tokens: int, most_output_tokens: int, interarrival_s: float
 ) -> list[Request]:
     """``count`` requests in order of arrival; equal arguments give equal requests.
 
     Lengths are log-uniform. A quarter of the arrivals are bursts: several short prompts with a prefix in common that
     nobody had before, and a long one behind them, all in the same instant. Others follow with a prefix that was there
-    before. pace_s: mean seconds between arrivals.
+    before. interarrival_s: mean seconds between arrivals.
     """
     draw, at_s, known, requests = Random(f"{seed}"), 0.0, list[tuple[int, int]](), list[Request]()
 
@@ -40,7 +40,7 @@ def storm_load(
         )
 
     while len(requests) < count:
-        at_s += draw.expovariate(1 / pace_s)
+        at_s += draw.expovariate(1 / interarrival_s)
         kind = draw.random()
         if kind < SHARE_OF_BURSTS:
             block = (len(known), draw.choice(PREFIX_TOKENS))

@@ -30,7 +30,7 @@ class Round:
     kv_tokens: int = 65_536
     most_prompt_tokens: int = 6000
     most_output_tokens: int = 128
-    pace_s: float = 0.1
+    interarrival_s: float = 0.1
     leaving: float = 0.05
     policy: str | None = None
 

@@ -49,7 +49,7 @@ def draw_round(seed: int, requests: int, policy: str | None = None) -> Round:
         kv_tokens=4096 if pressed else 65_536,
         most_prompt_tokens=1500 if pressed else 6000,
         most_output_tokens=400 if pressed else 128,
-        pace_s=0.02 if pressed else draw.choice((0.02, 0.1, 0.3)),
+        interarrival_s=0.02 if pressed else draw.choice((0.02, 0.1, 0.3)),
         leaving=draw.choice((0.0, 0.05, 0.3)),
         policy=policy,
     )

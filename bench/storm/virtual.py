@@ -88,7 +88,7 @@ def _requests(round_: Round) -> list[VirtualRequest]:
         round_.requests,
         most_prompt_tokens=round_.most_prompt_tokens,
         most_output_tokens=round_.most_output_tokens,
-        pace_s=round_.pace_s,
+        interarrival_s=round_.interarrival_s,
     )
     prompts = PromptBuilder(round_.seed, VOCABULARY)
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from roofline_policies.contract.decision import Bounds, Decision, Knob, KnobChange, Knobs
 from roofline_policies.contract.view import ForwardMode, IterationRecord, QueueState, SchedulerView
-from roofline_policies.control.steps_in_flight import StepPace
+from roofline_policies.control.steps_in_flight import StepsInFlight
 from roofline_policies.control.transitions import Transitions, TransitionSettings
 from roofline_policies.control.window import GapWindow, Phase
 from roofline_policies.device.hardware import Ceilings
@@ -160,7 +160,7 @@ class Controller:
         }
         self.last_record: IterationRecord | None = None
         self.last_change: tuple[QueueState, Decision] | None = None
-        self.pace = StepPace(predictor)
+        self.in_flight = StepsInFlight(predictor)
         self.decisions = 0
         self._gaps = GapWindow(settings.gaps)
         self._transitions = Transitions(settings.transitions(), bounds, launch)
@@ -178,7 +178,7 @@ class Controller:
             return
         self.iterations += 1
         self.last_record = record
-        self.pace.finished(record.mode, record.step_s, record.done_s)
+        self.in_flight.finished(record.mode, record.step_s, record.done_s)
         self.phases[record.mode].add(record)
         if record.mode is ForwardMode.PREFILL:
             return
@@ -193,9 +193,9 @@ class Controller:
 
         prefill, decode: what it runs, as the predictor is asked for it.
         """
-        self.pace.launched(mode, now_s, prefill, decode)
+        self.in_flight.launched(mode, now_s, prefill, decode)
         if mode is not ForwardMode.DECODE:
-            self._prefilled_s = self.pace.free_s(now_s)  # a long prompt's step is not a time without one
+            self._prefilled_s = self.in_flight.free_s(now_s)  # a long prompt's step is not a time without one
         if mode is ForwardMode.PREFILL:
             self._prefills_since_decode += 1
         else:
@@ -206,7 +206,7 @@ class Controller:
         """Note that nobody waits for a next token: the next gap would measure the pause, not the server."""
         self._last_token_s = self._decode_launched_s = None
         self._prefills_since_decode = 0
-        self.pace.nobody_waits()
+        self.in_flight.nobody_waits()
 
     @property
     def token_s(self) -> float:
@@ -261,9 +261,9 @@ class Controller:
             since_decode_s=0.0 if self._decode_launched_s is None else now_s - self._decode_launched_s,
             prefills_since_decode=self._prefills_since_decode,
             since_prefill_s=0.0 if self._prefilled_s is None else max(0.0, now_s - self._prefilled_s),
-            token_age_s=self.pace.token_age_s(now_s),
-            free_in_s=self.pace.free_s(now_s) - now_s,
-            steps=self.pace.steps,
+            token_age_s=self.in_flight.token_age_s(now_s),
+            free_in_s=self.in_flight.free_s(now_s) - now_s,
+            steps=self.in_flight.steps,
             predictor=self.predictor,
             decisions=self.decisions,
         )
@@ -278,7 +278,7 @@ class Controller:
         """
         if self.state is State.FALLBACK:  # nothing was observed since
             self.pause()
-            self.pace.forget()
+            self.in_flight.forget()
         self.policy, self.slo, self.settings, self.bounds = policy, slo, settings, bounds
         self.state, self.fallback_reason = State.ACTIVE, None
         self._overruns, self._decided_s = 0, float("-inf")

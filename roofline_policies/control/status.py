@@ -95,7 +95,7 @@ def status(controller: Controller, now_s: float, queue: QueueState) -> dict[str,
             "e2e_s": controller.slo.e2e_s,
         },
         "predictor": None if controller.predictor is None else type_name(controller.predictor),
-        "correction": {mode.value: line._asdict() for mode, line in controller.pace.lines.items()},
+        "correction": {mode.value: line._asdict() for mode, line in controller.in_flight.lines.items()},
         "iterations": controller.iterations,
         **{
             mode.value: point_to_dict(phase, phase.now(now_s) if runs else None, controller, now_s)

@@ -22,7 +22,7 @@ class _Step(NamedTuple):
     tokens: bool
 
 
-class StepPace:
+class StepsInFlight:
     """Follows steps from their launch to their end. O(1), ``token_age_s`` O(steps whose end was not told yet).
 
     Without a predictor, ``steps`` is None and no age is known.

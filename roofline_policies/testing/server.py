@@ -287,7 +287,7 @@ class Server:
                 joining.append(job)
         for job in (*rows, *joining):
             job.launched += 1
-        ends_s = self.controller.pace.free_s(self.now_s)
+        ends_s = self.controller.in_flight.free_s(self.now_s)
         for job in joining:  # the next step is decided before these have their first token
             self.targets.join(job, job.slo, job.received_s, ends_s, 1)
         self.running = [job for job in (*self.running, *joining) if job.launched < job.request.output_tokens]

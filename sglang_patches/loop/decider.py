@@ -196,7 +196,7 @@ class Decider:
         launch = self.observer.launched(batch)
         if launch is not None:
             prefill, decode = launch.prefill, launch.decode
-            ends_s = 0.0 if decode.requests and not prefill.requests else controller.pace.free_s(time.monotonic())
+            ends_s = 0.0 if decode.requests and not prefill.requests else controller.in_flight.free_s(time.monotonic())
             self._progress.launched(batch, prefill.context_tokens + decode.context_tokens, ends_s)
         self._unreported += 1
         if self._unreported > STALLED_AFTER:

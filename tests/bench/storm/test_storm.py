@@ -39,13 +39,13 @@ def test_equal_seeds_give_equal_storms_and_equal_loads():
     for seed in range(20):
         view = fake_view(decisions=seed)
         assert Storm(1).propose(view) == Storm(1).propose(view) != Storm(2).propose(view)
-        load = {"most_prompt_tokens": 500, "most_output_tokens": 9, "pace_s": 0.1}
+        load = {"most_prompt_tokens": 500, "most_output_tokens": 9, "interarrival_s": 0.1}
         assert storm_load(seed, 50, **load) == storm_load(seed, 50, **load) != storm_load(seed + 1, 50, **load)
         assert draw_round(seed, 50) == draw_round(seed, 50)
 
 
 def test_a_load_has_bursts_with_a_new_prefix_and_a_long_prompt_behind_them():
-    requests = storm_load(0, 400, most_prompt_tokens=3000, most_output_tokens=64, pace_s=0.1)
+    requests = storm_load(0, 400, most_prompt_tokens=3000, most_output_tokens=64, interarrival_s=0.1)
     assert [request.arrival_s for request in requests] == sorted(request.arrival_s for request in requests)
     assert all(1 <= request.prompt_tokens <= 3000 and 1 <= request.output_tokens <= 64 for request in requests)
     assert {request.priority for request in requests} == {None, URGENT}
@@ -104,9 +104,12 @@ def test_what_cannot_be_used_is_named_before_anything_runs(argv, named, capsys):
 switches = st.sampled_from(["--enable-mixed-chunk", "--disable-radix-cache", "--disable-overlap-schedule"])
 
 
+# fmt: off
 DIED = [
-    Round(23, 120, ("--chunked-prefill-size", "64", "--page-size", "1", "--enable-mixed-chunk"), pace_s=0.02),
-    Round(24, 150, ("--chunked-prefill-size", "960", "--page-size", "64", "--disable-radix-cache"), pace_s=0.02),
+    Round(23, 120, ("--chunked-prefill-size", "64", "--page-size", "1", "--enable-mixed-chunk"), interarrival_s=0.02),
+    Round(
+        24, 150, ("--chunked-prefill-size", "960", "--page-size", "64", "--disable-radix-cache"), interarrival_s=0.02
+    ),
 ]
 """While two prompts could be part-way, the scheduler ended in the first, and requests were lost in the second."""
 
@@ -129,7 +132,7 @@ def servers(draw):
         draw(st.integers(0, 10**6)), REQUESTS, tuple(arguments),
         kv_tokens=4096 if pressed else 65_536,
         most_prompt_tokens=draw(st.sampled_from([300, 2000])), most_output_tokens=draw(st.sampled_from([8, 200])),
-        pace_s=draw(st.sampled_from([0.005, 0.05])), leaving=draw(st.sampled_from([0.0, 0.2])),
+        interarrival_s=draw(st.sampled_from([0.005, 0.05])), leaving=draw(st.sampled_from([0.0, 0.2])),
     )  # fmt: skip
 
 
@@ -162,7 +165,7 @@ def aligned(one, told):
 
 @pytest.mark.slow
 def test_chunks_that_are_aligned_leave_no_second_prompt_part_way():
-    plain = [Round(seed, REQUESTS, ("--chunked-prefill-size", "256"), pace_s=0.01) for seed in (1, 2)]
+    plain = [Round(seed, REQUESTS, ("--chunked-prefill-size", "256"), interarrival_s=0.01) for seed in (1, 2)]
     for result in served(*plain, work=aligned):
         assert (result.problem, result.lost) == (None, 0)
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roofline_policies.contract.view import ForwardMode
-from roofline_policies.control.steps_in_flight import MOST_IN_FLIGHT, StepPace
+from roofline_policies.control.steps_in_flight import MOST_IN_FLIGHT, StepsInFlight
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.steps.correction import Line
 
@@ -29,153 +29,153 @@ def rows(count):
     return BatchShape.of(decode_contexts=[5] * count)
 
 
-def launch(pace, mode, now_s, tokens=0, decode=0):
-    pace.launched(mode, now_s, prompt(tokens), rows(decode))
+def launch(flying, mode, now_s, tokens=0, decode=0):
+    flying.launched(mode, now_s, prompt(tokens), rows(decode))
 
 
 def test_without_a_predictor_nothing_is_known():
-    pace = StepPace(None)
-    pace.launched(DECODE, 0.0, EMPTY, rows(1))
-    pace.finished(DECODE, 0.1, 0.1)
-    assert (pace.steps, pace.lines, pace.token_age_s(9.0)) == (None, {}, 0.0)
+    flying = StepsInFlight(None)
+    flying.launched(DECODE, 0.0, EMPTY, rows(1))
+    flying.finished(DECODE, 0.1, 0.1)
+    assert (flying.steps, flying.lines, flying.token_age_s(9.0)) == (None, {}, 0.0)
 
 
 def test_tokens_age_from_the_end_of_the_step_that_gave_them():
-    pace = StepPace(Told())
-    assert pace.token_age_s(7.0) == 0.0
-    launch(pace, PREFILL, 10.0, tokens=2)  # gives its prompts their first tokens at 12
-    assert pace.token_age_s(10.5) == 0.0  # nothing can start before
-    assert pace.token_age_s(12.5) == 0.5
-    launch(pace, DECODE, 11.0, decode=4)  # waits for the device: 12 to 12.5
-    assert pace.token_age_s(11.0) == 0.0
-    launch(pace, PREFILL, 11.5, tokens=3)  # 12.5 to 15.5, and the rows get nothing
-    assert pace.token_age_s(11.5) == 3.0
-    assert pace.token_age_s(16.0) == 3.5
-    launch(pace, MIXED, 11.75, tokens=1, decode=4)  # to 17, with a token for every row
-    assert pace.token_age_s(12.0) == 0.0
+    flying = StepsInFlight(Told())
+    assert flying.token_age_s(7.0) == 0.0
+    launch(flying, PREFILL, 10.0, tokens=2)  # gives its prompts their first tokens at 12
+    assert flying.token_age_s(10.5) == 0.0  # nothing can start before
+    assert flying.token_age_s(12.5) == 0.5
+    launch(flying, DECODE, 11.0, decode=4)  # waits for the device: 12 to 12.5
+    assert flying.token_age_s(11.0) == 0.0
+    launch(flying, PREFILL, 11.5, tokens=3)  # 12.5 to 15.5, and the rows get nothing
+    assert flying.token_age_s(11.5) == 3.0
+    assert flying.token_age_s(16.0) == 3.5
+    launch(flying, MIXED, 11.75, tokens=1, decode=4)  # to 17, with a token for every row
+    assert flying.token_age_s(12.0) == 0.0
 
 
 def test_the_device_is_free_when_the_last_step_in_flight_has_ended():
-    pace = StepPace(Told())
-    assert pace.free_s(7.0) == 7.0
-    launch(pace, PREFILL, 10.0, tokens=2)
-    assert (pace.free_s(10.0), pace.free_s(11.5), pace.free_s(12.5)) == (12.0, 12.0, 12.5)
-    launch(pace, DECODE, 11.0, decode=4)  # waits for the device: 12 to 12.5
-    launch(pace, MIXED, 11.5, tokens=1, decode=4)  # to 14
-    assert pace.free_s(11.5) == 14.0
-    launch(pace, DECODE, 20.0, decode=8)  # finds it free
-    assert pace.free_s(20.0) == 21.0
-    pace.finished(PREFILL, 2.5, 12.5)  # half a second later than predicted; nothing behind it is free for that long
-    assert pace.free_s(20.0) == 21.0
+    flying = StepsInFlight(Told())
+    assert flying.free_s(7.0) == 7.0
+    launch(flying, PREFILL, 10.0, tokens=2)
+    assert (flying.free_s(10.0), flying.free_s(11.5), flying.free_s(12.5)) == (12.0, 12.0, 12.5)
+    launch(flying, DECODE, 11.0, decode=4)  # waits for the device: 12 to 12.5
+    launch(flying, MIXED, 11.5, tokens=1, decode=4)  # to 14
+    assert flying.free_s(11.5) == 14.0
+    launch(flying, DECODE, 20.0, decode=8)  # finds it free
+    assert flying.free_s(20.0) == 21.0
+    flying.finished(PREFILL, 2.5, 12.5)  # half a second later than predicted; nothing behind it is free for that long
+    assert flying.free_s(20.0) == 21.0
 
 
 def test_when_the_device_is_free_follows_what_was_measured():
-    pace = StepPace(Told())
-    launch(pace, PREFILL, 10.0, tokens=2)
-    launch(pace, DECODE, 10.0, decode=8)
-    assert pace.free_s(10.0) == 13.0
-    pace.finished(PREFILL, 2.0, 12.75)  # it began later than it could
-    assert pace.free_s(12.75) == 13.75
-    pace.finished(DECODE, 1.0, 13.75)
-    assert (pace.free_s(13.0), pace.free_s(15.0)) == (13.75, 15.0)
+    flying = StepsInFlight(Told())
+    launch(flying, PREFILL, 10.0, tokens=2)
+    launch(flying, DECODE, 10.0, decode=8)
+    assert flying.free_s(10.0) == 13.0
+    flying.finished(PREFILL, 2.0, 12.75)  # it began later than it could
+    assert flying.free_s(12.75) == 13.75
+    flying.finished(DECODE, 1.0, 13.75)
+    assert (flying.free_s(13.0), flying.free_s(15.0)) == (13.75, 15.0)
     for number in range(300):
-        launch(pace, PREFILL, 100.0 + 10.0 * number, tokens=2)
-        pace.finished(PREFILL, 3.0, 103.0 + 10.0 * number)
-    launch(pace, PREFILL, 4000.0, tokens=2)
-    launch(pace, PREFILL, 4000.0, tokens=2)
-    assert pace.free_s(4000.0) == pytest.approx(4006.0, rel=1e-5)
+        launch(flying, PREFILL, 100.0 + 10.0 * number, tokens=2)
+        flying.finished(PREFILL, 3.0, 103.0 + 10.0 * number)
+    launch(flying, PREFILL, 4000.0, tokens=2)
+    launch(flying, PREFILL, 4000.0, tokens=2)
+    assert flying.free_s(4000.0) == pytest.approx(4006.0, rel=1e-5)
 
 
 def test_what_is_not_known_to_be_in_flight_keeps_nobody_waiting():
-    unknown = StepPace(None)
+    unknown = StepsInFlight(None)
     unknown.launched(DECODE, 0.0, EMPTY, rows(1))
     assert unknown.free_s(9.0) == 9.0
-    pace = StepPace(Told())
-    launch(pace, PREFILL, 10.0, tokens=50)
-    pace.nobody_waits()
-    assert pace.free_s(10.0) == 60.0  # the device is not free for that
-    pace.forget()
-    assert pace.free_s(10.0) == 10.0
+    flying = StepsInFlight(Told())
+    launch(flying, PREFILL, 10.0, tokens=50)
+    flying.nobody_waits()
+    assert flying.free_s(10.0) == 60.0  # the device is not free for that
+    flying.forget()
+    assert flying.free_s(10.0) == 10.0
 
 
 def test_what_was_measured_takes_the_place_of_what_was_predicted():
-    pace = StepPace(Told())
-    launch(pace, DECODE, 10.0, decode=8)
-    launch(pace, PREFILL, 10.0, tokens=2)
-    pace.finished(DECODE, 1.0, 11.25)  # a quarter of a second later than expected
-    assert pace.token_age_s(11.0) == 2.0
-    pace.finished(PREFILL, 2.0, 13.25)
-    assert pace.token_age_s(11.0) == 2.0
-    assert pace.token_age_s(14.0) == 2.75
+    flying = StepsInFlight(Told())
+    launch(flying, DECODE, 10.0, decode=8)
+    launch(flying, PREFILL, 10.0, tokens=2)
+    flying.finished(DECODE, 1.0, 11.25)  # a quarter of a second later than expected
+    assert flying.token_age_s(11.0) == 2.0
+    flying.finished(PREFILL, 2.0, 13.25)
+    assert flying.token_age_s(11.0) == 2.0
+    assert flying.token_age_s(14.0) == 2.75
 
 
 def test_what_is_learned_prices_the_steps_in_flight():
-    pace = StepPace(Told())
+    flying = StepsInFlight(Told())
     for number in range(300):
-        launch(pace, PREFILL, 10.0 * number, tokens=2)
-        pace.finished(PREFILL, 3.0, 10.0 * number + 3.0)
-    assert pace.steps.step_s(prefill=prompt(2)) == pytest.approx(3.0, rel=0.02)
-    launch(pace, PREFILL, 4000.0, tokens=2)
-    assert pace.token_age_s(4000.0) == pytest.approx(4003.0 - 3.0, abs=0.1)  # since the first prompt's token
-    assert set(pace.lines) == {PREFILL}
+        launch(flying, PREFILL, 10.0 * number, tokens=2)
+        flying.finished(PREFILL, 3.0, 10.0 * number + 3.0)
+    assert flying.steps.step_s(prefill=prompt(2)) == pytest.approx(3.0, rel=0.02)
+    launch(flying, PREFILL, 4000.0, tokens=2)
+    assert flying.token_age_s(4000.0) == pytest.approx(4003.0 - 3.0, abs=0.1)  # since the first prompt's token
+    assert set(flying.lines) == {PREFILL}
 
 
 def test_a_kind_of_step_that_has_not_run_errs_like_its_nearest_relative():
-    pace = StepPace(Told())
-    assert (pace.steps.prefill, pace.steps.mixed, pace.steps.decode) == (Line(), Line(), Line())
-    launch(pace, MIXED, 0.0, tokens=1, decode=1)
-    pace.finished(MIXED, 2.25, 2.25)
-    assert pace.steps.prefill == pace.steps.mixed == pace.lines[MIXED]
-    assert pace.steps.mixed.scale == pytest.approx(2.0)
-    launch(pace, PREFILL, 3.0, tokens=1)
-    pace.finished(PREFILL, 1.5, 4.5)
-    assert pace.steps.prefill.scale == pytest.approx(1.5)
-    assert pace.steps.mixed.scale == pytest.approx(2.0)
-    assert pace.steps.decode == Line()
-    only = StepPace(Told())
+    flying = StepsInFlight(Told())
+    assert (flying.steps.prefill, flying.steps.mixed, flying.steps.decode) == (Line(), Line(), Line())
+    launch(flying, MIXED, 0.0, tokens=1, decode=1)
+    flying.finished(MIXED, 2.25, 2.25)
+    assert flying.steps.prefill == flying.steps.mixed == flying.lines[MIXED]
+    assert flying.steps.mixed.scale == pytest.approx(2.0)
+    launch(flying, PREFILL, 3.0, tokens=1)
+    flying.finished(PREFILL, 1.5, 4.5)
+    assert flying.steps.prefill.scale == pytest.approx(1.5)
+    assert flying.steps.mixed.scale == pytest.approx(2.0)
+    assert flying.steps.decode == Line()
+    only = StepsInFlight(Told())
     launch(only, PREFILL, 3.0, tokens=1)
     only.finished(PREFILL, 1.5, 4.5)
     assert only.steps.mixed == only.steps.prefill
 
 
 def test_a_lost_result_costs_what_is_in_flight_and_nothing_that_was_learned():
-    pace = StepPace(Told())
-    launch(pace, DECODE, 0.0, decode=8)
-    pace.finished(DECODE, 1.0, 1.0)
+    flying = StepsInFlight(Told())
+    launch(flying, DECODE, 0.0, decode=8)
+    flying.finished(DECODE, 1.0, 1.0)
     for mode in (DECODE, PREFILL, DECODE):
-        launch(pace, mode, 1.0, tokens=3 * (mode is PREFILL), decode=8 * (mode is DECODE))
-    pace.finished(PREFILL, 50.0, 60.0)  # the decode step's result never came
-    assert set(pace.lines) == {DECODE}
-    assert pace.lines[DECODE].scale == pytest.approx(1.0)
-    assert pace.token_age_s(70.0) == pytest.approx(69.0)  # of the last token that is known of
-    launch(pace, DECODE, 70.0, decode=8)
-    pace.finished(DECODE, 1.0, 71.0)
-    assert pace.token_age_s(71.5) == 0.5
+        launch(flying, mode, 1.0, tokens=3 * (mode is PREFILL), decode=8 * (mode is DECODE))
+    flying.finished(PREFILL, 50.0, 60.0)  # the decode step's result never came
+    assert set(flying.lines) == {DECODE}
+    assert flying.lines[DECODE].scale == pytest.approx(1.0)
+    assert flying.token_age_s(70.0) == pytest.approx(69.0)  # of the last token that is known of
+    launch(flying, DECODE, 70.0, decode=8)
+    flying.finished(DECODE, 1.0, 71.0)
+    assert flying.token_age_s(71.5) == 0.5
 
 
 def test_results_that_nobody_waits_for_say_nothing():
-    pace = StepPace(Told())
-    pace.finished(DECODE, 1.0, 1.0)
-    assert (pace.lines, pace.token_age_s(9.0)) == ({}, 0.0)
+    flying = StepsInFlight(Told())
+    flying.finished(DECODE, 1.0, 1.0)
+    assert (flying.lines, flying.token_age_s(9.0)) == ({}, 0.0)
 
 
 def test_in_a_pause_nobodys_token_ages():
-    pace = StepPace(Told())
-    launch(pace, DECODE, 0.0, decode=1)
-    pace.finished(DECODE, 0.125, 0.125)
-    pace.nobody_waits()
-    assert pace.token_age_s(500.0) == 0.0
-    launch(pace, PREFILL, 500.0, tokens=2)
-    assert pace.token_age_s(500.0) == 0.0
-    pace.finished(PREFILL, 2.0, 502.0)
-    assert pace.token_age_s(502.5) == 0.5
+    flying = StepsInFlight(Told())
+    launch(flying, DECODE, 0.0, decode=1)
+    flying.finished(DECODE, 0.125, 0.125)
+    flying.nobody_waits()
+    assert flying.token_age_s(500.0) == 0.0
+    launch(flying, PREFILL, 500.0, tokens=2)
+    assert flying.token_age_s(500.0) == 0.0
+    flying.finished(PREFILL, 2.0, 502.0)
+    assert flying.token_age_s(502.5) == 0.5
 
 
 def test_results_may_stay_away_for_ever():
-    pace = StepPace(Told())
+    flying = StepsInFlight(Told())
     for number in range(3 * MOST_IN_FLIGHT):
-        launch(pace, DECODE, float(number), decode=1)
-    assert pace.token_age_s(3 * MOST_IN_FLIGHT + 0.5) == pytest.approx(1.375)
+        launch(flying, DECODE, float(number), decode=1)
+    assert flying.token_age_s(3 * MOST_IN_FLIGHT + 0.5) == pytest.approx(1.375)
 
 
 @settings(deadline=None)
@@ -188,11 +188,11 @@ def test_results_may_stay_away_for_ever():
 )  # fmt: skip
 def test_the_age_does_not_depend_on_when_results_are_told(steps, told_at_once, ask_often):
     """Against a device whose steps take what was predicted. Times are sums of powers of two, so they are exact."""
-    pace, now_s, free_s, token_s, untold, waited = StepPace(Told()), 0.0, 0.0, None, [], False
+    flying, now_s, free_s, token_s, untold, waited = StepsInFlight(Told()), 0.0, 0.0, None, [], False
     for number, (mode, tokens, decode, wait) in enumerate(steps):
         now_s += wait * 0.125
         tokens, decode = tokens * (mode is not DECODE), decode * (mode is not PREFILL)
-        launch(pace, mode, now_s, tokens, decode)
+        launch(flying, mode, now_s, tokens, decode)
         begins_s = max(free_s, now_s)
         free_s = begins_s + tokens + 0.125 * decode
         if mode is not PREFILL or not waited:
@@ -200,8 +200,8 @@ def test_the_age_does_not_depend_on_when_results_are_told(steps, told_at_once, a
         waited = True
         untold.append((mode, free_s - begins_s, free_s))
         for _ in range(min(told_at_once[number % len(told_at_once)], len(untold))):
-            pace.finished(*untold.pop(0))
+            flying.finished(*untold.pop(0))
         for later_s in (0.0, 0.5, 100.0) if ask_often else (0.25,):
             expected = max(free_s, now_s + later_s) - token_s
-            assert pace.token_age_s(now_s + later_s) == pytest.approx(expected, abs=1e-9)
-            assert pace.free_s(now_s + later_s) == pytest.approx(max(free_s, now_s + later_s), abs=1e-9)
+            assert flying.token_age_s(now_s + later_s) == pytest.approx(expected, abs=1e-9)
+            assert flying.free_s(now_s + later_s) == pytest.approx(max(free_s, now_s + later_s), abs=1e-9)
