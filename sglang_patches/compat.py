@@ -21,14 +21,22 @@ from rich.console import Console
 from rich.table import Table
 
 from roofline_policies.errors import IncompatibleServer
-from sglang_patches.cpu import attention
-from sglang_patches.hooks import SCHEDULER_HOOKS
-from sglang_patches.launch.flags import CLI_HOOKS
-from sglang_patches.launch.reload import MANAGER_HOOKS
-from sglang_patches.loop import messages
-from sglang_patches.needs.attributes import find, missing, needed, readers
-from sglang_patches.needs.classes import CLASSES, OTHER_CLASSES, REPLACED
-from sglang_patches.needs.sglang_version import TESTED_VERSIONS
+
+try:
+    from sglang_patches.cpu import attention
+    from sglang_patches.hooks import SCHEDULER_HOOKS
+    from sglang_patches.launch.flags import CLI_HOOKS
+    from sglang_patches.launch.reload import MANAGER_HOOKS
+    from sglang_patches.loop import messages
+    from sglang_patches.needs.attributes import find, missing, needed, readers
+    from sglang_patches.needs.classes import CLASSES, OTHER_CLASSES, REPLACED
+    from sglang_patches.needs.sglang_version import TESTED_VERSIONS
+except ImportError as error:  # the installed SGLang lacks a name that is imported, or there is none
+    if __name__ != "__main__":
+        raise
+    print(f"does not fit: {error}")
+    print(json.dumps({"fits": False, "problems": [{"kind": "import", "target": error.name, "problem": str(error)}]}))
+    sys.exit(1)
 
 HOOKS = (*CLI_HOOKS, *SCHEDULER_HOOKS, *MANAGER_HOOKS, attention.HOOK)
 """All that any process of a server applies."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.report.metrics import median_over_repeats
+from bench.report.tail import left_out
 
 Row = Mapping[str, Any]
 
@@ -78,8 +79,9 @@ def _long_tails(runs: Sequence[Row]) -> list[str]:
         figures = f"{run['goodput_per_s']:.3g} req/s over the whole run"
         if of_arrivals is not None:
             figures += f", {of_arrivals:.3g} over the time in which requests arrived"
+        most = f"all but {left_out(run['requests'])}"
         lines.append(
-            f"{arm}: the last request arrived at {run['last_arrival_s']:.1f} s, 99% were over at "
+            f"{arm}: the last request arrived at {run['last_arrival_s']:.1f} s, {most} were over at "
             f"{run['ended_99_s']:.1f} s, the last at {run['duration_s']:.1f} s; goodput {figures}."
         )
     return lines

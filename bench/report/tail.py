@@ -22,11 +22,15 @@ def tail(records: Sequence[RequestRecord], good: int) -> dict[str, Any]:
     begin = min(record.scheduled_s for record in records)
     last_arrival_s = max(record.scheduled_s for record in records) - begin
     ends = sorted(record.end_s - begin for record in records)
-    left_out = min(len(ends) - 1, max(1, int(LAST_SHARE * len(ends))))
     return {
         "last_arrival_s": last_arrival_s,
-        "ended_99_s": ends[-1 - left_out],
+        "ended_99_s": ends[-1 - left_out(len(ends))],
         "drain_s": ends[-1] - last_arrival_s,
         "longest_request_s": max(record.end_s - record.scheduled_s for record in records),
         "goodput_arrivals_per_s": good / last_arrival_s if last_arrival_s > 0 else None,
     }
+
+
+def left_out(requests: int) -> int:
+    """How many of the last requests to end ``ended_99_s`` leaves out: a hundredth, at least one of two or more."""
+    return min(requests - 1, max(1, int(LAST_SHARE * requests)))

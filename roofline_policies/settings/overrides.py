@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
@@ -190,8 +191,11 @@ def _no_choice(error: MissingConfigException, parsed: Sequence[Override], where:
     asked = next((one for one in parsed if f"{one.key_or_group}/{one.value()!s}" == missing), None)
     if asked is not None:
         group, name = asked.key_or_group, str(asked.value())
-    options = ", ".join(error.options) if error.options else None
-    if options and ("/" in name or re.search(r"\.\w{2,5}$", name)):
+    folders = _group(group, ObjectType.GROUP)
+    inside = [f"{folder}/{one}" for folder in folders for one in _group(f"{group}/{folder}")]
+    options = ", ".join([*error.options, *inside]) if error.options else None
+    a_path = "/" in name and name.partition("/")[0] not in folders
+    if options and (a_path or re.search(r"\.\w{2,5}$", name)):
         options += f"; a file is given by {group}.path"
     return InputError("no such choice", where=where, key=group, value=name, allowed=options)
 
@@ -209,6 +213,15 @@ def _in_words(error: Exception, compose: Compose, parsed: Sequence[Override], wh
             return InputError(
                 "no such choice", where=where, key=culprit.key_or_group, value=culprit.value(),
                 allowed=_options(culprit),
+            )  # fmt: skip
+    if told.startswith("Error merging override"):
+        line = told.removeprefix("Error merging override").strip()
+        culprit = next((one for one in parsed if one.input_line == line), None)
+        if culprit is not None:
+            key = culprit.key_or_group
+            return InputError(
+                "is no section, and a section stands there", where=where, key=key, value=culprit.value(),
+                allowed=f"{key}.KEY=VALUE, +{key}.KEY=VALUE for a new key, or ~{key}.KEY to leave one out",
             )  # fmt: skip
     if told.startswith("Multiple values for"):
         culprit = next((one for one in parsed if one.is_add() and _options(one)), culprit)
@@ -282,10 +295,10 @@ def _options(override: Override) -> list[str]:
     return _group(override.key_or_group)
 
 
-def _group(name: str) -> list[str]:
-    """The choices of a configuration group; none where it is no group."""
+def _group(name: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
+    """The choices of a configuration group, or its folders; none where it is no group."""
     loader = GlobalHydra.instance().config_loader()
-    return list(loader.get_group_options(name, overrides=[SHIPPED])) if name else []
+    return list(loader.get_group_options(name, kind, overrides=[SHIPPED])) if name else []
 
 
 def _reference(error: OmegaConfBaseException, where: str) -> InputError:

@@ -45,6 +45,17 @@ def test_what_does_not_fit_is_named_with_its_kind_and_ends_in_1(monkeypatch, cap
     assert problems["messages"] == "no such message"
 
 
+def test_a_name_that_cannot_be_imported_is_a_line_too(tmp_path):
+    """What hooks are written with is imported from SGLang, and a version may not have it."""
+    code = "import sglang.srt.managers.communicator as there; del there.FanOutCommunicator\n"
+    code += "import runpy; runpy.run_module('sglang_patches.compat', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (problem,) = json.loads(done.stdout.splitlines()[-1])["problems"]
+    assert "FanOutCommunicator" in problem["problem"]
+
+
 def test_an_untested_version_that_fits_is_named_and_is_no_failure(monkeypatch, capsys):
     monkeypatch.setattr(compat, "version", lambda name: "0.9.9")
     assert compat.report([]) == 0

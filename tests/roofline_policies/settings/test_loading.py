@@ -201,7 +201,7 @@ def test_an_unknown_choice_of_a_group_lists_the_choices(write):
     refused(
         write("defaults:\n- adaptive\n- override policy: rigde\n"),
         "policy = 'rigde'",
-        "ordered, predictive, ridge, static",
+        "ordered, predictive, ridge, static, rivals/eb_plus, ",
     )
     refused("adaptive", "hardware = 'h900'", "h200", overrides=["hardware=h900"])
 

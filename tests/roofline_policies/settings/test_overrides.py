@@ -99,6 +99,7 @@ def test_a_value_that_needs_quotes(path: str, character: str, written: str) -> N
         (["~nope"], "~nope: is not there to be left out; allowed: traffic, name, model_path"),
         (["~arms.nope"], "~arms.nope: is not there to be left out; allowed: arms.default, arms.static, arms.adaptive"),
         (["~seed=3"], "~seed = 3: has another value; allowed: ~seed"),
+        (["arms=[nope]"], "arms = ['nope']: is no section, and a section stands there; allowed: arms.KEY=VALUE, "),
         (["name=${HOME}"], "name: refers to what is not there (Interpolation key 'HOME' not found); allowed: "),
         (["traffic=azure"], "traffic.path: is missing; allowed: traffic.path=VALUE"),
     ],
