@@ -39,7 +39,8 @@ def token_ids():
 
 def server(model, folder, *arguments):
     common = ["--model-path", str(model), "--dtype", "float32", "--max-running-requests", str(CAP)]
-    common += ["--chunked-prefill-size", "128", "--max-total-tokens", "8192", "--random-seed", "0"]
+    # Two servers stay for the whole module; one that polls would take a core from the others.
+    common += ["--chunked-prefill-size", "128", "--max-total-tokens", "8192", "--random-seed", "0", "--sleep-on-idle"]
     return Server([*common, *arguments], folder / "server.log", env=ENV, start_timeout_s=400)
 
 
