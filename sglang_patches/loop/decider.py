@@ -29,7 +29,7 @@ from sglang_patches.observe.counters import InlineWork
 from sglang_patches.observe.observer import Observer
 from sglang_patches.observe.recorder import Recorder, of_rank
 from sglang_patches.requests.output_watch import OutputWatch
-from sglang_patches.requests.prefill_rate import Service
+from sglang_patches.requests.prefill_rate import PrefillWatch
 from sglang_patches.requests.progress import Progress
 from sglang_patches.requests.queues import Queues
 from sglang_patches.server import model as served_model
@@ -64,7 +64,7 @@ class Decider:
         self._outputs = OutputWatch()
         times = served.predictor if served.predictor is not None else roofline_times(served, settings, rows_per_request)
         self.applier = Applier(scheduler, settings.objectives, times, self.give_up)
-        self._service = Service(self.applier.waiting.ticket)
+        self._service = PrefillWatch(self.applier.waiting.ticket)
         self._progress = Progress(settings.objectives.server, rows_per_request, self.applier.promises.slo_of)
         self.observer = Observer(
             served.model,

@@ -9,7 +9,7 @@ from roofline_policies.slo.prefill_rate import PrefillRate
 from sglang_patches.needs.objects import Batch, Request
 
 
-class Service:
+class PrefillWatch:
     """Follows prefill steps; the arithmetic is the library's PrefillRate. Tokens that were found in the prefix cache
     since a prompt came count as served when its first step runs.
 

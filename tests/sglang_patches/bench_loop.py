@@ -18,7 +18,7 @@ from sglang_patches.loop.actuator import Actuator, launch_knobs, launch_ranges
 from sglang_patches.observe.clocks import HostInterval
 from sglang_patches.observe.observer import Observer
 from sglang_patches.requests.output_watch import OutputWatch
-from sglang_patches.requests.prefill_rate import Service
+from sglang_patches.requests.prefill_rate import PrefillWatch
 from sglang_patches.requests.progress import Progress
 from sglang_patches.requests.promises import Promises
 from sglang_patches.requests.queues import Queues
@@ -76,7 +76,7 @@ def iteration(request):
     times = RooflineSteps(MODEL, settings.ceilings)
     promises, outputs = Promises(settings.objectives), OutputWatch()
     waiting = Waiting(scheduler, promises, times)
-    service = Service(waiting.ticket)
+    service = PrefillWatch(waiting.ticket)
     progress = Progress(settings.objectives.server, 1, promises.slo_of)
     controller = Controller(
         settings.policy, ceilings=settings.ceilings, bounds=Bounds(*launch_ranges(scheduler)),

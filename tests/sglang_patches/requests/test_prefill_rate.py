@@ -6,7 +6,7 @@ import pytest
 
 from roofline_policies.slo.admission import Ticket
 from roofline_policies.slo.prefill_rate import FIRST_PACE, KEEP, STEPS_TO_A_TOKEN
-from sglang_patches.requests.prefill_rate import Service
+from sglang_patches.requests.prefill_rate import PrefillWatch
 
 
 class Prompt:
@@ -30,7 +30,7 @@ def step(service, now_s, *prompts, waiting=True, rows=0):
 
 @pytest.fixture
 def service():
-    return Service(lambda request: request.ticket)
+    return PrefillWatch(lambda request: request.ticket)
 
 
 def test_before_anything_was_served_decode_steps_are_allowed_for(service):
