@@ -12,15 +12,12 @@ rewriting added, and nothing that a user wrote is there.
 from __future__ import annotations
 
 import ast
-import inspect
 import linecache
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import triton.language
 from triton._C.libtriton import ir
 from triton.compiler import make_backend
 
@@ -36,7 +33,9 @@ from roofline_policies.work import Precision
 _HALVES = {frozenset({"max", "umin"}), frozenset({"min", "umax"})}
 """An atomic maximum or minimum of floating-point numbers is two of integers, with disjoint masks."""
 
-_LANGUAGE = str(Path(inspect.getfile(triton.language)).parent)
+_LANGUAGE = "/triton/language/"
+"""In the path of every file of Triton's own language. The rest of the path differs: what Triton's cache holds may have
+been compiled by another installation, whose paths it names."""
 
 
 @dataclass(eq=False)
@@ -96,7 +95,7 @@ class _Trace:
     def where(self, *chain: Place) -> str:
         """The first place of a chain that is not in Triton's own language, as people read it, and what stands there."""
         places = [self.original(place) for place in chain]
-        for file, line, _ in (*(one for one in places if not one[0].startswith(_LANGUAGE)), *places):
+        for file, line, _ in (*(one for one in places if _LANGUAGE not in one[0]), *places):
             return f"{file}:{line}: {linecache.getline(file, line).strip()}"
         return "at an unknown place"
 

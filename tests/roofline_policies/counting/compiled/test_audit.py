@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 
 from roofline_policies.counting import Exactness, Ledger, counted, slots
 from roofline_policies.counting.compiled import occupancy
+from roofline_policies.counting.compiled.audit import audit
 from roofline_policies.counting.compiled.machine_code import Launch, compile_launch, record_launches
 from roofline_policies.counting.sites import Audit
 from roofline_policies.counting.tracing import traced
@@ -267,6 +269,24 @@ def test_a_product_that_the_compiler_makes_is_named() -> None:
     """It is no ``tl.dot``: its FLOPs are element-wise in the source, and tensor cores multiply them all the same."""
     x = torch.zeros(32 * 32)
     (problem,) = audited(sum_of_products, x, x, x, BLOCK=32).problems
+    assert "total = tl.sum(left[:, :, None] * right[None, :, :], axis=1): the compiler makes a tt.dot of it" in problem
+
+
+def test_a_problem_is_told_by_the_users_line_when_another_installation_filled_the_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Containers share Triton's cache: what it holds names the files of the installation that compiled it."""
+    moved: list[int] = []
+
+    def audit_of_the_other(kernel: str, traced: str, compiled: str, sources: Any) -> Audit:
+        there, times = re.subn(r'"[^"]*/triton/language/', '"/gone/triton/language/', compiled)
+        moved.append(times)
+        return audit(kernel, traced, there, sources)
+
+    monkeypatch.setattr(occupancy, "audit", audit_of_the_other)
+    x = torch.zeros(32 * 32)
+    (problem,) = audited(sum_of_products, x, x, x, BLOCK=32).problems
+    assert moved > [0]
     assert "total = tl.sum(left[:, :, None] * right[None, :, :], axis=1): the compiler makes a tt.dot of it" in problem
 
 
