@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 EXIT_BAD_INPUT = 2
 """Exit code of every command that stops on an InputError."""
@@ -35,6 +37,7 @@ class InputError(RooflineError):
         self.key = key
         self.value = None if value is _ABSENT else value
         self.allowed = allowed
+        self._told = {"where": where, "key": key} | ({} if value is _ABSENT else {"value": value})
         parts = [where]
         if key:
             parts.append(key if value is _ABSENT else f"{key} = {value!r}")
@@ -44,6 +47,9 @@ class InputError(RooflineError):
         if allowed is not None:
             message += "; allowed: " + (allowed if isinstance(allowed, str) else ", ".join(map(str, allowed)))
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it crosses processes, with the keywords that made it
+        return partial(type(self), **self._told, allowed=self.allowed), (self.problem,)
 
 
 class PolicyError(RooflineError):

@@ -19,6 +19,7 @@ class Precision(StrEnum):
     FP16 = "fp16"
     FP8 = "fp8"
     INT8 = "int8"
+    FP4 = "fp4"
 
     # Enum hashes by a Python-level function; these are dictionary keys in every iteration.
     __hash__ = str.__hash__
@@ -28,6 +29,7 @@ class Provenance(StrEnum):
     """Where a figure comes from."""
 
     INLINE = "inline"  # attention counted on the device by its kernels, what shapes alone decide added to it
+    MODULES = "modules"  # computed from the sizes of the modules that the server loaded
     CLOSED_FORM = "closed_form"  # computed from shapes
     NVML = "nvml"  # sampled
     ESTIMATED = "estimated"  # anything else
@@ -36,6 +38,7 @@ class Provenance(StrEnum):
 BYTES_PER_ELEMENT: Mapping[Precision, int] = MappingProxyType(
     {Precision.FP32: 4, Precision.BF16: 2, Precision.FP16: 2, Precision.FP8: 1, Precision.INT8: 1}
 )
+"""Of a whole element; four bits are half a byte, and never come without scales, so they are not in here."""
 
 
 class Bytes(NamedTuple):
@@ -60,6 +63,7 @@ class Flops(NamedTuple):
     fp16: int = 0
     fp8: int = 0
     int8: int = 0
+    fp4: int = 0
 
     @classmethod
     def at(cls, precision: Precision, count: int) -> Flops:
@@ -68,11 +72,11 @@ class Flops(NamedTuple):
 
     @property
     def total(self) -> int:
-        return self.fp32 + self.bf16 + self.fp16 + self.fp8 + self.int8
+        return self.fp32 + self.bf16 + self.fp16 + self.fp8 + self.int8 + self.fp4
 
     def items(self) -> list[tuple[Precision, int]]:
         """The precisions that occur, with their counts."""
-        counts = zip(Precision, (self.fp32, self.bf16, self.fp16, self.fp8, self.int8), strict=True)
+        counts = zip(Precision, (self.fp32, self.bf16, self.fp16, self.fp8, self.int8, self.fp4), strict=True)
         return [(precision, count) for precision, count in counts if count]
 
     def __add__(self, other: Flops) -> Flops:  # type: ignore[override]  # these add, they do not concatenate
@@ -82,6 +86,7 @@ class Flops(NamedTuple):
             self.fp16 + other.fp16,
             self.fp8 + other.fp8,
             self.int8 + other.int8,
+            self.fp4 + other.fp4,
         )
 
 

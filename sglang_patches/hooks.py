@@ -17,6 +17,7 @@ from sglang_patches.needs.hook import Hook, verify
 from sglang_patches.needs.objects import (
     Batch,
     InternalState,
+    ModelRunner,
     Request,
     SchedulePolicy,
     Scheduler,
@@ -26,10 +27,11 @@ from sglang_patches.needs.objects import (
 from sglang_patches.observe import counters
 from sglang_patches.requests import part_way
 from sglang_patches.server import model as served_model
-from sglang_patches.server.agree import KnobsUpdate, decides_here, ranks
+from sglang_patches.server.agree import KnobsUpdate, decides_here
 from sglang_patches.server.facts import of_server
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
 SCHEDULE_POLICY = "sglang.srt.managers.schedule_policy.SchedulePolicy"
 
 SETTINGS = "_roofline_settings"
@@ -65,16 +67,17 @@ def join(scheduler: Scheduler, applier: Applier, decider: Decider | None) -> Non
     }
 
 
-def check_model(result: None, scheduler: Scheduler) -> None:
-    """Before weights are loaded: refuse a model whose work is not known, and have attention count from the start."""
-    settings = getattr(scheduler.server_args, SETTINGS, None)
-    if settings is not None:
-        model = served_model.check(scheduler.model_config).shard(ranks().tp_size)
-        covered = settings.ceilings.covering(model.weight_precision)
-        if covered is not settings.ceilings:
-            setattr(scheduler.server_args, SETTINGS, replace(settings, ceilings=covered))
+def count_attention(result: None, scheduler: Scheduler) -> None:
+    """Before weights are loaded: have attention count from the start."""
+    if getattr(scheduler.server_args, SETTINGS, None) is not None:
         # CUDA graphs keep the kernels they were captured with, so these count before the first capture.
         setattr(scheduler, _COUNTERS, counters.install(scheduler.server_args))
+
+
+def watch_modules(result: None, runner: ModelRunner) -> None:
+    """Behind loading, before graphs are captured: see which modules run."""
+    if getattr(runner.server_args, SETTINGS, None) is not None:
+        served_model.watch(runner)
 
 
 def attach(result: None, scheduler: Scheduler, server_args: ServerArgs, port_args: object) -> None:
@@ -88,7 +91,11 @@ def attach(result: None, scheduler: Scheduler, server_args: ServerArgs, port_arg
     if not decides_here():
         join(scheduler, Applier(scheduler, settings.objectives), None)
         return
-    decider = Decider(scheduler, settings, of_server(scheduler, settings, getattr(scheduler, _COUNTERS, None)))
+    served = of_server(scheduler, settings, getattr(scheduler, _COUNTERS, None))
+    covered = settings.ceilings.covering(*served.model.precisions)
+    settings = replace(settings, ceilings=covered)
+    setattr(server_args, SETTINGS, settings)
+    decider = Decider(scheduler, settings, served)
     join(scheduler, decider.applier, decider)
 
 
@@ -174,7 +181,8 @@ def get_internal_state(result: InternalState, scheduler: Scheduler, recv_req: ob
 
 SCHEDULER_HOOKS = (
     Hook(f"{SCHEDULER}.__init__", HookType.AFTER, attach, ("server_args", "port_args")),
-    Hook(f"{SCHEDULER}.init_model_config", HookType.AFTER, check_model, ()),
+    Hook(f"{SCHEDULER}.init_model_config", HookType.AFTER, count_attention, ()),
+    Hook(f"{RUNNER}.load_model", HookType.AFTER, watch_modules, ()),
     Hook(f"{SCHEDULER}.run_batch", HookType.AROUND, run_batch, ("batch", "pp_proxy_tensors")),
     Hook(f"{SCHEDULER}.process_batch_result", HookType.AFTER, process_batch_result, ("batch", "result")),
     Hook(f"{SCHEDULER}._poll_timeout_aborts", HookType.AFTER, poll_timeout_aborts, ()),

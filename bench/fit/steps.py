@@ -34,7 +34,8 @@ from roofline_policies.contract.view import ForwardMode
 from roofline_policies.device.calibrate import calibrated
 from roofline_policies.device.hardware import Ceilings, from_catalogue
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.composition import Composition
+from roofline_policies.model.decoder import Decoder
 from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
 from roofline_policies.steps.host_time import HostTime, RequestPath
 
@@ -105,14 +106,14 @@ def fit_line(mode: ForwardMode, steps: Sequence[StepRecord]) -> StepLine:
 
 
 def measure(
-    mode: ForwardMode, steps: Sequence[StepRecord], ceilings: Ceilings, model: ModelShape
+    mode: ForwardMode, steps: Sequence[StepRecord], ceilings: Ceilings, model: Composition
 ) -> tuple[StepLine, Error]:
     """The fit without every third step, and its errors on those."""
     held_out = steps[HELD_OUT - 1 :: HELD_OUT]
     line = fit_line(mode, [step for place, step in enumerate(steps) if place % HELD_OUT != HELD_OUT - 1])
     measured = np.array([step.seconds for step in held_out])
     ours = np.array([line.seconds(step.shape) for step in held_out])
-    compute = ceilings.compute_ceiling(model.weight_precision)
+    compute = ceilings.compute_ceiling(model.activations)
     roofline = np.array([max(step.flops / compute, step.bytes / ceilings.bytes_per_s) for step in held_out])
     figures = [round(float(figure), 4) for of in (ours, roofline) for figure in _errors(of, measured)]
     error = Error(mode.value, len(held_out), *figures)
@@ -137,7 +138,7 @@ def fit_host(steps: Sequence[StepRecord]) -> HostTime:
 
 
 def fit(
-    steps: Sequence[StepRecord], ceilings: Ceilings, model: ModelShape, about: Mapping[str, Any]
+    steps: Sequence[StepRecord], ceilings: Ceilings, model: Composition, about: Mapping[str, Any]
 ) -> tuple[FittedSteps, list[Error]]:
     """Everything but the request path; ``about``: model, machine, source and date.
 
@@ -172,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--date", default=date.today().isoformat(), help="what to date the fit with")
     args = parser.parse_args(argv)
     try:
-        model = ModelShape.from_directory(args.model_path).shard(1)
+        model = Decoder.from_directory(args.model_path).shard(1).composition
         steps = read_steps(args.records, model)
         requests = read_requests(args.requests)
         ceilings = calibrated("cpu", args.threads) if args.device == "cpu" else from_catalogue(args.device)

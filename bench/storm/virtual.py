@@ -53,7 +53,7 @@ def serve(
         settings = load("adaptive" if round_.policy is None else round_.policy, overrides=list(OVERRIDES))
         policy = Storm(round_.seed) if round_.policy is None else settings.policy
         settings = replace(settings, policy=policy, objectives=OBJECTIVES, ceilings=from_catalogue("h200"))
-        server.attach(settings, shipped_model("llama_3_1_8b").shape, STEPS)
+        server.attach(settings, shipped_model("llama_3_1_8b").rank(1), STEPS)
         try:
             server.run()
         except Exception as error:  # what a storm is for

@@ -16,8 +16,10 @@ from roofline_policies.errors import InputError
 from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.catalogue import CatalogueModel, model_from_section, shape_from_config
+from roofline_policies.model.catalogue import CatalogueModel, model_from_section
+from roofline_policies.model.composition import Composition
 from roofline_policies.model.config import served_precision
+from roofline_policies.model.decoder import Decoder
 from roofline_policies.settings.loading import AUTO
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency, shipped_efficiencies
 from roofline_policies.steps.fitted_steps import FittedSteps
@@ -137,9 +139,14 @@ class Device:
         )
 
     @property
+    def rank(self) -> Composition:
+        """What one rank runs."""
+        return self.model.rank(self.tp_size)
+
+    @property
     def backends(self) -> Backends:
         """The attention kernels that a rank runs."""
-        return backends(self.model.shape.shard(self.tp_size), self.attention, padded_queries=False)
+        return backends(self.rank, self.attention, padded_queries=False)
 
     @property
     def linear(self) -> tuple[Precision | None, Precision | None]:
@@ -156,13 +163,12 @@ class Device:
         if self.fitted is not None:
             return None
         if self.efficiency is None:
-            kernels, shard = self.backends, self.model.shape.shard(self.tp_size)
-            return RooflineSteps(
-                shard, self.ceilings, self._precision(linear), kernels.prefill.masked_pair_flops, captured,
-                kernels.decode.decode_flops((), 1),
-            )  # fmt: skip
+            kernels, precision = self.backends, self._precision(linear)
+            rank = self.rank if precision is None else self.rank.with_products(precision)
+            padded_row_flops = kernels.decode.decode_flops((), 1)
+            return RooflineSteps(rank, self.ceilings, kernels.prefill.masked_pair_flops, captured, padded_row_flops)
         return StepPredictor(
-            self.model.shape, self.ceilings, self.efficiency, attention=self.attention, linear=linear,
+            self.rank, self.ceilings, self.efficiency, attention=self.attention, linear=linear,
             tp_size=self.tp_size, captured=captured,
         )  # fmt: skip
 
@@ -241,9 +247,9 @@ def _slots(model: CatalogueModel, ceilings: Ceilings, tp_size: int, mem_fraction
     Raises:
         InputError: the model cannot be split over so many.
     """
-    shard = model.shape.shard(tp_size)
+    rank = model.rank(tp_size)
     static = ceilings.memory_bytes * mem_fraction_static
-    return int((static - shard.weight_bytes) // shard.kv_bytes_per_token), shard.weight_bytes
+    return int((static - rank.weight_bytes) // rank.kv_bytes_per_token), rank.weight_bytes
 
 
 def _least_tp_size(model: CatalogueModel, ceilings: Ceilings, mem_fraction_static: float) -> int | None:
@@ -298,7 +304,9 @@ def _model(conf: Mapping[str, Any]) -> CatalogueModel:
         raise InputError("is not JSON", where=str(file)) from None
     context = count(config, "max_position_embeddings", str(file))
     weights = served_precision(config, str(file))
-    return CatalogueModel(file.parent.name, context, shape_from_config(config, weights, where=str(file)))
+    return CatalogueModel(
+        file.parent.name, context, Decoder.from_config(config, weight_precision=weights, where=str(file))
+    )
 
 
 def _efficiency(value: object, ceilings: Ceilings) -> Efficiency | None:

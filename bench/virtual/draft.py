@@ -10,8 +10,8 @@ from bench.checks import number, only, section
 from bench.virtual.device import Device
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.model.catalogue import shipped_model
-from roofline_policies.model.composed import Shape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.steps.acceptance import Acceptance
 from roofline_policies.steps.speculation import Speculation
 
@@ -22,7 +22,7 @@ KEYS = ("model", "per_position", "spread")
 class Draft:
     """shape: the draft model's. head: it is one layer of the target rather than a model of its own."""
 
-    shape: Shape
+    shape: Decoder
     head: bool
     acceptance: Acceptance
 
@@ -38,11 +38,12 @@ class Draft:
         conf = section(value, "draft")
         only(conf, "draft", KEYS)
         name, target = conf.get("model"), device.model.shape
-        if name is None and not isinstance(target, ModelShape):
+        one_layer = isinstance(target.attention, GroupedAttention) and not target.expert_layers
+        if name is None and not one_layer:
             allowed = "a file of conf/model with the same vocabulary"
             raise InputError("has layers of several kinds", where="draft", key="model", value=None, allowed=allowed)
         return cls(
-            replace(target, num_layers=1) if isinstance(target, ModelShape) and name is None else _named(name),
+            replace(target, num_layers=1) if name is None else _named(name),
             name is None,
             _acceptance(conf, seed),
         )
@@ -60,7 +61,7 @@ class Draft:
         return Speculation(times, steps, self.acceptance, self.head)
 
 
-def _named(name: object) -> Shape:
+def _named(name: object) -> Decoder:
     if not isinstance(name, str):
         raise InputError("is not text", where="draft", key="model", value=name, allowed="a file of conf/model, or null")
     return shipped_model(name).shape

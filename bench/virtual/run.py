@@ -68,7 +68,7 @@ def run_arm(experiment: Experiment, arm: VirtualArm, progress: Callable[[int, fl
         if settings is not None:
             server.attach(
                 replace(settings, ceilings=device.ceilings),
-                device.model.shape.shard(device.tp_size),
+                device.rank,
                 # As on a live server: a predictor of plain steps would price drafting at one row per request.
                 device.predictor(server.graph_sizes) if speculation is None else None,
                 device.backends,

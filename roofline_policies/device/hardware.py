@@ -26,6 +26,7 @@ _NEAREST: Mapping[Precision, tuple[Precision, ...]] = MappingProxyType({
     Precision.FP16: (Precision.BF16, Precision.FP32),
     Precision.FP8: (Precision.INT8, Precision.BF16, Precision.FP16),
     Precision.INT8: (Precision.FP8, Precision.BF16, Precision.FP16),
+    Precision.FP4: (Precision.FP8, Precision.INT8, Precision.BF16, Precision.FP16),
 })  # fmt: skip
 _NOT_A_DEVICE = frozenset({"auto"})  # choices of the configuration group that stand for no single device
 
@@ -94,21 +95,22 @@ class Ceilings:
             raise InputError("must be a list of texts", where=where, key="stand_ins", value=given)
         object.__setattr__(self, "stand_ins", tuple(given))
 
-    def covering(self, precision: Precision) -> Ceilings:
-        """These ceilings with one for ``precision``: unchanged where there is one, else the nearest that there is
-        stands in, and ``stand_ins`` says so.
+    def covering(self, *precisions: Precision) -> Ceilings:
+        """These ceilings with one for each of ``precisions``: unchanged where there is one, else the nearest that there
+        is stands in, and ``stand_ins`` says so.
 
         The two 16 bit precisions and the two 8 bit ones are equal in rate on the devices of the catalogue. A wider
         precision's ceiling is too low for a narrower one, and the other way round.
         """
-        if precision in self.flops_per_s:
+        rates, sentences = dict(self.flops_per_s), list(self.stand_ins)
+        for precision in precisions:
+            if precision not in rates:
+                nearest = next(other for other in (*_NEAREST[precision], *Precision) if other in self.flops_per_s)
+                rates[precision] = self.flops_per_s[nearest]
+                sentences.append(f"the compute ceiling of {nearest} stands in for {precision}, which has none")
+        if len(rates) == len(self.flops_per_s):
             return self
-        nearest = next(other for other in (*_NEAREST[precision], *Precision) if other in self.flops_per_s)
-        return replace(
-            self,
-            flops_per_s={**self.flops_per_s, precision: self.flops_per_s[nearest]},
-            stand_ins=(*self.stand_ins, f"the compute ceiling of {nearest} stands in for {precision}, which has none"),
-        )
+        return replace(self, flops_per_s=rates, stand_ins=tuple(sentences))
 
     def of_device(self, name: str) -> Ceilings:
         """These ceilings for a device of that name: where it is another than theirs, ``stand_ins`` says so."""

@@ -43,16 +43,35 @@ class AttentionKernel(Protocol):
         ...
 
 
+class Windowed(NamedTuple):
+    """The kernels of layers whose rows see a window of keys; those that ``Backends`` are for all."""
+
+    prefill: AttentionKernel
+    decode: AttentionKernel
+
+    def sums(self, prefill: Requests, decode_contexts: Sequence[int], padded: int = 0) -> tuple[int, int, int]:
+        """KV tokens that are read, scores that are seen, and FLOPs of one layer beyond those scores', of a batch that
+        runs in the kernel of prefill (``prefill`` has all its rows) or in that of decode."""
+        window = self.prefill.window
+        if prefill:
+            read = sum(read_keys(new, prefix, window) for new, prefix in prefill)
+            seen = sum(seen_pairs(new, prefix, window) for new, prefix in prefill)
+            return read, seen, self.prefill.prefill_flops(prefill) - self.prefill.pair_flops * seen
+        read = sum([read_keys(1, length - 1, window) for length in decode_contexts])
+        return read, read, self.decode.decode_flops(decode_contexts, padded) - self.prefill.pair_flops * read
+
+
 class Backends(NamedTuple):
     """The kernels of a server's steps.
 
     prefill: of batches with prompts in them, of mixed ones, and of verify steps. decode: of one token per request.
-    name: as SGLang calls them, for people.
+    name: as SGLang calls them, for people. windowed: the kernels of layers with a window, None where there are none.
     """
 
     prefill: AttentionKernel
     decode: AttentionKernel
     name: str
+    windowed: Windowed | None = None
 
 
 def seen_pairs(new: int, prefix: int, window: int | None = None) -> int:

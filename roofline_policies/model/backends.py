@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from roofline_policies.model.attention_kernels import AttentionKernel, Backends, PaddedProduct, SeenOnly
+from roofline_policies.model.attention_kernels import AttentionKernel, Backends, PaddedProduct, SeenOnly, Windowed
 from roofline_policies.model.attention_tiles import Fa3, TritonAttention, triton_tile
-from roofline_policies.model.composed import Shape
-from roofline_policies.model.dense import ModelShape
-from roofline_policies.model.gqa import GroupedAttention
+from roofline_policies.model.composition import Composition
+from roofline_policies.model.parts import Attention
 from roofline_policies.work import BYTES_PER_ELEMENT
 
 KNOWN = ("fa3", "triton", "torch_native")
@@ -16,7 +15,7 @@ HOPPER = (9, 0)
 
 
 def backends(
-    model: Shape,
+    model: Composition,
     prefill: str,
     decode: str | None = None,
     *,
@@ -24,24 +23,24 @@ def backends(
     capability: tuple[int, int] = HOPPER,
     deterministic: bool = False,
     padded_queries: bool = True,
-    window: int | None = None,
 ) -> Backends:
     """The kernels of a server by ``--prefill-attention-backend`` and ``--decode-attention-backend`` as resolved.
 
-    model: the shape that a device runs. decode: None: as prefill. page_size: of the KV cache. capability: the device's
-    compute capability, (0, 0) where there is none. deterministic: ``--enable-deterministic-inference``.
-    padded_queries: what ``PaddedProduct`` says. window: see ``AttentionKernel``.
+    model: what a device runs. decode: None: as prefill. page_size: of the KV cache. capability: the device's compute
+    capability, (0, 0) where there is none. deterministic: ``--enable-deterministic-inference``. padded_queries: what
+    ``PaddedProduct`` says.
 
-    Latent attention is taken as ``SeenOnly`` whatever runs it.
+    Heads whose keys and values differ in width, and latent attention, are taken as ``SeenOnly`` whatever runs them.
     """
 
-    def named(name: str) -> AttentionKernel:
-        attention = model if isinstance(model, ModelShape) else model.attention
-        if not isinstance(attention, ModelShape | GroupedAttention):
-            return SeenOnly(attention.num_heads, attention.expanded_width, window)
-        heads, kv_heads, dim = attention.num_heads, attention.num_kv_heads, attention.head_dim
+    def named(name: str, one: Attention | None) -> AttentionKernel:
+        if one is None:
+            return SeenOnly(*_latent_heads(model))
+        if one.qk_dim != one.v_dim:
+            return SeenOnly(one.heads, (one.qk_dim + one.v_dim) // 2, one.window)
+        heads, kv_heads, dim, window = one.heads, one.kv_heads, one.qk_dim, one.window
         if name == "fa3":
-            return Fa3(heads, kv_heads, dim, min(2, BYTES_PER_ELEMENT[model.kv_precision]), page_size, window)
+            return Fa3(heads, kv_heads, dim, min(2, BYTES_PER_ELEMENT.get(one.kv_precision, 1)), page_size, window)
         if name == "triton":
             return TritonAttention(heads, kv_heads, dim, triton_tile(dim, capability), window, deterministic)
         if name == "torch_native":
@@ -49,4 +48,13 @@ def backends(
         return SeenOnly(heads, dim, window)
 
     decode = decode or prefill
-    return Backends(named(prefill), named(decode), " and ".join(dict.fromkeys((prefill, decode))))
+    full, window = model.full_attention, model.window_attention
+    windowed = Windowed(named(prefill, window), named(decode, window)) if window is not None else None
+    name = " and ".join(dict.fromkeys((prefill, decode)))
+    return Backends(named(prefill, full), named(decode, full), name, windowed)
+
+
+def _latent_heads(model: Composition) -> tuple[int, int]:
+    """Query heads and their width; nothing is computed where there is no attention at all."""
+    sizes = next((one.sizes for one in model.latent), None)
+    return (1, 1) if sizes is None else (sizes.num_heads, sizes.expanded_width)

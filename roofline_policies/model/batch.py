@@ -8,7 +8,7 @@ from math import inf
 from typing import NamedTuple
 
 from roofline_policies.errors import InputError
-from roofline_policies.model.attention_kernels import Backends, read_keys, seen_pairs
+from roofline_policies.model.attention_kernels import Backends, seen_pairs
 
 
 class BatchShape(NamedTuple):
@@ -27,6 +27,8 @@ class BatchShape(NamedTuple):
     masked_flops: FLOPs of one layer's attention beyond those of ``causal_pairs``: masked scores that the kernel does
         not skip, and what only fills its tiles. Depends on the kernel, so it is 0 where no kernel was named: a bound
         from below.
+    window_tokens, window_pairs, window_masked_flops: ``context_tokens``, ``causal_pairs`` and ``masked_flops`` in
+        layers whose rows see a window of keys; 0 where the model has none.
     """
 
     requests: int = 0
@@ -39,6 +41,9 @@ class BatchShape(NamedTuple):
     padded_logit_rows: int = 0
     shared_tokens: int = 0
     masked_flops: int = 0
+    window_tokens: int = 0
+    window_pairs: int = 0
+    window_masked_flops: int = 0
 
     @classmethod
     def of(
@@ -62,8 +67,7 @@ class BatchShape(NamedTuple):
                 logprobs of a whole prompt are asked for. Otherwise one row per request: SGLang computes logits for
                 the last new token of each request, unfinished chunks included.
             shared_tokens: KV tokens that several requests read, beyond the first of them.
-            attention: the kernels that run the batch; with prompts in it, that of prefill runs all of it. Their window
-                narrows what is seen and read.
+            attention: the kernels that run the batch; with prompts in it, that of prefill runs all of it.
 
         Raises:
             InputError: a length that no batch can have.
@@ -71,26 +75,22 @@ class BatchShape(NamedTuple):
         Source: SGLang 0.5.23, ``LogitsProcessor._get_pruned_states`` and ``DecodeCudaGraphRunner.execute``.
         """
         new = context = pairs = causal_pairs = 0
-        window = None if attention is None else attention.prefill.window
         for tokens, prefix in prefill:
             if tokens < 1 or prefix < 0:
                 raise _refuse("prefill", (tokens, prefix), "(new tokens >= 1, prefix tokens >= 0)")
             new += tokens
-            context += read_keys(tokens, prefix, window)
+            context += tokens + prefix
             pairs += tokens * (prefix + tokens)
-            causal_pairs += seen_pairs(tokens, prefix, window)
+            causal_pairs += seen_pairs(tokens, prefix)
         decodes = len(decode_contexts)
         if decodes:
             if min(decode_contexts) < 1:
                 raise _refuse("decode_contexts", min(decode_contexts), ">= 1, the row itself")
             decode_tokens = sum(decode_contexts)
-            read = decode_tokens
-            if window is not None:
-                read = sum(read_keys(1, length - 1, window) for length in decode_contexts)
             new += decodes
-            context += read
+            context += decode_tokens
             pairs += decode_tokens
-            causal_pairs += read
+            causal_pairs += decode_tokens
         if padded_rows < 0:
             raise _refuse("padded_rows", padded_rows, ">= 0")
         requests = len(prefill) + decodes
@@ -98,23 +98,28 @@ class BatchShape(NamedTuple):
             raise _refuse("shared_tokens", shared_tokens, f"0 to {context - new}, the tokens that are not new")
         logit_rows = new if all_logits else requests
         padded_logit_rows = 0 if prefill and not all_logits else padded_rows
-        masked_flops = 0
+        masked_flops = window_tokens = window_pairs = window_masked_flops = 0
         if attention is not None:
             if prefill:
                 rows = [*prefill, *((1, length - 1) for length in decode_contexts)]
                 masked_flops = attention.prefill.prefill_flops(rows)
             else:
+                rows = []
                 masked_flops = attention.decode.decode_flops(decode_contexts, padded_rows)
             masked_flops -= attention.prefill.pair_flops * causal_pairs
+            if attention.windowed is not None:
+                window_tokens, window_pairs, window_masked_flops = attention.windowed.sums(
+                    rows, () if prefill else decode_contexts, padded_rows
+                )
         return cls(
             requests, new, context, pairs, causal_pairs, logit_rows, padded_rows, padded_logit_rows, shared_tokens,
-            masked_flops,
+            masked_flops, window_tokens, window_pairs, window_masked_flops,
         )  # fmt: skip
 
-    def padded_to(self, size: int, row_flops: int = 0) -> BatchShape:
+    def padded_to(self, size: int, row_flops: int = 0, window_row_flops: int = 0) -> BatchShape:
         """A decode batch with requests that only fill a graph of ``size``, each with as many rows as the others.
 
-        row_flops: what one layer's attention issues for such a row.
+        row_flops, window_row_flops: what one layer's attention issues for such a row, without and with a window.
         """
         added = size - self.requests
         rows = added * (self.new_tokens // self.requests)
@@ -122,7 +127,21 @@ class BatchShape(NamedTuple):
             padded_rows=rows,
             padded_logit_rows=added * (self.logit_rows // self.requests),
             masked_flops=self.masked_flops + rows * row_flops,
+            window_masked_flops=self.window_masked_flops + rows * window_row_flops,
         )
+
+    def within(self, window: int) -> BatchShape:
+        """The same batch with what its rows see of a window of keys, as if its requests were alike: of a mixture of
+        lengths it is at most too much, as fewer keys than that are seen where some requests are short."""
+        if not self.requests:
+            return self
+        new, cached = self.new_tokens / self.requests, (self.context_tokens - self.new_tokens) / self.requests
+        read = new + min(cached, window)
+        # Rows see cached + 1, cached + 2, ... keys, until the window ends it.
+        growing = min(new, max(0.0, window - cached))
+        seen = growing * cached + growing * (growing + 1) / 2 + (new - growing) * (window + 1)
+        tokens, pairs = round(self.requests * read), round(self.requests * seen)
+        return self._replace(window_tokens=min(tokens, self.context_tokens), window_pairs=min(pairs, self.causal_pairs))
 
     def __add__(self, other: BatchShape) -> BatchShape:  # type: ignore[override]  # shapes add, they do not concatenate
         return BatchShape(
@@ -136,6 +155,9 @@ class BatchShape(NamedTuple):
             self.padded_logit_rows + other.padded_logit_rows,
             self.shared_tokens + other.shared_tokens,
             self.masked_flops + other.masked_flops,
+            self.window_tokens + other.window_tokens,
+            self.window_pairs + other.window_pairs,
+            self.window_masked_flops + other.window_masked_flops,
         )
 
 

@@ -14,10 +14,10 @@ from importlib.resources import files
 from types import MappingProxyType
 
 from roofline_policies.errors import InputError
-from roofline_policies.model.composed import ComposedShape, Shape
-from roofline_policies.model.composed_config import COMPOSED_ARCHITECTURES, COMPOSED_FAMILIES, COMPOSED_KEYS
-from roofline_policies.model.config import ARCHITECTURES, DENSE_KEYS, read_family, read_size
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.composition import Composition
+from roofline_policies.model.config import read_family, read_size
+from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.families import ARCHITECTURES, KEYS
 from roofline_policies.work import Precision
 
 _GROUP = "conf/model"
@@ -31,12 +31,20 @@ class CatalogueModel:
     """A model as it is served.
 
     name: as it is published. context_length: tokens that a request may have, prompt and output together.
-    shape: the whole model; what a rank of several holds is ``shape.shard(tp_size)``.
+    shape: the whole model.
     """
 
     name: str
     context_length: int
-    shape: Shape
+    shape: Decoder
+
+    def rank(self, tp_size: int) -> Composition:
+        """What one of ``tp_size`` tensor-parallel ranks runs.
+
+        Raises:
+            InputError: the model cannot be split over so many.
+        """
+        return self.shape.shard(tp_size).composition
 
 
 def shipped_models() -> Mapping[str, CatalogueModel]:
@@ -69,8 +77,8 @@ def model_from_section(section: object, *, where: str = "model") -> CatalogueMod
         allowed = "a mapping with name, context_length and the keys of a config.json"
         raise InputError("must be a mapping", where=where, value=section, allowed=allowed)
     values: dict[str, object] = {str(key): value for key, value in section.items()}
-    family = read_family(values, where, {**ARCHITECTURES, **COMPOSED_ARCHITECTURES})
-    known = (*_OWN_KEYS, *sorted(COMPOSED_KEYS.get(family, DENSE_KEYS)))
+    family = read_family(values, where, ARCHITECTURES)
+    known = (*_OWN_KEYS, *sorted(KEYS[family]))
     for key in values:
         if key not in known:
             raise InputError("unknown key", where=where, key=key, allowed=known)
@@ -82,26 +90,8 @@ def model_from_section(section: object, *, where: str = "model") -> CatalogueMod
         weights = Precision.BF16
     kv = _precision(values, "kv_precision", _KV_PRECISIONS, where)
     context_length = read_size(values, "context_length", where)
-    return CatalogueModel(name, context_length, shape_from_config(values, weights, kv, where=where))
-
-
-def shape_from_config(
-    config: Mapping[str, object],
-    weight_precision: Precision | None = None,
-    kv_precision: Precision | None = None,
-    *,
-    where: str = "config.json",
-) -> Shape:
-    """A model of any covered family from a Hugging Face ``config.json``; other keys are ignored.
-
-    ``ModelShape.from_config`` is for what a live server's loop can observe, and refuses all but dense models.
-
-    Raises:
-        InputError: a key that is missing or unusable, or a model whose work is not known.
-    """
-    family = read_family(config, where, {**ARCHITECTURES, **COMPOSED_ARCHITECTURES})
-    read = ComposedShape.from_config if family in COMPOSED_FAMILIES else ModelShape.from_config
-    return read(config, weight_precision=weight_precision, kv_precision=kv_precision, where=where)
+    shape = Decoder.from_config(values, weight_precision=weights, kv_precision=kv, where=where)
+    return CatalogueModel(name, context_length, shape)
 
 
 def _precision(values: Mapping[str, object], key: str, allowed: Collection[Precision], where: str) -> Precision | None:

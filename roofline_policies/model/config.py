@@ -1,6 +1,6 @@
-"""A Hugging Face config.json -> the sizes of a ModelShape, or an error that says what is in the way.
+"""Reading a Hugging Face config.json key by key: a value, or an error that says what is in the way.
 
-What other families read in the same way (``composed_config``) is public here.
+What the keys mean in each family of models is in ``families``.
 """
 
 from __future__ import annotations
@@ -9,24 +9,9 @@ import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from roofline_policies.errors import InputError
 from roofline_policies.work import Precision
-
-ARCHITECTURES: Mapping[str, str] = MappingProxyType(
-    {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
-)
-FAMILIES = tuple(ARCHITECTURES.values())
-
-_DEFAULTS: Mapping[str, Mapping[str, int]] = MappingProxyType(
-    {
-        "llama": {},
-        "qwen2": {"num_key_value_heads": 32},
-        "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
-    }
-)
-"""What an absent key means in each family. Source: the configuration classes of transformers 5.19."""
 
 _PRECISIONS: Mapping[str, Precision] = MappingProxyType(
     {
@@ -40,7 +25,7 @@ _PRECISIONS: Mapping[str, Precision] = MappingProxyType(
 
 _UNKNOWN = "the work of this architecture is not known in closed form"
 
-_REFUSED: Mapping[str, str] = MappingProxyType(
+REFUSED: Mapping[str, str] = MappingProxyType(
     {
         "quantization_config": "quantized weights are not covered",
         "compression_config": "quantized weights are not covered",
@@ -55,15 +40,6 @@ _REFUSED: Mapping[str, str] = MappingProxyType(
 
 EXPERT_KEYS = frozenset({"num_experts", "num_local_experts", "n_routed_experts"})
 """Those of them that a mixture of experts has."""
-
-COMMON_KEYS = frozenset({
-    "architectures", "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "vocab_size", "tie_word_embeddings", "attention_bias", "mlp_bias", "dtype", "torch_dtype", "layer_types",
-}) | (_REFUSED.keys() - EXPERT_KEYS)  # fmt: skip
-"""Keys that are read of every family, and those that every family is refused for."""
-
-DENSE_KEYS = COMMON_KEYS | {"num_key_value_heads", "head_dim"} | EXPERT_KEYS
-"""Every key that ``model_fields`` looks at."""
 
 
 def read_config(file: Path) -> Mapping[str, object]:
@@ -81,47 +57,6 @@ def read_config(file: Path) -> Mapping[str, object]:
     if not isinstance(config, dict):
         raise InputError("is not a JSON object", where=str(file))
     return config
-
-
-def model_fields(config: Mapping[str, object], weight_precision: Precision | None, where: str) -> dict[str, Any]:
-    """The keyword arguments of ModelShape that a config.json determines: all but ``kv_precision``.
-
-    Raises:
-        InputError: see ModelShape.from_config.
-    """
-    refuse_keys(config, where)
-    family = _dense_family(config, where)
-    check_layer_types(config, where)
-    config = {**_DEFAULTS[family], **config}
-    hidden_size, num_heads, num_kv_heads, head_dim = read_heads(config, where)
-    attention_bias = read_flag(config, "attention_bias", where)
-    return {
-        "family": family,
-        "hidden_size": hidden_size,
-        "num_layers": read_size(config, "num_hidden_layers", where),
-        "num_heads": num_heads,
-        "num_kv_heads": num_kv_heads,
-        "head_dim": head_dim,
-        "intermediate_size": read_size(config, "intermediate_size", where),
-        "vocab_size": read_size(config, "vocab_size", where),
-        "tied_embeddings": read_flag(config, "tie_word_embeddings", where),
-        "qkv_bias": family == "qwen2" or attention_bias,
-        "output_bias": family != "qwen2" and attention_bias,
-        "mlp_bias": family == "llama" and read_flag(config, "mlp_bias", where),
-        "qk_norm": family == "qwen3",
-        "weight_precision": weight_precision or read_precision(config, where),
-    }
-
-
-def _dense_family(config: Mapping[str, object], where: str) -> str:
-    try:
-        return read_family(config, where, ARCHITECTURES)
-    except InputError as error:
-        name = str(error.value).lower()
-        if error.problem == _UNKNOWN and ("moe" in name or "mixtral" in name):
-            problem = _REFUSED["num_experts"]
-            raise InputError(problem, where=where, key=error.key, value=error.value, allowed=error.allowed) from None
-        raise
 
 
 def read_family(config: Mapping[str, object], where: str, architectures: Mapping[str, str]) -> str:
@@ -158,9 +93,20 @@ def refuse_keys(config: Mapping[str, object], where: str, covered: Collection[st
     Raises:
         InputError: there is such a key.
     """
-    for key, problem in _REFUSED.items():
+    for key, problem in REFUSED.items():
+        if key == "use_sliding_window" and _no_layer_is_windowed(config):
+            continue
         if key not in covered and config.get(key):
             raise InputError(problem, where=where, key=key, value=config[key])
+
+
+def _no_layer_is_windowed(config: Mapping[str, object]) -> bool:
+    """Qwen2 has windows from layer ``max_window_layers`` on.
+
+    Source: transformers 5.19, ``Qwen2Config``.
+    """
+    first, layers = config.get("max_window_layers"), config.get("num_hidden_layers")
+    return isinstance(first, int) and isinstance(layers, int) and first >= layers
 
 
 def check_layer_types(config: Mapping[str, object], where: str) -> None:

@@ -1,22 +1,18 @@
-"""Work of grouped-query attention, as one block of a decoder layer; the same counts as in ``ModelShape``."""
+"""The sizes of grouped-query attention, as one block of a decoder layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from roofline_policies.errors import InputError
-from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.tensor_parallel import split, split_kv_heads
-from roofline_policies.work import BYTES_PER_ELEMENT, Bytes, Flops, Precision, Provenance, Work
-
-_PROVENANCE = frozenset({Provenance.CLOSED_FORM})
 
 
 @dataclass(frozen=True, slots=True)
 class GroupedAttention:
     """The sizes of grouped-query attention: of a whole model, or what one rank holds.
 
-    bias: of the query, key, value and output projections alike. qk_norm: one norm for query heads, one for key heads.
+    qkv_bias, output_bias: of the projections. qk_norm: one norm for query heads, one for key heads.
 
     Raises:
         InputError: a size below one, or heads that cannot be grouped.
@@ -25,7 +21,8 @@ class GroupedAttention:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    bias: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
     qk_norm: bool = False
 
     def __post_init__(self) -> None:
@@ -44,41 +41,14 @@ class GroupedAttention:
         """Cached elements per token and layer."""
         return 2 * self.num_kv_heads * self.head_dim
 
-    @property
-    def small_elements(self) -> int:
-        """Elements of a row that rotary embedding and the KV store read and write."""
-        return 2 * self.query_width + 3 * self.kv_elements
-
     def products(self, hidden: int) -> tuple[tuple[int, int], ...]:
         """The matrices that every row is multiplied with, as (outputs, inputs)."""
         return (self.query_width + self.kv_elements, hidden), (hidden, self.query_width)
 
     def other_elements(self, hidden: int) -> int:
         """Elements of weights beside ``products``: biases and norms."""
-        return self.bias * (self.query_width + self.kv_elements + hidden) + self.qk_norm * 2 * self.head_dim
-
-    def row_read(self, hidden: int) -> int:
-        """Elements of activations that the operations of ``products`` and the KV store read per row."""
-        return hidden + self.kv_elements + self.query_width
-
-    def row_written(self, hidden: int) -> int:
-        """Elements of activations that the operations of ``products`` write per row."""
-        return self.query_width + self.kv_elements + hidden
-
-    def context_work(self, batch: BatchShape, *, precision: Precision, kv_bytes: int, layers: int) -> Work:
-        """Attention in ``layers`` layers, as ``ModelShape.attention_work`` has it.
-
-        kv_bytes: of the cache, per token over all layers.
-        """
-        per_pair = 4 * layers * self.query_width
-        moved_bytes = layers * self.query_width * BYTES_PER_ELEMENT[precision] * (batch.new_tokens + batch.padded_rows)
-        return Work(
-            Flops.at(precision, per_pair * batch.causal_pairs + layers * batch.masked_flops),
-            Flops.at(precision, per_pair * batch.causal_pairs),
-            Bytes(moved_bytes + kv_bytes * batch.context_tokens, moved_bytes),
-            Bytes(kv_bytes * (batch.context_tokens - batch.new_tokens - batch.shared_tokens)),
-            _PROVENANCE,
-        )
+        biases = self.qkv_bias * (self.query_width + self.kv_elements) + self.output_bias * hidden
+        return biases + self.qk_norm * 2 * self.head_dim
 
     def shard(self, tp_size: int) -> GroupedAttention:
         """What one of ``tp_size`` ranks holds; KV heads are on several ranks where there are fewer of them.

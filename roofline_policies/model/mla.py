@@ -94,16 +94,8 @@ class LatentAttention:
         return (self.q_lora_rank + self.kv_elements, hidden), (query, self.q_lora_rank), output
 
     def other_elements(self, hidden: int) -> int:
-        """Elements of weights beside ``products``: the matrix of ``head_elements``, and the norms of the latents."""
-        return self.head_elements + self.kv_lora_rank + (self.q_lora_rank or 0)
-
-    def row_read(self, hidden: int) -> int:
-        """Elements of activations that the operations of ``products`` and the KV store read per row."""
-        return sum(inputs for _, inputs in self.products(hidden)) + self.kv_elements
-
-    def row_written(self, hidden: int) -> int:
-        """Elements of activations that the operations of ``products`` write per row."""
-        return sum(outputs for outputs, _ in self.products(hidden))
+        """Elements of weights beside ``products`` and ``head_elements``: the norms of the latents."""
+        return self.kv_lora_rank + (self.q_lora_rank or 0)
 
     def form(self, batch: BatchShape) -> Form:
         """The form in which SGLang runs a batch, as far as its sums tell.
@@ -143,7 +135,7 @@ class LatentAttention:
 
         issued: P are the causal pairs, and what the batch says its kernel does beside them. useful: the same form
             without padding and masked pairs, whichever form would have been cheaper.
-        Ignored, beside what ``ComposedShape.work`` ignores: merging partial results where a prefix beyond 131,072
+        Ignored, beside what ``Composition.work`` ignores: merging partial results where a prefix beyond 131,072
         tokens is expanded piece by piece, and the FA3 backend's conversion of an 8 bit cache before it is read.
         """
         rows = batch.new_tokens + batch.padded_rows

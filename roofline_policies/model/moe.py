@@ -65,24 +65,6 @@ class Experts:
         """Elements of the three matrices of one routed expert."""
         return 3 * hidden * self.width
 
-    def dense_elements(self, hidden: int) -> int:
-        """Elements of the matrices that every row is multiplied with: the router's and the shared experts'."""
-        return hidden * self.count + 3 * hidden * self.shared_width
-
-    def row_elements(self, hidden: int) -> int:
-        """Elements of all matrices that one row is multiplied with."""
-        return self.dense_elements(hidden) + self.chosen * self.expert_elements(hidden)
-
-    def row_read(self, hidden: int) -> int:
-        """Elements of activations that one row's operations read: router, gate-up, down, sum over chosen experts."""
-        shared = hidden + self.shared_width if self.shared_width else 0
-        return hidden + shared + self.chosen * (2 * hidden + self.width)
-
-    def row_written(self, hidden: int) -> int:
-        """Elements that they write."""
-        shared = 2 * self.shared_width + hidden if self.shared_width else 0
-        return self.count + shared + self.chosen * (2 * self.width + hidden) + hidden
-
     def shard(self, tp_size: int) -> Experts:
         """What one of ``tp_size`` ranks holds: a part of every expert, and the whole router.
 

@@ -9,11 +9,14 @@ User's Guide", for tile and wave quantisation. Joining two times by a p-norm, an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, log2
+from types import MappingProxyType
 
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.errors import InputError
+from roofline_policies.model.parts import ExpertLayers, Matrix
 from roofline_policies.steps.efficiency import DecodeEfficiency, Efficiency, GemmEfficiency, PrefillEfficiency
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
 
@@ -21,8 +24,13 @@ _MOST_SPLITS = 8
 _WIDE = 2  # bytes of an element of activations, queries and results: 16 bit
 
 
-def gemm_s(e: GemmEfficiency, m: int, n: int, k: int, ceilings: Ceilings, sms: int) -> float:
+def gemm_s(
+    e: GemmEfficiency, m: int, n: int, k: int, ceilings: Ceilings, sms: int, weight_bytes: float | None = None
+) -> float:
     """Seconds of ``(m x k) (k x n)``, n and k of the weights. Grows with each of the sizes, in steps.
+
+    weight_bytes: of the ``n x k`` where they are stored in another precision than they are multiplied in, or with
+    scales; None: n k elements.
 
     With tiles of a x b and w waves of them on the SMs, per tile shape::
 
@@ -35,7 +43,8 @@ def gemm_s(e: GemmEfficiency, m: int, n: int, k: int, ceilings: Ceilings, sms: i
     peak = ceilings.compute_ceiling(e.precision)
     element = BYTES_PER_ELEMENT[e.precision]
     bandwidth = ceilings.bytes_per_s
-    memory_s = (element * k * (m + n) + _WIDE * m * n) / (bandwidth * e.memory)
+    read = element * k * (m + n) if weight_bytes is None else element * k * m + weight_bytes
+    memory_s = (read + _WIDE * m * n) / (bandwidth * e.memory)
     p = e.overlap
     best = float("inf")
     for tile in e.tiles:
@@ -151,10 +160,23 @@ class KernelModel:
             InputError: nothing was measured under that name.
         """
         known = self.efficiency.gemm
-        found = known.get(Precision.BF16 if name == Precision.FP16 else str(name))
+        found = known.get(_wide(name))
         if found is None:
             raise InputError("not measured", where="KernelModel.gemm", key="precision", value=str(name), allowed=known)
         return found
+
+    def nearest_gemm(self, product: Matrix | ExpertLayers) -> GemmEfficiency:
+        """The coefficients of a product's own kernel or precision, or of the nearest precision that was measured.
+
+        8 bit floats and integers are equal in rate on tensor cores, and stand in for four bits, which are faster; 16
+        bits are taken where nothing narrower was measured.
+
+        Raises:
+            InputError: no matrix product was measured at all.
+        """
+        wanted = [product.kernel, product.precision, *_STAND_INS.get(product.precision, ()), Precision.BF16]
+        known = self.efficiency.gemm
+        return self.gemm(next((name for name in wanted if name is not None and _wide(name) in known), Precision.BF16))
 
     def decode(self, kernel: str, kv_precision: Precision, head_dim: int) -> DecodeEfficiency:
         """The decode attention kernel for a head dimension; beyond the largest one measured, that one's.
@@ -237,6 +259,17 @@ class KernelModel:
             e, requests, new_tokens, context_tokens, pairs, causal_pairs, heads, kv_heads, head_dim,
             self.ceilings, self.efficiency.sms,
         )  # fmt: skip
+
+
+_STAND_INS: Mapping[Precision, tuple[Precision, ...]] = MappingProxyType({
+    Precision.INT8: (Precision.FP8,),
+    Precision.FP8: (Precision.INT8,),
+    Precision.FP4: (Precision.FP8, Precision.INT8),
+})  # fmt: skip
+
+
+def _wide(name: str) -> str:
+    return Precision.BF16 if name == Precision.FP16 else str(name)
 
 
 def _wide_is_bf16(precision: Precision) -> Precision:

@@ -9,10 +9,9 @@ from operator import mul
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.device.roofline import roof_time
 from roofline_policies.model.batch import BatchShape, graph_size
-from roofline_policies.model.composed import Shape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.composition import Composition
 from roofline_policies.model.mla import Form
-from roofline_policies.work import Precision, Work
+from roofline_policies.work import Work
 
 EMPTY = BatchShape()
 
@@ -28,16 +27,15 @@ class RooflineSteps:
 
     What it misses, such as how far kernels stay below the roofs, ``correction`` learns from the steps that run.
 
-    model: the shape that one rank runs. ceilings: of the device. linear: precision of the layers' products, see
-    ``ModelShape.work``. masked_pair_flops: of the attention kernel, see ``AttentionKernel``; a batch that says itself
-    what its kernel does beside the causal pairs is taken at its word.
+    model: what one rank runs. ceilings: of the device; a precision that it has none for is taken at the nearest one's,
+    see ``Ceilings.covering``. masked_pair_flops: of the attention kernel, see ``AttentionKernel``; a batch that says
+    itself what its kernel does beside the causal pairs is taken at its word.
     captured: batch sizes with a CUDA graph, ascending. A decode step is padded to them, and beyond the last one as if
     they went on, so that it is never cheaper without a graph. padded_row_flops: of attention, see ``padded_to``.
     """
 
-    model: Shape
+    model: Composition
     ceilings: Ceilings
-    linear: Precision | None = None
     masked_pair_flops: int = 0
     captured: Sequence[int] = ()
     padded_row_flops: int = 0
@@ -47,9 +45,10 @@ class RooflineSteps:
     def __post_init__(self) -> None:
         compute_s: tuple[float, ...] = ()
         memory_s: tuple[float, ...] = ()
-        if isinstance(self.model, ModelShape):
-            # A dense model's Work is affine in the sums of a batch as soon as there is a row: what one of each costs is
-            # known once and for all.
+        object.__setattr__(self, "ceilings", self.ceilings.covering(*self.model.precisions))
+        if not self.model.latent and not self.model.experts and self.model.window is None:
+            # Work is affine in the sums of a batch as soon as there is a row: what one of each costs is known once and
+            # for all.
             base = roof_time(self._work(_ONE), self.ceilings)
             for place in range(len(_ONE)):
                 sums = list(_ONE)
@@ -64,6 +63,9 @@ class RooflineSteps:
 
     def step_s(self, *, prefill: BatchShape = EMPTY, decode: BatchShape = EMPTY, graph: bool = False) -> float:
         """Seconds of one step; 0 for one without rows. ``graph`` makes no difference."""
+        window = self.model.window
+        if window is not None:  # of each part, whose requests are more alike than those of both
+            prefill, decode = (one if one.window_tokens else one.within(window) for one in (prefill, decode))
         batch = decode if not prefill.requests else prefill if not decode.requests else prefill + decode
         if not batch.requests:
             return 0.0
@@ -74,7 +76,7 @@ class RooflineSteps:
         return self.bound_s(batch)
 
     def bound_s(self, batch: BatchShape, form: Form | None = None) -> float:
-        """The larger roof of a batch that has rows. form: of latent attention, see ``ComposedShape.work``."""
+        """The larger roof of a batch that has rows. form: of latent attention, see ``Composition.work``."""
         if not self._compute_s:
             roofs = roof_time(self._work(batch, form), self.ceilings)
             return max(roofs.compute_s, roofs.memory_s)
@@ -86,4 +88,4 @@ class RooflineSteps:
         return max(compute_s, memory_s)
 
     def _work(self, batch: BatchShape, form: Form | None = None) -> Work:
-        return self.model.work(batch, form=form, linear=self.linear)
+        return self.model.work(batch, form=form)

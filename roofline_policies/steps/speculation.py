@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composed import Shape
+from roofline_policies.model.decoder import Decoder
 from roofline_policies.steps.acceptance import Acceptance
 from roofline_policies.steps.times import StepTimes
 
@@ -132,7 +132,7 @@ def verify_shape(requests: int, context_tokens: int, steps: int) -> BatchShape:
     )
 
 
-def check_draft(target: Shape, draft: Shape | None, *, where: str, key: str = "draft") -> Shape:
+def check_draft(target: Decoder, draft: Decoder | None, *, where: str, key: str = "draft") -> Decoder:
     """The model that drafts for ``target``. Call it before anything runs.
 
     where, key: what configures it, for errors.

@@ -28,7 +28,6 @@ from sglang_patches.needs.hook import ACTIVE, apply
 from sglang_patches.needs.objects import ServerArgs
 from sglang_patches.needs.sglang_version import check_version
 from sglang_patches.observe import recorder
-from sglang_patches.server import model as served_model
 
 UNSUPPORTED: Mapping[str, object] = MappingProxyType({
     "pp_size": 1,
@@ -58,7 +57,6 @@ def prepare(
     named = tuple(name for name in packages.split(",") if name)
     settings = load(policy, overrides=words(overrides), packages=named)
     check_server(server_args, settings)
-    served_model.launched_with(server_args)  # refuses what is not covered
     if settings.record is not None:
         recorder.check(settings.record, where=settings.source)
     verify_classes()

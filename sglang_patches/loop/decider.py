@@ -15,7 +15,6 @@ from roofline_policies.control.controller import DECIDE_AT_LEAST_EVERY_S, STALLE
 from roofline_policies.control.status import LoopTimer, explain, status
 from roofline_policies.control.transitions import COSTLY_KNOBS
 from roofline_policies.errors import InputError
-from roofline_policies.model.dense import ModelShape
 from roofline_policies.plain import plain
 from roofline_policies.settings.loading import Settings
 from roofline_policies.slo.admission import Rank
@@ -76,6 +75,7 @@ class Decider:
             attention=served.attention,
             linear=served.linear,
         )
+        self._known, self._settle = served.known, served.settle
         self._ranges = launch_ranges(scheduler)  # now: the actuator moves what they are read from
         bounds, unmet = settings.bounds_near(*self._ranges)
         for error in unmet:
@@ -100,7 +100,7 @@ class Decider:
         )
         self._recorder = _recorder(settings)
         self._wrap_forward()
-        work = "counted by the attention kernels" if counters is not None else "closed form"
+        work = "counted by the attention kernels" if counters is not None else served.model.provenance.value
         told = f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.origin}"
         attention = "" if served.attention is None else f"; attention: {served.attention.name}"
         logger.info(plain(f"{told}; work: {work}{attention}"))
@@ -205,6 +205,10 @@ class Decider:
     @timed
     @contained
     def finished(self, batch: Batch, result: StepResult) -> None:
+        if self._settle is not None and (settled := self._settle()) is not None:
+            self._settle = None
+            model, self._known = settled
+            self.observer.follow(model)
         if self._active is not None:
             self.observer.finish(batch, result, time.monotonic())
             self._progress.finished(batch)
@@ -268,6 +272,7 @@ class Decider:
             **asdict(self.loaded),
         }
         page["precision"] = self.observer.precision.value
+        page["model"] = dict(self._known)
         page["policy_time_s"] = self.timer.to_dict()
         page["device_now"] = self._reports.device_now()
         return page
@@ -338,5 +343,4 @@ def _inline(served: Served, device: str) -> InlineWork | None:
     """What turns counted totals into Work; kernels count only under models whose rest is known from shapes."""
     if served.counters is None:
         return None
-    assert isinstance(served.model, ModelShape)
     return InlineWork(served.model, served.counters, device)

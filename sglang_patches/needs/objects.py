@@ -52,7 +52,7 @@ class ModelConfig(Protocol):
 
     model_path: str  # as in ServerArgs
     quantization: str | None  # of the weights
-    dtype: torch.dtype  # of the weights that are not quantized
+    dtype: torch.dtype  # of the weights that are not quantized, and of activations
     hf_config: Any  # transformers' PretrainedConfig
 
 
@@ -62,6 +62,10 @@ class ModelRunner(Protocol):
     kv_cache_dtype: torch.dtype  # of the KV pool
     prefill_attention_backend_str: str  # as SGLang resolved it
     decode_attention_backend_str: str  # as SGLang resolved it
+    is_draft_worker: bool  # it holds the model that drafts
+    server_args: ServerArgs  # of the server
+    model: torch.nn.Module  # one rank's part
+    token_to_kv_pool: Any  # a KVCache; asked for its bytes
 
 
 class TargetWorker(Protocol):

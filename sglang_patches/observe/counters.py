@@ -3,7 +3,7 @@
 Where the attention backend is ``triton`` its decode, extend, MLA and unified kernels are launched through their
 counting twins from the first launch on, CUDA graph captures included. After every forward pass the totals are copied to
 the host, without anyone waiting; their differences are the attention part of an iteration's Work. Other backends launch
-kernels that cannot be rewritten here: work stays the closed form, and the server says so once.
+kernels that cannot be rewritten here: work then follows from shapes, and the server says so once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from roofline_policies.counting import Counts, Ledger, Snapshot, counted, differ
 from roofline_policies.counting.ledger import Totals
 from roofline_policies.errors import RooflineError
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.composition import Composition
 from roofline_policies.work import Bytes, Flops, Provenance, Work
 from sglang_patches.needs.objects import ServerArgs
 
@@ -69,7 +69,7 @@ class Counters:
         for kernel, original in zip(self.kernels, self._originals, strict=True):
             kernel.run = original
         logger.error(
-            f"Roofline: attention is not counted any more ({failure}); work is the closed form.", exc_info=error
+            f"Roofline: attention is not counted any more ({failure}); work follows from shapes.", exc_info=error
         )
 
     def snapshot(self, device: str) -> Snapshot | None:
@@ -106,7 +106,7 @@ def install(server_args: ServerArgs) -> Counters | None:
             return Counters(kernels)
         except (RooflineError, ImportError, AttributeError) as error:
             reason = str(error)
-    logger.info(f"Roofline: work is the closed form: {reason}.")
+    logger.info(f"Roofline: work follows from shapes: {reason}.")
     return None
 
 
@@ -116,13 +116,18 @@ class InlineWork:
     model: the shape that one rank runs. What is launched between two forward passes is booked on the second.
     """
 
-    def __init__(self, model: ModelShape, counters: Counters, device: str) -> None:
+    def __init__(self, model: Composition, counters: Counters, device: str) -> None:
         self._model = model
+        self._ungrouped = all(one.heads == one.kv_heads for one in model.attention)
         self._counters = counters
         self._device = device
         start = counters.snapshot(device)
         self._last: Totals = start.totals() if start is not None else ()
         self._whole = True
+
+    def follow(self, model: Composition) -> None:
+        """Go on with another model beside what is counted."""
+        self._model = model
 
     def snapshot(self) -> Snapshot | None:
         """A reading of the counters behind everything launched so far; None where nothing counts any more."""
@@ -150,7 +155,7 @@ class InlineWork:
         for row in rows:
             for precision, flops in row.dot_flops.items():
                 issued += Flops.at(precision, flops)
-        if not issued.total and mode is ForwardMode.DECODE and self._model.num_heads == self._model.num_kv_heads:
+        if not issued.total and mode is ForwardMode.DECODE and self._ungrouped:
             issued = attention.issued
         stored = sum(row.store_bytes + row.atomic_bytes for row in rows)
         counted_part = attention._replace(issued=issued, requested=Bytes(loaded, stored))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,14 @@ from roofline_policies.counting import LedgerError, Snapshot
 from roofline_policies.counting.ledger import Totals
 from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composed import ComposedShape, Shape
+from roofline_policies.model.composition import Composition
 from roofline_policies.model.mla import Form
 from roofline_policies.work import Precision, Provenance, Work
 from sglang_patches.needs.objects import Batch, Request, StepResult, TreeCache
 from sglang_patches.observe.clocks import Interval
 from sglang_patches.observe.counters import InlineWork
+
+logger = logging.getLogger(__name__)
 
 EMPTY = BatchShape()
 
@@ -60,7 +63,7 @@ class Observer:
     model: the shape that one rank of the server runs. interval: starts the time of a forward pass.
     graph_sizes: captured decode batch sizes, sorted.
     rows_per_request: rows a decode step runs per request; more than one when drafts are verified.
-    inline: where the attention kernels count; without it work is the closed form.
+    inline: where the attention kernels count; without it work follows from shapes.
     tree_cache: SGLang's prefix cache, which knows what running requests share.
     attention: the kernels that run; without them the scores that are seen are all that is counted as issued.
     linear: precision of the layers' products in steps with prompts and in those that only decode; None: the weights'.
@@ -68,7 +71,7 @@ class Observer:
 
     def __init__(
         self,
-        model: Shape,
+        model: Composition,
         *,
         interval: Callable[[], Interval],
         graph_sizes: Sequence[int] = (),
@@ -85,6 +88,7 @@ class Observer:
         self._inline = inline
         self._attention = attention
         self._linear = linear
+        self._models = [model if one is None else model.with_products(one) for one in linear]
         self._tree_cache = tree_cache if tree_cache is not None and tree_cache.supports_prefix_sharing() else None
         self._launched: dict[int, Launch] = {}
         self._unread: deque[Launch] = deque()
@@ -93,10 +97,20 @@ class Observer:
         self._last_done_s: float | None = None
         self._hit_tokens = self._prompt_tokens = 0
 
+    def follow(self, model: Composition) -> None:
+        """Go on with what the model has turned out to run, from the next iteration on."""
+        if model == self._model:
+            return
+        logger.info(f"Roofline: the first passes of {model.name} ran other modules than expected; work follows them.")
+        self._model = model
+        self._models = [model if one is None else model.with_products(one) for one in self._linear]
+        if self._inline is not None:
+            self._inline.follow(model)
+
     @property
     def precision(self) -> Precision:
         """Precision of the model's products: whose compute ceiling its operating points are under."""
-        return self._model.weight_precision
+        return self._model.activations
 
     @property
     def cache_hit_rate(self) -> float | None:
@@ -222,12 +236,9 @@ class Observer:
             work = self._inline.work(launched.mode, shape, launched.totals)
             if work is not None:
                 return work
-        linear = self._linear[launched.mode is ForwardMode.DECODE]
-        if isinstance(self._model, ComposedShape):
-            # Latent attention is absorbed in verify steps and in graphs, whatever the batch's sums look like.
-            absorbed = graph or launched.mode is ForwardMode.DECODE
-            return self._model.work(shape, form=Form.ABSORBED if absorbed else None, linear=linear)
-        return self._model.work(shape) if linear is None else self._model.work(shape, linear=linear)
+        # Latent attention is absorbed in verify steps and in graphs, whatever the batch's sums look like.
+        decodes = launched.mode is ForwardMode.DECODE
+        return self._models[decodes].work(shape, form=Form.ABSORBED if graph or decodes else None)
 
     def _shared_tokens(self, requests: Sequence[Request]) -> int:
         """KV tokens that decoding requests share. Each locks its own prefix in the cache's tree, and the tree counts

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from roofline_policies.device.hardware import from_catalogue, match_device
 from roofline_policies.errors import InputError
 from roofline_policies.model.attention_kernels import Backends
-from roofline_policies.model.composed import Shape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.composition import Composition
 from roofline_policies.settings.loading import AUTO, Settings
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency
 from roofline_policies.steps.predictor import StepPredictor
@@ -22,6 +22,7 @@ from sglang_patches.observe.clocks import DeviceInterval, HostInterval, Interval
 from sglang_patches.observe.counters import Counters
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import ranks
+from sglang_patches.server.walked import Walked
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +31,18 @@ logger = logging.getLogger(__name__)
 class Served:
     """The model that one rank runs, and how its iterations are timed, counted and predicted.
 
+    known: how well the model's work is known, ready for JSON. settle: asked after the first passes, it takes the hooks
+        off the modules and gives the model as what ran has shown it; None where that is done.
     interval: starts the time of a forward pass. graph_sizes: captured decode batch sizes, ascending.
     predictor: of step times, None where there is none. counters: the attention kernels of this process where they
-        count, None where work is the closed form.
+        count, None where work follows from shapes.
     device_uuid: the device whose clocks and power are sampled, None for none.
     attention: the attention kernels that run, None where they are not known.
     linear: precision of the layers' products in steps with prompts and in those that only decode, where it is not that
     of the weights.
     """
 
-    model: Shape
+    model: Composition
     interval: Callable[[], Interval]
     graph_sizes: Sequence[int] = ()
     predictor: StepTimes | None = None
@@ -47,29 +50,57 @@ class Served:
     device_uuid: str | None = None
     attention: Backends | None = None
     linear: tuple[Precision | None, Precision | None] = (None, None)
+    known: Mapping[str, Any] = field(default_factory=dict)
+    settle: Callable[[], tuple[Composition, Mapping[str, Any]] | None] | None = None
 
 
 def of_server(scheduler: Scheduler, settings: Settings, counters: Counters | None) -> Served:
-    """What a real server's scheduler runs. Where this rank decides.
-
-    Raises:
-        InputError: a model that is not covered.
-    """
-    whole = served_model.whole(scheduler.model_config, scheduler.tp_worker)
+    """What a real server's scheduler runs. Where this rank decides."""
+    runner = scheduler.tp_worker.model_runner
+    runs = served_model.runs_of(runner)
+    captured = runs is not None and runs.seen
+    if runs is not None and captured:
+        runs.end()
+    walked = served_model.walked(scheduler.model_config, runner)
+    pool_bytes = served_model.kv_bytes_of_pool(runner)
+    rank = walked.composition
     graph_sizes = sorted(scheduler.tp_worker.get_decode_cuda_graph_bs())
     if settings.ceilings is not None:
-        for sentence in settings.ceilings.stand_ins:
+        for sentence in settings.ceilings.covering(*rank.precisions).stand_ins:
             logger.warning(f"Roofline: {sentence}. Shares of a ceiling are to be read with that in mind.")
-    shard = whole.shard(ranks().tp_size)
+    _tell(walked)
+
+    def settle() -> tuple[Composition, Mapping[str, Any]] | None:
+        if runs is None or not runs.seen:
+            return None
+        runs.end()
+        again = served_model.walked(scheduler.model_config, runner)
+        return again.composition, served_model.told(again, pool_bytes)
+
     return Served(
-        shard,
+        rank,
         HostInterval if scheduler.device == "cpu" else DeviceInterval,
         graph_sizes,
-        _predictor(scheduler, settings, whole, graph_sizes),
+        _predictor(scheduler, settings, rank, graph_sizes),
         counters,
         served_model.device_uuid() if scheduler.device == "cuda" else None,
-        served_model.attention(shard, scheduler),
+        served_model.attention(rank, scheduler),
+        known=served_model.told(walked, pool_bytes),
+        settle=None if runs is None or captured else settle,
     )
+
+
+def _tell(walked: Walked) -> None:
+    """How well the work is known, for the log: one line, and one for what is not."""
+    composition = walked.composition
+    logger.info(
+        f"Roofline: the work of {composition.name} is known from its modules: {walked.explained_share:.2%} of "
+        f"{composition.weight_bytes / 1e9:.3g} GB of weights, {composition.kv_bytes_per_token} bytes of KV per token, "
+        f"{composition.state_bytes_per_request} bytes of state per request."
+    )
+    unknown = [f"{kind} ({held / 1e6:.3g} MB)" for kind, held in walked.unexplained.items()]
+    if unknown or composition.guessed:
+        logger.warning(f"Roofline: estimated are {', '.join((*unknown, *composition.guessed))}.")
 
 
 def roofline_times(served: Served, settings: Settings, rows_per_request: int) -> StepTimes | None:
@@ -81,13 +112,13 @@ def roofline_times(served: Served, settings: Settings, rows_per_request: int) ->
     if attention is None:
         return RooflineSteps(served.model, settings.ceilings, captured=sizes)
     return RooflineSteps(
-        served.model, settings.ceilings, None, attention.prefill.masked_pair_flops, sizes,
+        served.model, settings.ceilings, attention.prefill.masked_pair_flops, sizes,
         attention.decode.decode_flops((), 1),
     )  # fmt: skip
 
 
 def _predictor(
-    scheduler: Scheduler, settings: Settings, whole: ModelShape, graph_sizes: Sequence[int]
+    scheduler: Scheduler, settings: Settings, rank: Composition, graph_sizes: Sequence[int]
 ) -> StepPredictor | None:
     """What the settings ask for, None where that does not cover this server's kernels."""
     choice = settings.efficiency
@@ -98,7 +129,7 @@ def _predictor(
         if served_model.rows_per_request(scheduler) > 1:
             raise InputError("does not cover draft models", where=settings.source, key="efficiency")
         predictor = StepPredictor(
-            whole,
+            rank,
             from_catalogue(efficiency.device),
             efficiency,
             attention=served_model.attention_kernel(scheduler.tp_worker),

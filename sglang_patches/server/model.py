@@ -1,92 +1,111 @@
-"""The model a server runs, as the library's ModelShape: what one rank holds and computes."""
+"""The model a server runs: what its modules compute and move, and the kernels that attention runs in."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from sglang.srt.configs.model_config import ModelConfig as SglangModelConfig
 from sglang.srt.runtime_context import get_serving
 
-from roofline_policies.errors import InputError
 from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.backends import backends
-from roofline_policies.model.composed import Shape
-from roofline_policies.model.dense import ModelShape
-from roofline_policies.work import Precision
+from roofline_policies.model.composition import Composition
+from roofline_policies.model.parts import Attention, Matrix
+from roofline_policies.work import Precision, Provenance
 from sglang_patches.cpu import standin
-from sglang_patches.needs.objects import ModelConfig, Scheduler, ServerArgs, Serving, TargetWorker
+from sglang_patches.needs.objects import ModelConfig, ModelRunner, Scheduler, Serving, TargetWorker
+from sglang_patches.server.products import PRECISIONS
+from sglang_patches.server.runs import Runs
+from sglang_patches.server.walked import Walked
 
-_PRECISIONS = {
-    torch.float32: Precision.FP32,
-    torch.bfloat16: Precision.BF16,
-    torch.float16: Precision.FP16,
-    torch.float8_e4m3fn: Precision.FP8,
-    torch.float8_e5m2: Precision.FP8,
-}
+logger = logging.getLogger(__name__)
 
-
-_KV_UNCOVERED = ("nvfp4", "fp4_mx_block16")
-"""Values of --kv-cache-dtype that store less than a byte per element.
-
-Source: SGLang 0.5.23, ``mem_cache/kv_cache_dtype.py``.
-"""
+RUNS = "_roofline_runs"
+"""The attribute of a model runner that holds what watches its modules."""
 
 
-def launched_with(server_args: ServerArgs) -> ModelShape:
-    """One rank's share of the model that a server is asked to run, before anything is loaded.
-
-    SGLang's own reading of its arguments decides, so overrides of the configuration, a dtype that only the command
-    line names, and what a configuration without one means are what they will be once the server runs.
-
-    Raises:
-        InputError: a model that SGLang cannot read, or that the closed forms do not cover; see ``check``.
-    """
+def watch(runner: ModelRunner) -> None:
+    """From the loading of a target model on, see which of its modules run. Never raises: without, all are taken to."""
+    if runner.is_draft_worker:
+        return
     try:
-        config = SglangModelConfig.from_server_args(server_args)
-    except Exception as error:  # SGLang, transformers and a model's own code raise what they like
-        reason = " ".join(str(error).split()) or type(error).__name__
-        path = server_args.model_path
-        raise InputError(f"SGLang cannot read it: {reason}", where="server", key="model_path", value=path) from error
-    kv_dtype = server_args.kv_cache_dtype
-    if kv_dtype in _KV_UNCOVERED:
-        raise InputError(
-            "is not counted", where="served model", key="kv_cache_dtype", value=kv_dtype, allowed="8 bits and more"
+        setattr(runner, RUNS, Runs(runner.model))
+    except Exception as error:
+        logger.warning(f"Roofline: which modules run cannot be watched ({error}); all of them are taken to.")
+
+
+def runs_of(runner: ModelRunner) -> Runs | None:
+    """What ``watch`` put there."""
+    found: Runs | None = getattr(runner, RUNS, None)
+    return found
+
+
+def walked(model_config: ModelConfig, runner: ModelRunner) -> Walked:
+    """What one rank holds and runs, from the modules it loaded. Never raises: what cannot be walked is estimated."""
+    runs = runs_of(runner)
+    activations = PRECISIONS.get(model_config.dtype, Precision.BF16)
+    try:
+        from sglang_patches.server.walk import walk  # here: it imports SGLang's layers, which the launcher needs not
+
+        return walk(
+            runner.model,
+            activations=activations,
+            kv_dtype=runner.kv_cache_dtype,
+            config=model_config.hf_config,
+            runs=runs if runs is not None and runs.seen else None,
         )
-    return check(config).shard(server_args.tp_size)
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        logger.warning(f"Roofline: the model's modules cannot be walked ({told}); its work is estimated.")
+        return Walked(estimated(runner, activations, model_config.hf_config, told), {}, 0, 0)
 
 
-def check(model_config: ModelConfig) -> ModelShape:
-    """The whole model's shape from SGLang's model configuration, before any weight is loaded.
+def estimated(runner: ModelRunner, activations: Precision, config: Any, why: str) -> Composition:
+    """A model of which only its weights and its cache are known: every weight meets every row.
 
-    Raises:
-        InputError: a model family, a quantization or a dtype that the closed forms do not cover.
+    Attention is of the configuration's heads where it has some; KV bytes are the pool's.
     """
-    where = f"{model_config.model_path}/config.json"
-    if model_config.quantization is not None:
-        raise InputError(
-            "is not counted", where="served model", key="quantization", value=model_config.quantization, allowed="none"
-        )
-    weights = _precision(model_config.dtype, "dtype")
-    return ModelShape.from_config(model_config.hf_config.to_dict(), weight_precision=weights, where=where)
+    parameters = {id(one): one for one in runner.model.parameters()}.values()
+    held, elements = sum(one.nbytes for one in parameters), sum(one.numel() for one in parameters)
+    hidden = _positive(config, "hidden_size") or 1
+    heads = _positive(config, "num_attention_heads") or 1
+    layers = _positive(config, "num_hidden_layers") or 1
+    dim = _positive(config, "head_dim") or max(1, hidden // heads)
+    kv_bytes = kv_bytes_of_pool(runner) // layers
+    matrix = Matrix(1, max(1, elements // hidden), hidden, activations, held)
+    attention = Attention(layers, heads, heads, dim, dim, activations, kv_bytes)
+    return Composition(
+        name=type(runner.model).__name__,
+        hidden_size=hidden,
+        layers=layers,
+        activations=activations,
+        matrices=(matrix,),
+        attention=(attention,),
+        parameters=elements,
+        provenance=Provenance.ESTIMATED,
+        guessed=(f"everything but bytes ({why})",),
+    )
 
 
-def whole(model_config: ModelConfig, tp_worker: TargetWorker) -> ModelShape:
-    """What all ranks run together, with the KV dtype their pools were made with.
+def kv_bytes_of_pool(runner: ModelRunner) -> int:
+    """Bytes of the KV cache per token, of the pool that SGLang made; 0 where it does not tell."""
+    try:
+        pool = runner.token_to_kv_pool
+        told = pool.get_kv_size_bytes()
+        held = sum(told) if isinstance(told, tuple | list) else told
+        return int(held // (pool.size + pool.page_size))
+    except Exception:
+        return 0
 
-    Raises:
-        InputError: see ``check``.
-    """
-    kv_precision = _precision(tp_worker.model_runner.kv_cache_dtype, "kv_cache_dtype")
-    return replace(check(model_config), kv_precision=kv_precision)
 
-
-def attention(shard: Shape, scheduler: Scheduler) -> Backends:
-    """The attention kernels that the server runs ``shard`` with, as SGLang resolved its backends."""
+def attention(rank: Composition, scheduler: Scheduler) -> Backends:
+    """The attention kernels that the server runs ``rank`` with, as SGLang resolved its backends."""
     runner, args = scheduler.tp_worker.model_runner, scheduler.server_args
     nvidia = scheduler.device == "cuda" and torch.version.hip is None
     return backends(
-        shard,
+        rank,
         runner.prefill_attention_backend_str,
         runner.decode_attention_backend_str,
         page_size=args.page_size or 1,
@@ -120,9 +139,27 @@ def device_uuid() -> str:
     return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
-def _precision(dtype: torch.dtype, key: str) -> Precision:
-    if dtype not in _PRECISIONS:
-        raise InputError(
-            "is not counted", where="served model", key=key, value=str(dtype), allowed=[str(d) for d in _PRECISIONS]
-        )
-    return _PRECISIONS[dtype]
+def told(model: Walked, kv_pool_bytes: int) -> Mapping[str, Any]:
+    """How well a model's work is known, ready for JSON."""
+    composition = model.composition
+    return {
+        "class": composition.name,
+        "provenance": composition.provenance.value,
+        "explained_share_of_bytes": round(model.explained_share, 6),
+        "modules_with_weights": model.modules,
+        "unexplained_modules": model.unexplained_modules,
+        "unexplained_bytes": dict(model.unexplained),
+        "estimated": list(composition.guessed),
+        "weight_bytes": composition.weight_bytes,
+        "idle_weight_bytes": composition.idle_bytes,
+        "parameters": composition.parameters,
+        "kv_bytes_per_token": composition.kv_bytes_per_token,
+        "kv_bytes_per_token_of_pool": kv_pool_bytes or None,
+        "state_bytes_per_request": composition.state_bytes_per_request,
+        "precisions": [precision.value for precision in composition.precisions],
+    }
+
+
+def _positive(config: Any, key: str) -> int | None:
+    value = getattr(config, key, None)
+    return value if isinstance(value, int) and value > 0 else None

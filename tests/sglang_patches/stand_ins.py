@@ -9,14 +9,22 @@ import torch
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.work import Precision
 
-MODEL = ModelShape(
-    "llama", hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=128,
-    vocab_size=256, tied_embeddings=False, qkv_bias=False, output_bias=False, mlp_bias=False, qk_norm=False,
-    weight_precision=Precision.BF16, kv_precision=Precision.BF16,
-)  # fmt: skip
+DECODER = Decoder(
+    family="llama",
+    hidden_size=64,
+    num_layers=2,
+    attention=GroupedAttention(4, 2, 16),
+    intermediate_size=128,
+    vocab_size=256,
+    tied_embeddings=False,
+    weight_precision=Precision.BF16,
+    kv_precision=Precision.BF16,
+)
+MODEL = DECODER.composition
 
 
 @dataclass

@@ -20,7 +20,7 @@ from roofline_policies.device.hardware import from_catalogue
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
 from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
 from roofline_policies.steps.host_time import HostTime, RequestPath
 from sglang_patches.observe.recorder import line
@@ -30,7 +30,7 @@ CONFIG = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 128, "vocab_size": 250,
     "tie_word_embeddings": False, "torch_dtype": "bfloat16",
 }  # fmt: skip
-MODEL = ModelShape.from_config(CONFIG).shard(1)
+MODEL = Decoder.from_config(CONFIG).shard(1).composition
 PADDED = backends(MODEL, "torch_native", padded_queries=False)
 H200 = from_catalogue("h200")
 LINES = {

@@ -12,7 +12,8 @@ from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.contract.view import QueueState, SchedulerView
 from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.policies.shapes import running_shape
 from roofline_policies.slo.objectives import Slo
 from roofline_policies.steps.predictor import StepPredictor
@@ -180,12 +181,18 @@ def test_no_larger_chunk_fits_and_the_chosen_one_does_unless_it_is_the_least(
 
 
 def test_with_a_devices_own_predictor_both_decide_within_bounds():
-    model = ModelShape(
-        "llama", hidden_size=4096, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128, intermediate_size=14336,
-        vocab_size=128256, tied_embeddings=False, qkv_bias=False, output_bias=False, mlp_bias=False, qk_norm=False,
-        weight_precision=Precision.BF16, kv_precision=Precision.BF16,
-    )  # fmt: skip
-    times = StepPredictor.for_device(model, "h200")
+    model = Decoder(
+        family="llama",
+        hidden_size=4096,
+        num_layers=32,
+        attention=GroupedAttention(32, 8, 128),
+        intermediate_size=14336,
+        vocab_size=128256,
+        tied_embeddings=False,
+        weight_precision=Precision.BF16,
+        kv_precision=Precision.BF16,
+    )
+    times = StepPredictor.for_device(model.composition, "h200")
     short = seen(times, running=16, decode_context_tokens=16 * 500, slack_s=0.05)
     assert mixes(short).value is True
     tight, loose = chunk(SlackChunks(), short), chunk(SlackChunks(), seen(times, running=16, slack_s=0.2))

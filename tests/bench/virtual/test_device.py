@@ -121,7 +121,8 @@ def test_the_roofline_prices_steps_where_it_is_asked_for(hardware: str, linear: 
     ceilings = from_catalogue(hardware)
     products = Precision.FP8 if kinds else None
     long = BatchShape.of([(8000, 100)], attention=priced.backends)
-    work = priced.model.shape.shard(1).work(long, linear=products)
+    rank = priced.model.rank(1) if products is None else priced.model.rank(1).with_products(products)
+    work = rank.work(long)
     assert priced.steps(()).step_s(prefill=long, decode=NONE, graph=True) == pytest.approx(
         roof_time(work, ceilings).bound_s
     )

@@ -33,7 +33,7 @@ def test_a_draft_costs_what_its_own_model_takes_on_the_device():
     experiment = settings("draft=head", "arms=[default,speculation]").experiment
     speculation = experiment.draft.speculation(experiment.device, 3)
     decode = BatchShape.of(decode_contexts=[500] * 8)
-    alone = replace(experiment.device.predictor(()), model=experiment.draft.shape)
+    alone = replace(experiment.device.predictor(()), model=experiment.draft.shape.composition)
     assert speculation.draft.step_s(prefill=BatchShape(), decode=decode, graph=True) == alone.step_s(
         prefill=BatchShape(), decode=decode, graph=True
     )

@@ -1,40 +1,37 @@
-"""The part of model.py's closed form that attention kernels answer for."""
+"""The part of a model's Work that attention kernels answer for."""
 
 from __future__ import annotations
 
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.composition import Composition
+from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.work import Bytes, Flops, Precision, Work
 
 LAYERS = 2
 
 
-def model(heads: int, kv_heads: int, head_dim: int, precision: Precision) -> ModelShape:
+def model(heads: int, kv_heads: int, head_dim: int, precision: Precision) -> Composition:
     """LAYERS layers with this attention; the other sizes do not matter here."""
-    return ModelShape(
+    return Decoder(
         family="llama",
         hidden_size=heads * head_dim,
         num_layers=LAYERS,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
+        attention=GroupedAttention(heads, kv_heads, head_dim),
         intermediate_size=64,
         vocab_size=100,
         tied_embeddings=False,
-        qkv_bias=False,
-        output_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
         weight_precision=precision,
         kv_precision=precision,
-    )
+    ).composition
 
 
-def attention_part(shape: ModelShape, batch: BatchShape) -> Work:
+def attention_part(shape: Composition, batch: BatchShape) -> Work:
     """Of the model's Work what Q K^T, P V and the reads of keys and values contribute: all that sees the contexts.
 
-    Source: model.py has the terms `per_pair * causal_pairs + layers * masked_flops` (issued), `per_pair *
-    causal_pairs` (useful), `kv_bytes * context_tokens` (requested), `kv_bytes * (context_tokens - new)` (compulsory).
+    Source: ``Composition.attention_work`` has the terms `per_pair * causal_pairs + layers * masked_flops` (issued),
+    `per_pair * causal_pairs` (useful), `kv_bytes * context_tokens` (requested), `kv_bytes * (context_tokens - new)`
+    (compulsory).
     """
     whole = shape.work(batch)
     rest = shape.work(batch._replace(pairs=0, causal_pairs=0, masked_flops=0, context_tokens=batch.new_tokens))

@@ -1,4 +1,4 @@
-"""Inline counts of attention against closed forms: of the kernels' tiles, and of model.py for the same batch.
+"""Inline counts of attention against closed forms: of the kernels' tiles, and of the whole model for the same batch.
 
 What the kernels issue is what the model calls issued, once the batch knows that they run (`backends`). It is useful
 work as well where shapes fill tiles:

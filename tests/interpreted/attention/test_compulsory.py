@@ -1,4 +1,4 @@
-"""Compulsory bytes: the distinct addresses of the cache that attention loads, against closed forms and model.py."""
+"""Compulsory bytes: the distinct addresses of the cache that attention loads, against closed forms and the model."""
 
 from __future__ import annotations
 

@@ -16,17 +16,26 @@ from roofline_policies.model.attention_tiles import Fa3, Tile, TritonAttention, 
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import shipped_model
-from roofline_policies.model.composed import ComposedShape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.model.mla import Form
 from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.work import Precision
 
 H200 = from_catalogue("h200")
-QWEN3_0_6B = ModelShape(
-    "qwen3", 1024, 28, 16, 8, 128, 3072, 151936, True, False, False, False, True, Precision.BF16, Precision.BF16
-)
-LLAMA_8B = shipped_model("llama_3_1_8b").shape
+QWEN3_0_6B = Decoder(
+    family="qwen3",
+    hidden_size=1024,
+    num_layers=28,
+    attention=GroupedAttention(16, 8, 128, qk_norm=True),
+    intermediate_size=3072,
+    vocab_size=151936,
+    tied_embeddings=True,
+    weight_precision=Precision.BF16,
+    kv_precision=Precision.BF16,
+).composition
+LLAMA = shipped_model("llama_3_1_8b").shape
+LLAMA_8B = LLAMA.composition
 
 chunk = st.tuples(st.integers(1, 700), st.integers(0, 900))
 chunks = st.lists(chunk, min_size=1, max_size=4)
@@ -121,7 +130,7 @@ def test_a_batch_carries_what_its_kernel_issues(requests, contexts, name):
     kernels = backends(LLAMA_8B, name)
     batch = BatchShape.of(requests, contexts, attention=kernels)
     rows = [*requests, *((1, length - 1) for length in contexts)]
-    layers = LLAMA_8B.num_layers
+    layers = LLAMA_8B.layers
     assert LLAMA_8B.attention_work(batch).issued.total == layers * kernels.prefill.prefill_flops(rows)
     assert LLAMA_8B.attention_work(batch).useful == LLAMA_8B.attention_work(BatchShape.of(requests, contexts)).useful
     assert batch.masked_flops >= 0
@@ -137,8 +146,8 @@ def test_prefill_and_decode_may_have_kernels_of_their_own():
     assert kernels.decode.tile == Tile(128, 64)
     assert backends(LLAMA_8B, "fa3").name == "fa3"
     assert backends(LLAMA_8B, "flashinfer").decode == SeenOnly(32, 128)
-    assert backends(replace(LLAMA_8B, kv_precision=Precision.FP8), "fa3").prefill.element_bytes == 1
-    latent = shipped_model("deepseek_v2_lite").shape
+    assert backends(replace(LLAMA, kv_precision=Precision.FP8).composition, "fa3").prefill.element_bytes == 1
+    latent = shipped_model("deepseek_v2_lite").shape.composition
     assert BatchShape.of([(900, 50)], attention=backends(latent, "fa3")).masked_flops == 0
 
 
@@ -171,7 +180,10 @@ def test_chunks_of_a_long_prompt_and_batches_do_too(prefix):
         assert seen < issued < 1.05 * seen
 
 
-MODELS = [shipped_model(name).shape for name in ("llama_3_1_8b", "qwen3_30b_a3b", "deepseek_v2_lite")] + [QWEN3_0_6B]
+MODELS = [
+    *(shipped_model(name).shape.composition for name in ("llama_3_1_8b", "qwen3_30b_a3b", "deepseek_v2_lite")),
+    QWEN3_0_6B,
+]
 PREDICTORS = {
     key: StepPredictor.for_device(key[0], "h200", attention=key[1], linear=key[2], captured=(1, 8, 64))
     for key in itertools.product(MODELS, ("fa3", "triton"), (None, "fp8"))
@@ -194,6 +206,7 @@ def test_no_step_is_predicted_faster_than_its_work(key, requests, contexts, grap
     decode = BatchShape.of((), contexts, attention=kernels)
     seconds = predictor.step_s(prefill=prefill, decode=decode, graph=graph)
     # In graphs, and where no prompt is in the batch, latent attention is absorbed.
-    form = {"form": Form.ABSORBED} if isinstance(model, ComposedShape) and (graph or not requests) else {}
-    work = model.work(prefill + decode, linear=None if linear is None else Precision.FP8, **form)
+    form = Form.ABSORBED if model.latent and (graph or not requests) else None
+    served = model if linear is None else model.with_products(Precision.FP8)
+    work = served.work(prefill + decode, form=form)
     assert roof_time(work, H200).bound_s <= seconds * (1 + 1e-9)

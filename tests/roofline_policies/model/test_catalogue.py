@@ -12,12 +12,10 @@ from omegaconf import OmegaConf
 from roofline_policies.errors import InputError
 from roofline_policies.model.catalogue import (
     model_from_section,
-    shape_from_config,
     shipped_model,
     shipped_models,
 )
-from roofline_policies.model.composed import ComposedShape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
 from roofline_policies.work import Precision
 
 NAMES = ["deepseek_v2_lite", "llama_3_1_70b", "llama_3_1_8b", "qwen3_30b_a3b", "qwen3_32b", "qwen3_8b"]
@@ -93,10 +91,11 @@ def test_a_shipped_model_has_its_published_sizes(name: str) -> None:
 def test_the_catalogue_lists_what_it_has() -> None:
     models = shipped_models()
     assert list(models) == NAMES == sorted(file.stem for file in GROUP.glob("*.yaml"))
-    assert {name for name, model in models.items() if isinstance(model.shape, ComposedShape)} == {
+    assert {name for name, model in models.items() if model.shape.composition.experts} == {
         "deepseek_v2_lite",
         "qwen3_30b_a3b",
     }
+    assert {name for name, model in models.items() if model.shape.composition.latent} == {"deepseek_v2_lite"}
     assert models["qwen3_8b"].name == "Qwen/Qwen3-8B"
     with pytest.raises(TypeError):
         models["mine"] = models["qwen3_8b"]  # type: ignore[index]
@@ -118,13 +117,12 @@ def test_an_unknown_model_is_told_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_live_loop_still_takes_dense_models_alone(name: str) -> None:
-    config = section(name)
-    if isinstance(shipped_model(name).shape, ModelShape):
-        assert ModelShape.from_config(config, weight_precision=Precision.BF16) == shipped_model(name).shape
-        return
-    with pytest.raises(InputError, match="mixture-of-experts models are not covered"):
-        ModelShape.from_config(config, weight_precision=Precision.BF16)
+@pytest.mark.parametrize("tp_size", [1, 2, 4])
+def test_a_rank_runs_the_parts_of_the_model_split(name: str, tp_size: int) -> None:
+    model = shipped_model(name)
+    assert model.rank(tp_size) == model.shape.shard(tp_size).composition
+    with pytest.raises(InputError, match=r"tp_size = 3"):
+        model.rank(3)
 
 
 def section(name: str, **changes: object) -> dict[str, object]:
@@ -168,8 +166,10 @@ def test_precisions_that_are_left_out() -> None:
 def test_a_config_json_of_any_family_is_read_and_other_keys_are_ignored() -> None:
     for name in NAMES:
         config = section(name, rope_theta=10000, torch_dtype="bfloat16")
-        assert shape_from_config(config) == shipped_model(name).shape
-    eight = shape_from_config(section("qwen3_8b"), Precision.FP16, Precision.FP8)
+        assert Decoder.from_config(config) == shipped_model(name).shape
+        assert Decoder.from_config(section(name), weight_precision=Precision.BF16) == shipped_model(name).shape
+    options = {"weight_precision": Precision.FP16, "kv_precision": Precision.FP8}
+    eight = Decoder.from_config(section("qwen3_8b"), **options)
     assert (eight.weight_precision, eight.kv_precision) == (Precision.FP16, Precision.FP8)
 
 
@@ -265,8 +265,7 @@ def test_transformers_own_name_of_the_number_of_experts() -> None:
 def test_layers_that_have_experts() -> None:
     def layers(**changes: object) -> tuple[int, int]:
         shape = model_from_section(MLA | changes).shape
-        assert isinstance(shape, ComposedShape)
-        return shape.dense_layers, shape.expert_layers
+        return shape.num_layers - shape.expert_layers, shape.expert_layers
 
     assert layers() == (1, 26)
     assert layers(first_k_dense_replace=None) == layers(first_k_dense_replace=0) == (0, 27)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from roofline_policies.errors import InputError
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.work import Precision
 
 LLAMA: dict[str, object] = {
@@ -24,7 +25,9 @@ LLAMA: dict[str, object] = {
 }
 QWEN3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
 QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
-ARCHITECTURES = "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
+ARCHITECTURES = "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, DeepseekV2ForCausalLM"
+FAMILIES = "llama, qwen2, qwen3, qwen3_moe, deepseek_v2"
+UNKNOWN = "the work of this architecture is not known in closed form"
 DTYPES = "float32, float, bfloat16, float16, half"
 EXPERTS = "mixture-of-experts models are not covered"
 QUANTIZED = "quantized weights are not covered"
@@ -34,47 +37,50 @@ def without(config: dict[str, object], *keys: str) -> dict[str, object]:
     return {key: value for key, value in config.items() if key not in keys}
 
 
+def heads_of(config: dict[str, object]) -> GroupedAttention:
+    attention = Decoder.from_config(config).attention
+    assert isinstance(attention, GroupedAttention)
+    return attention
+
+
 def test_every_key_has_its_place() -> None:
-    assert ModelShape.from_config(LLAMA) == ModelShape(
+    assert Decoder.from_config(LLAMA) == Decoder(
         family="llama",
         hidden_size=64,
         num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
+        attention=GroupedAttention(4, 2, 16, qkv_bias=False, output_bias=False, qk_norm=False),
         intermediate_size=96,
         vocab_size=100,
         tied_embeddings=False,
-        qkv_bias=False,
-        output_bias=False,
         mlp_bias=False,
-        qk_norm=False,
         weight_precision=Precision.BF16,
         kv_precision=Precision.BF16,
     )
 
 
 def test_absent_and_null_sizes() -> None:
-    assert ModelShape.from_config(without(LLAMA, "num_key_value_heads")).num_kv_heads == 4
-    assert ModelShape.from_config(LLAMA | {"num_key_value_heads": None}).num_kv_heads == 4
-    assert ModelShape.from_config(LLAMA | {"head_dim": None}).head_dim == 16
-    assert ModelShape.from_config(LLAMA | {"head_dim": 24}).head_dim == 24
-    assert ModelShape.from_config(QWEN2).head_dim == 16
-    assert ModelShape.from_config(QWEN3).head_dim == 128
-    assert ModelShape.from_config(QWEN3 | {"head_dim": 24}).head_dim == 24
+    assert heads_of(without(LLAMA, "num_key_value_heads")).num_kv_heads == 4
+    assert heads_of(LLAMA | {"num_key_value_heads": None}).num_kv_heads == 4
+    assert heads_of(LLAMA | {"head_dim": None}).head_dim == 16
+    assert heads_of(LLAMA | {"head_dim": 24}).head_dim == 24
+    assert heads_of(QWEN2).head_dim == 16
+    assert heads_of(QWEN3).head_dim == 128
+    assert heads_of(QWEN3 | {"head_dim": 24}).head_dim == 24
     many = {"num_attention_heads": 64}
-    assert ModelShape.from_config(without(QWEN2, "num_key_value_heads") | many).num_kv_heads == 32
-    assert ModelShape.from_config(QWEN2 | many | {"num_key_value_heads": None}).num_kv_heads == 64
+    assert heads_of(without(QWEN2, "num_key_value_heads") | many).num_kv_heads == 32
+    assert heads_of(QWEN2 | many | {"num_key_value_heads": None}).num_kv_heads == 64
 
 
 def test_biases_are_those_that_the_family_has() -> None:
     # Hugging Face and SGLang build Qwen2 and Qwen3 without looking at the keys that the other families define.
     both: dict[str, object] = {"attention_bias": True, "mlp_bias": True}
     for config, has in ((LLAMA, (True, True, True)), (QWEN2, (True, False, False)), (QWEN3, (True, True, False))):
-        shape = ModelShape.from_config(config | both)
-        assert (shape.qkv_bias, shape.output_bias, shape.mlp_bias) == has
-    assert ModelShape.from_config(QWEN2).qkv_bias
-    assert not ModelShape.from_config(QWEN3).qkv_bias
+        shape = Decoder.from_config(config | both)
+        attention = heads_of(config | both)
+        assert (attention.qkv_bias, attention.output_bias, shape.mlp_bias) == has
+    assert heads_of(QWEN2).qkv_bias
+    assert not heads_of(QWEN3).qkv_bias
+    assert [heads_of(config).qk_norm for config in (LLAMA, QWEN2, QWEN3)] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -90,22 +96,22 @@ def test_biases_are_those_that_the_family_has() -> None:
 )
 def test_both_spellings_of_the_dtype_key(dtype: str, precision: Precision) -> None:
     for key in ("dtype", "torch_dtype"):
-        shape = ModelShape.from_config(without(LLAMA, "torch_dtype") | {key: dtype})
+        shape = Decoder.from_config(without(LLAMA, "torch_dtype") | {key: dtype})
         assert (shape.weight_precision, shape.kv_precision) == (precision, precision)
 
 
 def test_precisions_that_are_given_outrank_the_checkpoint() -> None:
-    shape = ModelShape.from_config(LLAMA, weight_precision=Precision.FP16, kv_precision=Precision.FP8)
+    shape = Decoder.from_config(LLAMA, weight_precision=Precision.FP16, kv_precision=Precision.FP8)
     assert (shape.weight_precision, shape.kv_precision) == (Precision.FP16, Precision.FP8)
     bare = without(LLAMA, "torch_dtype")
-    assert ModelShape.from_config(bare, weight_precision=Precision.FP32).kv_precision is Precision.FP32
+    assert Decoder.from_config(bare, weight_precision=Precision.FP32).kv_precision is Precision.FP32
 
 
 def test_architecture_or_model_type_is_enough() -> None:
-    whole = ModelShape.from_config(QWEN3)
-    assert ModelShape.from_config(without(QWEN3, "model_type")) == whole
-    assert ModelShape.from_config(without(QWEN3, "architectures")) == whole
-    assert ModelShape.from_config(QWEN3 | {"architectures": None}) == whole
+    whole = Decoder.from_config(QWEN3)
+    assert Decoder.from_config(without(QWEN3, "model_type")) == whole
+    assert Decoder.from_config(without(QWEN3, "architectures")) == whole
+    assert Decoder.from_config(QWEN3 | {"architectures": None}) == whole
 
 
 def test_keys_that_are_off_do_no_harm() -> None:
@@ -117,7 +123,16 @@ def test_keys_that_are_off_do_no_harm() -> None:
         "layer_types": ["full_attention", "full_attention"],
         "tie_word_embeddings": None,
     }
-    assert ModelShape.from_config(QWEN3 | off) == ModelShape.from_config(QWEN3)
+    assert Decoder.from_config(QWEN3 | off) == Decoder.from_config(QWEN3)
+
+
+def test_windows_that_begin_behind_the_last_layer_are_none() -> None:
+    windowed: dict[str, object] = {"use_sliding_window": True, "sliding_window": 4096}
+    for first in (2, 28):
+        assert Decoder.from_config(QWEN2 | windowed | {"max_window_layers": first}) == Decoder.from_config(QWEN2)
+    for first in (0, 1, None):
+        with pytest.raises(InputError, match="use_sliding_window = True: sliding-window attention is not covered"):
+            Decoder.from_config(QWEN2 | windowed | {"max_window_layers": first})
 
 
 @pytest.mark.parametrize(
@@ -126,13 +141,11 @@ def test_keys_that_are_off_do_no_harm() -> None:
         (without(LLAMA, "architectures", "model_type"), f"architectures: missing; allowed: {ARCHITECTURES}"),
         (
             LLAMA | {"architectures": ["GemmaForCausalLM"]},
-            "architectures = 'GemmaForCausalLM': the work of this architecture is not known in closed form; "
-            f"allowed: {ARCHITECTURES}",
+            f"architectures = 'GemmaForCausalLM': {UNKNOWN}; allowed: {ARCHITECTURES}",
         ),
         (
             without(LLAMA, "architectures") | {"model_type": "gemma"},
-            "model_type = 'gemma': the work of this architecture is not known in closed form; "
-            "allowed: llama, qwen2, qwen3",
+            f"model_type = 'gemma': {UNKNOWN}; allowed: {FAMILIES}",
         ),
         (
             LLAMA | {"model_type": "mistral"},
@@ -140,11 +153,15 @@ def test_keys_that_are_off_do_no_harm() -> None:
         ),
         (
             LLAMA | {"architectures": ["Qwen3MoeForCausalLM"]},
-            f"architectures = 'Qwen3MoeForCausalLM': {EXPERTS}; allowed: {ARCHITECTURES}",
+            "model_type = 'llama': contradicts architectures = 'Qwen3MoeForCausalLM'; allowed: qwen3_moe",
+        ),
+        (
+            LLAMA | {"architectures": ["MixtralForCausalLM"], "num_local_experts": 8},
+            f"architectures = 'MixtralForCausalLM': {UNKNOWN}; allowed: {ARCHITECTURES}",
         ),
         (
             without(LLAMA, "architectures") | {"model_type": "mixtral"},
-            f"model_type = 'mixtral': {EXPERTS}; allowed: llama, qwen2, qwen3",
+            f"model_type = 'mixtral': {UNKNOWN}; allowed: {FAMILIES}",
         ),
         (LLAMA | {"num_experts": 8}, f"num_experts = 8: {EXPERTS}"),
         (LLAMA | {"num_local_experts": 8}, f"num_local_experts = 8: {EXPERTS}"),
@@ -196,14 +213,14 @@ def test_keys_that_are_off_do_no_harm() -> None:
 )
 def test_what_cannot_be_used_is_named(config: dict[str, object], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        ModelShape.from_config(config, where="models/m/config.json")
+        Decoder.from_config(config, where="models/m/config.json")
     assert str(caught.value) == f"models/m/config.json: {message}"
 
 
 def test_a_directory_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    assert ModelShape.from_directory(tmp_path) == ModelShape.from_config(LLAMA)
-    served = ModelShape.from_directory(str(tmp_path), weight_precision=Precision.FP16, kv_precision=Precision.FP8)
+    assert Decoder.from_directory(tmp_path) == Decoder.from_config(LLAMA)
+    served = Decoder.from_directory(str(tmp_path), weight_precision=Precision.FP16, kv_precision=Precision.FP8)
     assert (served.weight_precision, served.kv_precision) == (Precision.FP16, Precision.FP8)
 
 
@@ -222,5 +239,5 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | No
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        ModelShape.from_directory(tmp_path)
+        Decoder.from_directory(tmp_path)
     assert str(caught.value) == f"{file}: {message}"

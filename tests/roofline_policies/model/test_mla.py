@@ -12,21 +12,19 @@ from hypothesis import strategies as st
 from roofline_policies.errors import InputError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import shipped_model
-from roofline_policies.model.composed import ComposedShape
+from roofline_policies.model.decoder import Decoder
 from roofline_policies.model.mla import EXPANDED_FROM_TOKENS, Form, LatentAttention
 from roofline_policies.model.moe import Experts
 from roofline_policies.work import BYTES_PER_ELEMENT, Bytes, Flops, Precision, Provenance
 
 # Two heads; a latent of 5 and a rotated key of 2 per token; per head 3 + 2 for queries and keys, 4 for values.
 ATTENTION = LatentAttention(num_heads=2, kv_lora_rank=5, qk_nope_head_dim=3, qk_rope_head_dim=2, v_head_dim=4)
-SMALL = ComposedShape(
+SMALL = Decoder(
     family="deepseek_v2",
     hidden_size=6,
     num_layers=3,
     attention=ATTENTION,
-    dense_layers=3,
     intermediate_size=10,
-    experts=None,
     vocab_size=20,
     tied_embeddings=False,
     weight_precision=Precision.BF16,
@@ -35,7 +33,7 @@ SMALL = ComposedShape(
 WITH_EXPERTS = replace(
     SMALL,
     attention=replace(ATTENTION, q_lora_rank=7),
-    dense_layers=1,
+    expert_layers=2,
     experts=Experts(8, 2, 6, shared_width=4),
     kv_precision=Precision.FP8,
 )
@@ -121,7 +119,7 @@ def test_both_forms_are_the_same_attention_and_cost_what_torch_counts(
     layer = Layer(sizes, hidden, torch)
     rows = torch.randn(new, hidden, dtype=torch.float64)
     cache = torch.randn(cached, sizes.kv_elements, dtype=torch.float64)
-    shape = replace(SMALL, attention=sizes, hidden_size=hidden, num_layers=layers, dense_layers=layers)
+    shape = replace(SMALL, attention=sizes, hidden_size=hidden, num_layers=layers)
     batch, results = BatchShape.of([(new, cached)])._replace(logit_rows=0), []
     widths = {
         Form.ABSORBED: 2 * sizes.kv_lora_rank + sizes.qk_rope_head_dim,
@@ -172,7 +170,7 @@ def test_flops_and_parameters_are_those_of_the_hugging_face_model(
     config.architectures = ["DeepseekV2ForCausalLM"]
     config._experts_implementation = "eager"
     network = transformers.DeepseekV2ForCausalLM(config).eval()
-    shape = ComposedShape.from_config(config.to_dict(), weight_precision=Precision.FP32)
+    shape = Decoder.from_config(config.to_dict(), weight_precision=Precision.FP32)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.arange(new).reshape(1, new))
     batch = BatchShape.of([(new, 0)], all_logits=True)
@@ -180,7 +178,7 @@ def test_flops_and_parameters_are_those_of_the_hugging_face_model(
     work = shape.work(batch._replace(masked_flops=masked), form=Form.EXPANDED)
     assert work.issued == Flops(fp32=counter.get_total_flops())
     assert shape.parameters == sum(parameter.numel() for parameter in network.parameters())
-    assert (shape.dense_layers, shape.expert_layers) == (dense, 2 - dense)
+    assert shape.expert_layers == 2 - dense
 
 
 # Bytes and FLOPs by hand. Elements of one layer as read / written: queries 6 / 10, latents 6 / 7, store 7 / -,
@@ -260,12 +258,12 @@ def test_the_form_is_the_one_sglang_runs(batch: BatchShape, form: Form) -> None:
     assert ATTENTION.form(batch) is form
     for shape in (SMALL, WITH_EXPERTS):
         assert shape.work(batch) == shape.work(batch, form=form)
-        assert shape.attention_work(batch) == shape.attention_work(batch, form=form)
+        assert shape.composition.attention_work(batch) == shape.composition.attention_work(batch, form=form)
 
 
 def test_each_form_is_the_cheaper_one_where_sglang_runs_it() -> None:
     def flops(batch: BatchShape, form: Form) -> int:
-        return DEEPSEEK.attention_work(batch, form=form).useful.total
+        return DEEPSEEK.composition.attention_work(batch, form=form).useful.total
 
     for batch in (BatchShape.of(decode_contexts=[4000] * 8), BatchShape.of([(16, 4000)])):
         assert flops(batch, Form.ABSORBED) < flops(batch, Form.EXPANDED)
@@ -278,9 +276,9 @@ def test_each_form_is_the_cheaper_one_where_sglang_runs_it() -> None:
 
 @given(SHAPES, batches, st.none() | FORMS)
 def test_useful_is_within_issued_and_compulsory_within_requested(
-    shape: ComposedShape, batch: BatchShape, form: Form | None
+    shape: Decoder, batch: BatchShape, form: Form | None
 ) -> None:
-    for work in (shape.work(batch, form=form), shape.attention_work(batch, form=form)):
+    for work in (shape.work(batch, form=form), shape.composition.attention_work(batch, form=form)):
         assert 0 <= work.useful.total <= work.issued.total
         assert 0 <= work.compulsory.read <= work.requested.read
         assert 0 <= work.compulsory.written <= work.requested.written
@@ -288,7 +286,7 @@ def test_useful_is_within_issued_and_compulsory_within_requested(
 
 @given(SHAPES, nonempty, nonempty, FORMS)
 def test_within_a_form_a_larger_batch_is_more_work_and_parts_add(
-    shape: ComposedShape, batch: BatchShape, more: BatchShape, form: Form
+    shape: Decoder, batch: BatchShape, more: BatchShape, form: Form
 ) -> None:
     small, other, large = (shape.work(part, form=form) for part in (batch, more, batch + more))
     assert small.issued.total < large.issued.total
@@ -298,17 +296,20 @@ def test_within_a_form_a_larger_batch_is_more_work_and_parts_add(
     assert large.issued == small.issued + other.issued
     assert large.useful == small.useful + other.useful
     assert large.requested.written == small.requested.written + other.requested.written
-    parts = [shape.attention_work(part, form=form) for part in (batch, more)]
-    assert shape.attention_work(batch + more, form=form) == parts[0] + parts[1]
+    parts = [shape.composition.attention_work(part, form=form) for part in (batch, more)]
+    assert shape.composition.attention_work(batch + more, form=form) == parts[0] + parts[1]
 
 
 @given(SHAPES, nonempty, FORMS)
-def test_two_ranks_do_the_whole_and_what_both_of_them_hold(shape: ComposedShape, batch: BatchShape, form: Form) -> None:
+def test_two_ranks_do_the_whole_and_what_both_of_them_hold(shape: Decoder, batch: BatchShape, form: Form) -> None:
     whole = replace(shape, vocab_size=128)
     rank = whole.shard(2)
     assert 2 * rank.parameters >= whole.parameters
     assert rank.kv_bytes_per_token == whole.kv_bytes_per_token
-    part, all_of_it = rank.attention_work(batch, form=form), whole.attention_work(batch, form=form)
+    part, all_of_it = (
+        rank.composition.attention_work(batch, form=form),
+        whole.composition.attention_work(batch, form=form),
+    )
     assert part.issued + part.issued == all_of_it.issued
     assert part.useful + part.useful == all_of_it.useful
     assert part.compulsory == all_of_it.compulsory

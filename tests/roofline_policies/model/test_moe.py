@@ -14,19 +14,18 @@ from hypothesis import strategies as st
 from roofline_policies.errors import InputError
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composed import ComposedShape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
 from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.model.moe import Experts
 from roofline_policies.work import Bytes, Flops, Precision, Provenance, Work
 
 # Query width 4 x 2 = 8, KV width 2 x 2 = 4.
-SMALL = ComposedShape(
+SMALL = Decoder(
     family="qwen3_moe",
     hidden_size=6,
     num_layers=3,
     attention=GroupedAttention(4, 2, 2),
-    dense_layers=1,
+    expert_layers=2,
     intermediate_size=10,
     experts=Experts(8, 2, 6, shared_width=4),
     vocab_size=20,
@@ -34,7 +33,7 @@ SMALL = ComposedShape(
     weight_precision=Precision.BF16,
     kv_precision=Precision.BF16,
 )
-ALL_EXPERTS = replace(SMALL, dense_layers=0, intermediate_size=0, experts=Experts(8, 8, 6), tied_embeddings=True)
+ALL_EXPERTS = replace(SMALL, expert_layers=3, intermediate_size=0, experts=Experts(8, 8, 6), tied_embeddings=True)
 FP8_KV = replace(SMALL, experts=Experts(64, 1, 40), kv_precision=Precision.FP8, weight_precision=Precision.FP16)
 SHAPES = st.sampled_from([SMALL, ALL_EXPERTS, FP8_KV])
 
@@ -111,10 +110,10 @@ def test_flops_and_parameters_are_those_of_the_hugging_face_model(sizes: dict[st
     config = transformers.Qwen3MoeConfig(**sizes, attn_implementation="eager")
     config._experts_implementation = "eager"
     network = transformers.Qwen3MoeForCausalLM(config).eval()
-    shape = ComposedShape.from_config(config.to_dict(), weight_precision=Precision.FP32)
+    shape = Decoder.from_config(config.to_dict(), weight_precision=Precision.FP32)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.arange(new).reshape(1, new) % config.vocab_size)
-    padded = backends(shape, "torch_native", padded_queries=False)  # torch counts whole rectangles
+    padded = backends(shape.composition, "torch_native", padded_queries=False)  # torch counts whole rectangles
     work = shape.work(BatchShape.of([(new, 0)], all_logits=True, attention=padded))
     assert work.issued == Flops(fp32=counter.get_total_flops())
     assert shape.parameters == sum(parameter.numel() for parameter in network.parameters())
@@ -151,12 +150,13 @@ def test_a_decode_step_by_hand() -> None:
 
 @given(nonempty)
 def test_only_bytes_of_routed_experts_are_estimated(batch: BatchShape) -> None:
-    estimated = SMALL.expert_weights(batch)
+    model = SMALL.composition
+    estimated = model.expert_weights(batch)
     assert estimated.provenance == {Provenance.ESTIMATED}
     assert (estimated.issued, estimated.useful) == (Flops(), Flops())
     assert (estimated.requested.written, estimated.compulsory.written) == (0, 0)
-    assert SMALL.attention_work(batch).provenance == {Provenance.CLOSED_FORM}
-    assert SMALL.work(batch) == SMALL.attention_work(batch) + SMALL.work_beside_attention(batch)
+    assert model.attention_work(batch).provenance == {Provenance.CLOSED_FORM}
+    assert SMALL.work(batch) == model.attention_work(batch) + model.work_beside_attention(batch)
     assert SMALL.work(batch).provenance == {Provenance.CLOSED_FORM, Provenance.ESTIMATED}
 
 
@@ -173,47 +173,11 @@ def test_nothing_run_is_no_work() -> None:
     assert SMALL.work(BatchShape()) == Work(provenance=frozenset({Provenance.CLOSED_FORM}))
 
 
-# The same numbers as ModelShape where there are no experts
-
-
-@st.composite
-def dense_pairs(draw: st.DrawFn) -> tuple[ModelShape, ComposedShape]:
-    kv_heads = 2 * draw(st.integers(1, 3))
-    sizes = {
-        "hidden_size": draw(st.integers(1, 64)),
-        "num_layers": draw(st.integers(1, 4)),
-        "intermediate_size": 2 * draw(st.integers(1, 50)),
-        "vocab_size": draw(st.integers(1, 300)),
-        "tied_embeddings": draw(st.booleans()),
-        "weight_precision": draw(st.sampled_from([Precision.FP32, Precision.BF16])),
-        "kv_precision": draw(st.sampled_from([Precision.FP8, Precision.BF16])),
-    }
-    heads = {"num_heads": kv_heads * draw(st.integers(1, 3)), "num_kv_heads": kv_heads, "head_dim": 4}
-    bias, qk_norm = draw(st.booleans()), draw(st.booleans())
-    flags = {"qkv_bias": bias, "output_bias": bias, "mlp_bias": False, "qk_norm": qk_norm}
-    dense = ModelShape(family="qwen3", **sizes, **heads, **flags)  # type: ignore[arg-type]
-    attention = GroupedAttention(**heads, bias=bias, qk_norm=qk_norm)
-    layers = {"attention": attention, "dense_layers": sizes["num_layers"], "experts": None}
-    return dense, ComposedShape(family="qwen3_moe", **sizes, **layers)  # type: ignore[arg-type]
-
-
-@given(dense_pairs(), batches, st.sampled_from([1, 2]))
-def test_without_experts_the_numbers_are_those_of_model_shape(
-    pair: tuple[ModelShape, ComposedShape], batch: BatchShape, tp_size: int
-) -> None:
-    dense, composed = (shape.shard(tp_size) for shape in pair)
-    assert composed.work(batch) == dense.work(batch)
-    assert composed.attention_work(batch) == dense.attention_work(batch)
-    assert composed.work_beside_attention(batch) == dense.work_beside_attention(batch)
-    for name in ("parameters", "weight_bytes", "kv_bytes_per_token"):
-        assert getattr(composed, name) == getattr(dense, name)
-
-
 # Laws
 
 
 @given(SHAPES, batches)
-def test_useful_is_within_issued_and_compulsory_within_requested(shape: ComposedShape, batch: BatchShape) -> None:
+def test_useful_is_within_issued_and_compulsory_within_requested(shape: Decoder, batch: BatchShape) -> None:
     work = shape.work(batch)
     assert 0 <= work.useful.total <= work.issued.total
     assert 0 <= work.compulsory.read <= work.requested.read
@@ -221,7 +185,7 @@ def test_useful_is_within_issued_and_compulsory_within_requested(shape: Composed
 
 
 @given(SHAPES, nonempty, nonempty)
-def test_a_larger_batch_is_never_less_work(shape: ComposedShape, batch: BatchShape, more: BatchShape) -> None:
+def test_a_larger_batch_is_never_less_work(shape: Decoder, batch: BatchShape, more: BatchShape) -> None:
     small, large = shape.work(batch), shape.work(batch + more)
     for kind in ("issued", "useful"):
         assert getattr(small, kind).total < getattr(large, kind).total
@@ -232,7 +196,7 @@ def test_a_larger_batch_is_never_less_work(shape: ComposedShape, batch: BatchSha
 
 @given(SHAPES, nonempty, nonempty)
 def test_parts_of_a_batch_add_but_for_the_weights_they_share(
-    shape: ComposedShape, batch: BatchShape, more: BatchShape
+    shape: Decoder, batch: BatchShape, more: BatchShape
 ) -> None:
     apart, mixed = shape.work(batch) + shape.work(more), shape.work(batch + more)
     assert mixed.issued == apart.issued
@@ -244,7 +208,7 @@ def test_parts_of_a_batch_add_but_for_the_weights_they_share(
 
 
 @given(SHAPES, nonempty)
-def test_two_ranks_do_the_whole_and_what_both_of_them_hold(shape: ComposedShape, batch: BatchShape) -> None:
+def test_two_ranks_do_the_whole_and_what_both_of_them_hold(shape: Decoder, batch: BatchShape) -> None:
     whole, rank = replace(shape, vocab_size=128), replace(shape, vocab_size=128).shard(2)
     assert 2 * rank.parameters >= whole.parameters
     assert 2 * rank.kv_bytes_per_token == whole.kv_bytes_per_token
@@ -271,7 +235,7 @@ def test_a_rank_holds_its_part_of_every_expert() -> None:
     ("change", "tp_size", "problem"),
     [
         ({}, 0, "must be positive"),
-        ({}, 3, "does not divide intermediate_size = 10"),
+        ({"attention": GroupedAttention(12, 3, 2)}, 3, "does not divide intermediate_size = 10"),
         ({"intermediate_size": 12}, 3, "does not divide num_heads = 4"),
         ({"experts": Experts(8, 2, 5)}, 2, "does not divide expert width = 5"),
         ({"experts": Experts(8, 2, 4, shared_width=3)}, 2, "does not divide shared expert width = 3"),
@@ -292,10 +256,14 @@ def test_ranks_that_do_not_divide_are_refused(change: dict[str, object], tp_size
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"family": "llama"}, "family = 'llama': unknown family; allowed: qwen3_moe, deepseek_v2"),
+        (
+            {"family": "mixtral"},
+            "family = 'mixtral': unknown family; allowed: llama, qwen2, qwen3, qwen3_moe, deepseek_v2",
+        ),
         ({"hidden_size": 0}, "hidden_size = 0: not a size; allowed: a positive integer"),
-        ({"dense_layers": 4}, "dense_layers = 4: not that many layers; allowed: 0 to 3"),
-        ({"experts": None}, "dense_layers = 1: not that many layers; allowed: 3, as there are no experts"),
+        ({"expert_layers": 4}, "expert_layers = 4: not that many layers; allowed: 0 to 3"),
+        ({"expert_layers": -1}, "expert_layers = -1: not that many layers; allowed: 0 to 3"),
+        ({"experts": None}, "expert_layers = 2: not that many layers; allowed: 0, as there are no experts"),
         ({"intermediate_size": 0}, "intermediate_size = 0: not a size; allowed: a positive integer"),
         (
             {"weight_precision": Precision.FP8},
@@ -306,7 +274,7 @@ def test_ranks_that_do_not_divide_are_refused(change: dict[str, object], tp_size
 def test_impossible_shapes_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError) as caught:
         replace(SMALL, **change)  # type: ignore[arg-type]
-    assert str(caught.value) == f"ComposedShape: {message}"
+    assert str(caught.value) == f"Decoder: {message}"
 
 
 @pytest.mark.parametrize(

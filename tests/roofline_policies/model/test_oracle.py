@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.backends import backends
-from roofline_policies.model.dense import BatchShape, ModelShape
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.work import Precision
 
 torch = pytest.importorskip("torch")
@@ -59,13 +61,13 @@ def models(draw: st.DrawFn) -> tuple[Any, Any]:
     return config, model.to(DTYPES[str(sizes["dtype"])][0]).eval()
 
 
-def shape_of(config: Any) -> ModelShape:
-    return ModelShape.from_config({**config.to_dict(), "dtype": str(config.dtype)})
+def shape_of(config: Any) -> Decoder:
+    return Decoder.from_config({**config.to_dict(), "dtype": str(config.dtype)})
 
 
-def padded(shape: ModelShape) -> Backends:
+def padded(shape: Decoder) -> Backends:
     """What torch's counter sees: products over whole rectangles, of new rows alone."""
-    return backends(shape, "torch_native", padded_queries=False)
+    return backends(shape.composition, "torch_native", padded_queries=False)
 
 
 def count(config: Any, model: Any, chunks: list[int]) -> list[int]:
@@ -150,6 +152,7 @@ def test_keys_that_a_checkpoint_leaves_out(family: str) -> None:
     config = getattr(transformers, f"{FAMILIES[family]}Config")(**written)
     with torch.device("meta"):
         model = getattr(transformers, f"{FAMILIES[family]}ForCausalLM")(config)
-    shape = ModelShape.from_config(written, weight_precision=Precision.FP32)
+    shape = Decoder.from_config(written, weight_precision=Precision.FP32)
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert shape.num_kv_heads == config.num_key_value_heads
+    assert isinstance(shape.attention, GroupedAttention)
+    assert shape.attention.num_kv_heads == config.num_key_value_heads

@@ -14,7 +14,8 @@ from roofline_policies.device.hardware import Ceilings, from_catalogue
 from roofline_policies.device.roofline import roof_time
 from roofline_policies.errors import InputError
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.steps.efficiency import Efficiency, GemmEfficiency, Tile, load_efficiency, read_efficiency
 from roofline_policies.steps.kernel_time import KernelModel, decode_attention_s, gemm_s, prefill_attention_s
 from roofline_policies.steps.predictor import StepCosts, StepPredictor, StepTime
@@ -25,10 +26,18 @@ H200 = from_catalogue("h200")
 EFFICIENCY = load_efficiency("h200")
 KERNELS = KernelModel(H200, EFFICIENCY)
 SMS = EFFICIENCY.sms
-LLAMA = ModelShape(
-    "llama", 4096, 32, 32, 8, 128, 14336, 128256, False, False, False, False, False, Precision.BF16, Precision.BF16
+LLAMA = Decoder(
+    family="llama",
+    hidden_size=4096,
+    num_layers=32,
+    attention=GroupedAttention(32, 8, 128),
+    intermediate_size=14336,
+    vocab_size=128256,
+    tied_embeddings=False,
+    weight_precision=Precision.BF16,
+    kv_precision=Precision.BF16,
 )
-STEP = StepPredictor.for_device(LLAMA, "h200")
+STEP = StepPredictor.for_device(LLAMA.composition, "h200")
 FILE = ROOT / "conf" / "efficiency" / "h200.yaml"
 
 gemms = st.sampled_from(sorted(EFFICIENCY.gemm))
@@ -216,11 +225,13 @@ def test_nothing_takes_no_time():
 
 @given(chunks, contexts)
 def test_the_work_inside_is_the_models(chunks, contexts):
-    """The products that are timed are those of ModelShape.work, head included."""
+    """The products that are timed are those of the model's work, head included."""
     batch = BatchShape.of(chunks, contexts)
-    layers = LLAMA.num_layers * sum(2 * batch.new_tokens * n * k for n, k in STEP._products)
+    ((count, products),) = STEP._layers._products
+    layers = count * sum(2 * batch.new_tokens * n * k for _, n, k, _ in products)
     head = 2 * batch.logit_rows * LLAMA.hidden_size * LLAMA.vocab_size
-    assert layers + head == LLAMA.work_beside_attention(batch).issued.total
+    assert count == LLAMA.num_layers
+    assert layers + head == LLAMA.composition.work_beside_attention(batch).issued.total
 
 
 @given(chunks, contexts)
@@ -264,13 +275,14 @@ def test_a_verify_step_costs_more_than_a_decode_step_of_its_requests(requests, l
 
 def test_a_mixed_step_launches_attention_once():
     prefill, decode = BatchShape.of([(512, 0)]), BatchShape.of((), [1000] * 8)
-    apart = STEP._attention_s(prefill, BatchShape()) + STEP._attention_s(decode, BatchShape())
-    assert STEP._attention_s(prefill, decode) == pytest.approx(apart - STEP._prefill.launch_s)
+    apart = STEP.step(prefill=prefill).attention_s + STEP.step(prefill=decode).attention_s
+    launch_s = KERNELS.prefill("fa3", Precision.BF16, 128).launch_s
+    assert STEP.step(prefill=prefill, decode=decode).attention_s == pytest.approx(apart - 32 * launch_s)
 
 
 @pytest.mark.parametrize("tp_size", [2, 4, 8])
 def test_tensor_parallel_ranks_share_the_products_and_pay_for_talking(tp_size):
-    split = dataclasses.replace(STEP, tp_size=tp_size)
+    split = StepPredictor.for_device(LLAMA.shard(tp_size).composition, "h200", tp_size=tp_size)
     for shape in ({"decode": BatchShape.of((), [1000] * 64)}, {"prefill": BatchShape.of([(8192, 0)])}):
         one, many = STEP.step(**shape, graph=True), split.step(**shape, graph=True)
         assert many.linear_s < one.linear_s
@@ -307,10 +319,11 @@ def test_seconds_are_seconds():
         (lambda: dataclasses.replace(STEP, captured=(8, 4)), "captured"),
         (lambda: dataclasses.replace(STEP, attention="flashinfer"), "not measured"),
         (lambda: dataclasses.replace(STEP, linear="int4"), "not measured"),
-        (lambda: dataclasses.replace(STEP, tp_size=3), "tp_size"),
+        (lambda: StepPredictor.for_device(LLAMA.shard(3).composition, "h200", tp_size=3), "tp_size = 3"),
+        (lambda: dataclasses.replace(STEP, tp_size=0), "tp_size = 0: must be positive"),
         (lambda: StepCosts(host_s=-1.0), "host_s = -1.0: out of range"),
         (lambda: StepCosts(small_memory=2.0), "at most 1"),
-        (lambda: StepPredictor.for_device(LLAMA, "l4"), "no measured efficiencies; allowed: h200"),
+        (lambda: StepPredictor.for_device(LLAMA.composition, "l4"), "no measured efficiencies; allowed: h200"),
     ],
 )
 def test_a_bad_predictor_is_refused(make, said):

@@ -14,8 +14,14 @@ from roofline_policies.work import Precision
 from tests.roofline_policies.records import CEILINGS, work
 
 
+class StandIn:
+    """In place of a Composition, with work made up for round numbers."""
+
+    precisions, latent, experts, window = (Precision.BF16,), (), (), None
+
+
 @dataclass
-class Made:
+class Made(StandIn):
     """100 FLOPs per new token and 3 bytes per visible token; 40 bytes of weights a step."""
 
     def work(self, batch, **_):
@@ -41,7 +47,7 @@ def test_a_step_takes_as_long_as_the_slower_of_its_roofs(prefill, decode, second
 
 
 def test_of_a_real_model_it_is_the_roof_of_its_work():
-    model, ceilings = shipped_model("llama_3_1_8b").shape, from_catalogue("h200")
+    model, ceilings = shipped_model("llama_3_1_8b").rank(1), from_catalogue("h200")
     steps = RooflineSteps(model, ceilings)
     for prefill, decode in ((PREFILL, BatchShape()), (BatchShape(), DECODE), (PREFILL, DECODE)):
         did = model.work(prefill + decode)
@@ -52,7 +58,7 @@ def test_of_a_real_model_it_is_the_roof_of_its_work():
 
 def test_a_padded_product_costs_its_rectangle_whoever_asks():
     """Policies ask of batches whose kernels they do not know; what is observed of the same batch says it itself."""
-    model, ceilings = shipped_model("llama_3_1_8b").shape, from_catalogue("l4")
+    model, ceilings = shipped_model("llama_3_1_8b").rank(1), from_catalogue("l4")
     kernels = backends(model, "torch_native", padded_queries=False)
     plain = RooflineSteps(model, ceilings)
     steps = RooflineSteps(model, ceilings, masked_pair_flops=kernels.prefill.masked_pair_flops)
@@ -62,16 +68,17 @@ def test_a_padded_product_costs_its_rectangle_whoever_asks():
 
 
 def test_layers_in_eight_bits_are_under_the_roof_of_eight_bits():
-    model, ceilings = shipped_model("llama_3_1_8b").shape, from_catalogue("h200")
-    steps = RooflineSteps(model, ceilings, linear=Precision.FP8)
+    model, ceilings = shipped_model("llama_3_1_8b").rank(1), from_catalogue("h200")
+    eight = model.with_products(Precision.FP8)
+    steps = RooflineSteps(eight, ceilings)
     long = BatchShape.of([(8192, 0)])
-    work = model.work(long, linear=Precision.FP8)
+    work = eight.work(long)
     assert work.issued.total == model.work(long).issued.total
     rest = model.work(long).issued.bf16 - work.issued.fp8
     assert work.issued.fp8 == 2 * 8192 * 32 * (4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336)
     assert steps.step_s(prefill=long) == pytest.approx(work.issued.fp8 / 1978e12 + rest / 989e12)
     row = BatchShape.of(decode_contexts=[1])
-    halved = model.work(row).compulsory.total - model.work(row, linear=Precision.FP8).compulsory.total
+    halved = model.work(row).compulsory.total - eight.work(row).compulsory.total
     assert halved == 32 * (4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336)
 
 
@@ -83,7 +90,7 @@ def test_fitted_steps_know_no_graphs(graph):
 
 def test_work_of_several_precisions_takes_turns_on_one_roof():
     @dataclass
-    class Two:
+    class Two(StandIn):
         def work(self, batch, **_):
             one = work(100, 0)
             return one._replace(issued=one.issued + type(one.issued).at(Precision.FP8, 100))

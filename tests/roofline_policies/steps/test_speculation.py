@@ -27,7 +27,7 @@ def line(*coefficients):
 
 
 WHOLE, PADDED, DRAFTING = (
-    StepPredictor.for_device(shape, "h200", captured=sizes)
+    StepPredictor.for_device(shape.composition, "h200", captured=sizes)
     for shape, sizes in ((LLAMA, ()), (LLAMA, SIZES), (HEAD, SIZES))
 )
 TARGET, DRAFT = line(1.0, 0.1, 0.01, 1e-4), line(0.2, 0.02, 0.003, 1e-5)

@@ -1,5 +1,6 @@
 """Counters in a server process: what is counted when, and what happens where it fails. Ledgers are real, on the CPU."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,13 +10,14 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMo
 from roofline_policies.contract.view import ForwardMode
 from roofline_policies.counting import Ledger, slots
 from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.work import Bytes, Flops, Precision, Provenance
 from sglang_patches.observe import counters
 from sglang_patches.observe.clocks import HostInterval
 from sglang_patches.observe.counters import ATTENTION_KERNELS, Counters, InlineWork, install, reason_not_to_count
 from sglang_patches.observe.observer import Observer
 from tests.sglang_patches.observe.test_observer import run
-from tests.sglang_patches.stand_ins import MODEL, StandInBatch
+from tests.sglang_patches.stand_ins import DECODER, MODEL, StandInBatch
 
 DECODE = BatchShape.of(decode_contexts=[7, 20])
 
@@ -75,9 +77,7 @@ def test_an_iteration_whose_attention_was_not_counted_has_no_inline_work(kernels
 
 def test_decode_without_groups_multiplies_without_dots(kernels):
     """SGLang's stage 1 for as many KV heads as heads sums products element by element."""
-    from dataclasses import replace
-
-    ungrouped = replace(MODEL, num_kv_heads=MODEL.num_heads)
+    ungrouped = replace(DECODER, attention=GroupedAttention(4, 4, 16)).composition
     inline = InlineWork(ungrouped, kernels, "cpu")
     kernels.count(0, load=400)
     work = inline.work(ForwardMode.DECODE, DECODE, inline.snapshot().totals())
@@ -154,7 +154,7 @@ def test_a_kernel_that_sglang_lacks_leaves_the_closed_form(monkeypatch, caplog):
     monkeypatch.setattr(counters, "ATTENTION_KERNELS", (("sglang.kernels.ops.attention.decode_attention", "gone"),))
     caplog.set_level("INFO")
     assert install(arguments()) is None
-    assert "work is the closed form: module" in caplog.text
+    assert "work follows from shapes: module" in caplog.text
     assert "gone" in caplog.text
 
 
@@ -183,4 +183,4 @@ def test_a_triton_that_nobody_tried_leaves_the_closed_form(monkeypatch, caplog):
     monkeypatch.setattr(triton, "__version__", "3.10.0")
     caplog.set_level("INFO")
     assert install(arguments()) is None
-    assert "work is the closed form: Triton 3.10.0: counting was not tried with it; allowed: 3.8.0" in caplog.text
+    assert "work follows from shapes: Triton 3.10.0: counting was not tried with it; allowed: 3.8.0" in caplog.text

@@ -99,7 +99,7 @@ def test_attention_issues_what_the_kernel_that_runs_does(name):
         return MODEL.work_beside_attention(batch).issued.total
 
     rows = list(zip(CHUNKS, CACHED, strict=True))
-    prefill, layers = BatchShape.of(rows), MODEL.num_layers
+    prefill, layers = BatchShape.of(rows), MODEL.layers
     assert issued(StandInBatch(SglangMode.EXTEND, CHUNKS, CACHED)) == (
         beside(prefill) + layers * kernels.prefill.prefill_flops(rows)
     )
@@ -141,7 +141,7 @@ def test_rows_whose_logprobs_were_asked_for_go_through_the_head(new, starts, row
     batch = StandInBatch(SglangMode.EXTEND, **lens, return_logprob=True, extend_logprob_start_lens=starts)
     _, asked = run(Observer(MODEL, interval=HostInterval), batch)
     _, plain = run(Observer(MODEL, interval=HostInterval), StandInBatch(SglangMode.EXTEND, **lens))
-    head = 2 * MODEL.hidden_size * MODEL.vocab_size
+    head = 2 * MODEL.hidden_size * MODEL.head.outputs
     assert asked.work.issued.total - plain.work.issued.total == head * (rows - len(new))
     assert asked.work.useful.total - plain.work.useful.total == head * (rows - len(new))
     assert asked.work.compulsory == plain.work.compulsory
@@ -174,7 +174,7 @@ def test_decode_rows_have_their_logits_whatever_was_asked_of_the_prompt():
 def test_layers_in_another_precision_are_counted_in_it():
     observer = Observer(MODEL, interval=HostInterval, linear=(Precision.FP8, None))
     _, prefill = run(observer, StandInBatch(SglangMode.EXTEND, [5], [0]))
-    assert prefill.work == MODEL.work(BatchShape.of([(5, 0)]), linear=Precision.FP8)
+    assert prefill.work == MODEL.with_products(Precision.FP8).work(BatchShape.of([(5, 0)]))
     _, decode = run(observer, StandInBatch(SglangMode.DECODE, seq_lens=[7], forward_iter=2))
     assert decode.work == MODEL.work(BatchShape.of(decode_contexts=[7]))
 

@@ -17,7 +17,7 @@ from bench.live.server import Server
 from roofline_policies.contract.view import ForwardMode, IterationRecord
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
 from roofline_policies.settings.loading import load
 from roofline_policies.work import Precision
 from sglang_patches.observe import recorder
@@ -165,7 +165,8 @@ def test_a_server_records_every_iteration_to_the_last_flop(model, tmp_path):
     assert not all(row["after_idle"] for row in rows)
     assert max(row["running"] for row in rows) > 1
 
-    steps = read_steps([path], ModelShape.from_directory(model, weight_precision=Precision.FP32).shard(1))
+    rank = Decoder.from_directory(model, weight_precision=Precision.FP32).shard(1).composition
+    steps = read_steps([path], rank)
     assert len(steps) == len(rows) - WARM_UP
     decodes = [step.shape for step in steps if step.mode is ForwardMode.DECODE]
     assert decodes

@@ -7,7 +7,7 @@ from bench.kernels.attention import Shape
 from bench.kernels.closed_forms import Tiles, decode_stage1, decode_stage2, extend
 from bench.live.server import Server
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
 from roofline_policies.work import Precision
 from tests.sglang_patches.served.live_server import generate, prompts, roofline
 
@@ -43,11 +43,12 @@ def spent(served):
 
 @pytest.fixture(scope="module")
 def shape(model):
-    return ModelShape.from_directory(model, weight_precision=Precision.FP32).shard(1)
+    return Decoder.from_directory(model, weight_precision=Precision.FP32).shard(1).composition
 
 
 def attention(shape, queries, keys):
-    return Shape((queries,), (keys,), shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.head_dim, 4)
+    (layers,) = shape.attention
+    return Shape((queries,), (keys,), layers.heads, layers.kv_heads, layers.qk_dim, layers.v_dim, 4)
 
 
 def test_the_page_says_that_work_was_counted(served, spent):
@@ -62,8 +63,8 @@ def test_decode_is_what_its_kernels_load_store_and_multiply(spent, shape):
         one = attention(shape, 1, context)
         # Fewer keys than a split holds (32) are one split, however many there may be.
         for launch in (decode_stage1(one, [1], max_kv_splits=4), decode_stage2(one, [1])):
-            loads_and_stores += shape.num_layers * (sum(launch.loads.values()) + sum(launch.stores.values()))
-            flops += shape.num_layers * launch.dot_flops
+            loads_and_stores += shape.layers * (sum(launch.loads.values()) + sum(launch.stores.values()))
+            flops += shape.layers * launch.dot_flops
     beside = [shape.work_beside_attention(BatchShape.of(decode_contexts=[context])) for context in contexts]
     whole = shape.work(BatchShape.of(decode_contexts=contexts))
     assert spent["decode"]["iterations"] == len(contexts)
@@ -77,13 +78,14 @@ def test_decode_is_what_its_kernels_load_store_and_multiply(spent, shape):
 def test_prefill_is_what_its_kernel_loads_stores_and_multiplies(spent, shape):
     from sglang.kernels.ops.attention.extend_attention import _get_block_sizes_for_extend_attention
 
-    *_, queries, keys, _ = _get_block_sizes_for_extend_attention(shape.head_dim, shape.head_dim)
+    (layers,) = shape.attention
+    *_, queries, keys, _ = _get_block_sizes_for_extend_attention(layers.qk_dim, layers.v_dim)
     launch = extend(attention(shape, PROMPT_TOKENS, 0), Tiles(queries, keys))
     batch = BatchShape.of(prefill=[(PROMPT_TOKENS, 0)])
     beside, whole = shape.work_beside_attention(batch), shape.work(batch)
-    counted_bytes = shape.num_layers * (sum(launch.loads.values()) + sum(launch.stores.values()))
+    counted_bytes = shape.layers * (sum(launch.loads.values()) + sum(launch.stores.values()))
     assert spent["prefill"]["requested_bytes"] == beside.requested.total + counted_bytes
-    assert spent["prefill"]["issued_flops"] == beside.issued.total + shape.num_layers * launch.dot_flops
+    assert spent["prefill"]["issued_flops"] == beside.issued.total + shape.layers * launch.dot_flops
     assert spent["prefill"]["useful_flops"] == whole.useful.total
     assert spent["prefill"]["compulsory_bytes"] == whole.compulsory.total
 
@@ -92,6 +94,8 @@ def test_another_backend_falls_back_and_says_so(model, tmp_path):
     arguments = ["--model-path", str(model), "--policy", "static", "--attention-backend", "torch_native"]
     with Server([*arguments, "--max-total-tokens", "2048"], tmp_path / "log", env=ENV, start_timeout_s=400) as running:
         generate(running.base_url, prompts([9], vocab_size=256, seed=4), 2)
-        assert roofline(running.base_url)["provenance"]["work"] == ["closed_form"]
+        assert roofline(running.base_url)["provenance"]["work"] == ["modules"]
         log = "\n".join(running.log_tail(10_000))
-    assert "work is the closed form: the attention backend is torch_native, only triton's kernels can be counted" in log
+    assert (
+        "work follows from shapes: the attention backend is torch_native, only triton's kernels can be counted" in log
+    )

@@ -12,7 +12,7 @@ import pytest
 from bench.demo_model import build
 from bench.live.server import Server
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
 from roofline_policies.work import Precision
 from tests import ROOT
 from tests.sglang_patches.served.live_server import generate, prompts, roofline
@@ -120,7 +120,7 @@ def test_the_default_policy_predicts_and_the_tokens_stay_the_same(predicting, to
 
 def test_work_is_accounted_for_to_the_last_flop(adaptive, model):
     """Whatever the batching, chunking and deferral, the sum over iterations is the closed form of the requests."""
-    shape = ModelShape.from_directory(model, weight_precision=Precision.FP32)
+    shape = Decoder.from_directory(model, weight_precision=Precision.FP32)
     token_ids = prompts([31, 7, 260, 90], vocab_size=256, seed=2)
     token_ids = [[200 + i, *ids] for i, ids in enumerate(token_ids)]
     before = roofline(adaptive.base_url)["totals"]
@@ -146,7 +146,7 @@ def test_work_is_accounted_for_to_the_last_flop(adaptive, model):
 
 def test_the_page_tells_where_its_figures_come_from(adaptive):
     page = roofline(adaptive.base_url)
-    assert page["provenance"] == {"work": ["closed_form"], "seconds": "host clock"}
+    assert page["provenance"] == {"work": ["modules"], "seconds": "host clock"}
     assert page["precision"] == "fp32"
     assert page["ceilings"]["source"].startswith("calibrated")
     assert page["last"]["decode"]["bound"] in ("compute", "memory", "overhead")

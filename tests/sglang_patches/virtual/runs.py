@@ -183,7 +183,7 @@ def serve(case: Case, told: Callable[[int, float], None]) -> Outcome:
         if case.policy is not None:
             settings = load(case.policy, overrides=[*case.overrides, f"record={record}"])
             settings = replace(settings, ceilings=from_catalogue("h200"))
-            server.attach(settings, shipped_model("llama_3_1_8b").shape, STEPS)
+            server.attach(settings, shipped_model("llama_3_1_8b").rank(1), STEPS)
         if case.prepare is not None:
             case.prepare(server)
         try:

@@ -107,7 +107,9 @@ def serve(case: Case, told: Callable[[int, float], None]) -> Outcome:
         record = Path(folder) / "records.jsonl"
         if case.policy is not None:
             settings = load(case.policy, overrides=[f"record={record}"])
-            server.attach(replace(settings, ceilings=from_catalogue("h200")), shipped_model("llama_3_1_8b").shape, None)
+            server.attach(
+                replace(settings, ceilings=from_catalogue("h200")), shipped_model("llama_3_1_8b").rank(1), None
+            )
         server.run()
         if record.exists():
             outcome.records = [json.loads(line) for line in record.read_text().splitlines()]

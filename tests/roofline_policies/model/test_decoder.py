@@ -1,4 +1,4 @@
-"""Closed forms of Work: cases worked out by hand, and laws. The counts themselves: test_model_oracle.py."""
+"""Closed forms of dense decoders: cases worked out by hand, and laws. The counts themselves: test_oracle.py."""
 
 from __future__ import annotations
 
@@ -11,40 +11,39 @@ from hypothesis import strategies as st
 from roofline_policies.errors import InputError
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.dense import ModelShape
-from roofline_policies.work import Bytes, Flops, Precision, Provenance, Work
+from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.gqa import GroupedAttention
+from roofline_policies.work import BYTES_PER_ELEMENT, Bytes, Flops, Precision, Provenance, Work
 
 # Small enough to do by hand: query width 4 x 2 = 8, KV width 2 x 2 = 4.
-SMALL = ModelShape(
+SMALL = Decoder(
     family="llama",
     hidden_size=6,
     num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=2,
+    attention=GroupedAttention(4, 2, 2),
     intermediate_size=10,
     vocab_size=20,
     tied_embeddings=False,
-    qkv_bias=False,
-    output_bias=False,
-    mlp_bias=False,
-    qk_norm=False,
     weight_precision=Precision.BF16,
     kv_precision=Precision.BF16,
 )
-PADDED = backends(SMALL, "torch_native", padded_queries=False)
+PADDED = backends(SMALL.composition, "torch_native", padded_queries=False)
 LLAMA_3_8B = replace(
     SMALL,
     hidden_size=4096,
     num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
+    attention=GroupedAttention(32, 8, 128),
     intermediate_size=14336,
     vocab_size=128256,
 )
 FP8_KV = replace(SMALL, tied_embeddings=True, kv_precision=Precision.FP8)
-QWEN = replace(SMALL, family="qwen2", qkv_bias=True, weight_precision=Precision.FP32, kv_precision=Precision.FP16)
+QWEN = replace(
+    SMALL,
+    family="qwen2",
+    attention=GroupedAttention(4, 2, 2, qkv_bias=True),
+    weight_precision=Precision.FP32,
+    kv_precision=Precision.FP16,
+)
 SHAPES = st.sampled_from([SMALL, LLAMA_3_8B, FP8_KV, QWEN])
 
 prefills = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 300)), max_size=4)
@@ -67,9 +66,9 @@ def test_sizes_by_hand() -> None:
     assert QWEN.weight_bytes == (1254 + 48) * 4
     assert QWEN.kv_bytes_per_token == 2 * 4 * 3 * 2
     # Output bias 6, MLP biases 10+10+6, norms of the query and key heads 2+2, in three layers.
-    assert replace(SMALL, output_bias=True).parameters == 1254 + 18
+    assert replace(SMALL, attention=GroupedAttention(4, 2, 2, output_bias=True)).parameters == 1254 + 18
     assert replace(SMALL, mlp_bias=True).parameters == 1254 + 78
-    assert replace(SMALL, qk_norm=True).parameters == 1254 + 12
+    assert replace(SMALL, attention=GroupedAttention(4, 2, 2, qk_norm=True)).parameters == 1254 + 12
 
 
 def test_a_large_model_has_its_published_size() -> None:
@@ -110,6 +109,71 @@ def test_a_padded_decode_step_by_hand() -> None:
     )
 
 
+@st.composite
+def dense_decoders(draw: st.DrawFn) -> Decoder:
+    kv_heads = 2 * draw(st.integers(1, 3))
+    bias, qk_norm = draw(st.booleans()), draw(st.booleans())
+    return Decoder(
+        family=draw(st.sampled_from(["llama", "qwen3", "qwen3_moe"])),
+        hidden_size=draw(st.integers(1, 64)),
+        num_layers=draw(st.integers(1, 4)),
+        attention=GroupedAttention(
+            kv_heads * draw(st.integers(1, 3)), kv_heads, 4, qkv_bias=bias, output_bias=bias, qk_norm=qk_norm
+        ),
+        intermediate_size=2 * draw(st.integers(1, 50)),
+        vocab_size=draw(st.integers(1, 300)),
+        tied_embeddings=draw(st.booleans()),
+        weight_precision=draw(st.sampled_from([Precision.FP32, Precision.BF16])),
+        kv_precision=draw(st.sampled_from([Precision.FP8, Precision.BF16])),
+    )
+
+
+@given(dense_decoders(), batches, st.sampled_from([1, 2]))
+def test_a_dense_decoder_is_its_closed_form(whole: Decoder, batch: BatchShape, tp_size: int) -> None:
+    """Written out with h, q, k, i, v and L for the widths and the layers, as papers have it."""
+    rank = whole.shard(tp_size)
+    attention = rank.attention
+    assert isinstance(attention, GroupedAttention)
+    h, i, v, layers = rank.hidden_size, rank.intermediate_size, rank.vocab_size, rank.num_layers
+    q, k = attention.num_heads * 4, attention.num_kv_heads * 4
+    element, kv_element = (BYTES_PER_ELEMENT[p] for p in (rank.weight_precision, rank.kv_precision))
+    matrices = h * (q + 2 * k) + q * h + 3 * h * i
+    body = layers * (matrices + attention.qkv_bias * (q + 2 * k + h) + 2 * h + attention.qk_norm * 8) + h
+    kv = 2 * k * layers * kv_element
+    assert rank.parameters == body + (1 if rank.tied_embeddings else 2) * v * h
+    assert (rank.weight_bytes, rank.kv_bytes_per_token) == (rank.parameters * element, kv)
+
+    precision, new, rows = rank.weight_precision, batch.new_tokens, batch.new_tokens + batch.padded_rows
+    logits = batch.logit_rows + batch.padded_logit_rows
+    if not rows:
+        return
+    queries = rows * layers * q * element
+    seen = Work(
+        issued=Flops.at(precision, batch.causal_pairs * 4 * layers * q),
+        useful=Flops.at(precision, batch.causal_pairs * 4 * layers * q),
+        requested=Bytes(queries + kv * batch.context_tokens, queries),
+        compulsory=Bytes(kv * (batch.context_tokens - new)),
+        provenance=frozenset({Provenance.CLOSED_FORM}),
+    )
+    weights = body * element + (v * h * element if logits else 0)
+    gathered = 0 if rank.tied_embeddings and logits else min(new, v) * h * element
+    read, written = layers * (2 * h + q + 2 * k + i) + h, layers * (2 * h + q + 2 * k + 2 * i) + h
+    rest = Work(
+        issued=Flops.at(precision, rows * 2 * layers * matrices + logits * 2 * h * v),
+        useful=Flops.at(precision, new * 2 * layers * matrices + batch.logit_rows * 2 * h * v),
+        requested=Bytes(
+            weights + rows * read * element + logits * h * element,
+            kv * new + rows * written * element + logits * v * element,
+        ),
+        compulsory=Bytes(weights + gathered, kv * new),
+        provenance=frozenset({Provenance.CLOSED_FORM}),
+    )
+    model = rank.composition
+    assert model.attention_work(batch) == seen
+    assert model.work_beside_attention(batch) == rest
+    assert rank.work(batch) == model.work(batch) == seen + rest
+
+
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16, Precision.FP16])
 def test_flops_have_the_precision_of_the_weights(precision: Precision) -> None:
     work = replace(SMALL, weight_precision=precision).work(BatchShape.of([(2, 3)], attention=PADDED))
@@ -118,7 +182,7 @@ def test_flops_have_the_precision_of_the_weights(precision: Precision) -> None:
 
 
 @pytest.mark.parametrize("shape", [SMALL, FP8_KV], ids=["untied", "tied"])
-def test_a_pass_without_logits_does_not_read_the_head(shape: ModelShape) -> None:
+def test_a_pass_without_logits_does_not_read_the_head(shape: Decoder) -> None:
     batch = BatchShape.of([(2, 3)])
     silent = batch._replace(logit_rows=0)
     # The body is 1014 elements; the table is read for two rows only.
@@ -144,7 +208,7 @@ def test_an_idle_rank_that_runs_padding_reads_the_weights() -> None:
 
 
 @given(SHAPES, batches)
-def test_useful_is_within_issued_and_compulsory_within_requested(shape: ModelShape, batch: BatchShape) -> None:
+def test_useful_is_within_issued_and_compulsory_within_requested(shape: Decoder, batch: BatchShape) -> None:
     work = shape.work(batch)
     assert 0 <= work.useful.total <= work.issued.total
     assert 0 <= work.compulsory.read <= work.requested.read
@@ -153,7 +217,7 @@ def test_useful_is_within_issued_and_compulsory_within_requested(shape: ModelSha
 
 @given(SHAPES, prefills.filter(bool), decodes.filter(bool))
 def test_a_mixed_batch_is_its_parts_except_for_the_weights(
-    shape: ModelShape, prefill: list[tuple[int, int]], decode_contexts: list[int]
+    shape: Decoder, prefill: list[tuple[int, int]], decode_contexts: list[int]
 ) -> None:
     parts = [BatchShape.of(prefill), BatchShape.of(decode_contexts=decode_contexts)]
     apart = shape.work(parts[0]) + shape.work(parts[1])
@@ -168,13 +232,13 @@ def test_a_mixed_batch_is_its_parts_except_for_the_weights(
     assert mixed.compulsory.read - weights[2] == apart.compulsory.read - weights[0] - weights[1]
 
 
-def _gathered_bytes(shape: ModelShape, tokens: int) -> int:
+def _gathered_bytes(shape: Decoder, tokens: int) -> int:
     element_bytes = 4 if shape.weight_precision is Precision.FP32 else 2
     return 0 if shape.tied_embeddings else min(tokens, shape.vocab_size) * shape.hidden_size * element_bytes
 
 
 @given(SHAPES, nonempty, nonempty)
-def test_a_larger_batch_is_never_less_work(shape: ModelShape, batch: BatchShape, more: BatchShape) -> None:
+def test_a_larger_batch_is_never_less_work(shape: Decoder, batch: BatchShape, more: BatchShape) -> None:
     small, large = shape.work(batch), shape.work(batch + more)
     for kind in ("issued", "useful"):
         assert getattr(small, kind).total < getattr(large, kind).total
@@ -185,7 +249,7 @@ def test_a_larger_batch_is_never_less_work(shape: ModelShape, batch: BatchShape,
 
 @given(SHAPES, st.integers(1, 400), st.integers(1, 400), st.integers(0, 400))
 def test_cutting_a_prompt_in_two_keeps_its_useful_work_but_for_one_logit_row(
-    shape: ModelShape, first: int, second: int, prefix: int
+    shape: Decoder, first: int, second: int, prefix: int
 ) -> None:
     whole = shape.work(BatchShape.of([(first + second, prefix)]))
     cut = shape.work(BatchShape.of([(first, prefix)])) + shape.work(BatchShape.of([(second, prefix + first)]))
@@ -194,9 +258,11 @@ def test_cutting_a_prompt_in_two_keeps_its_useful_work_but_for_one_logit_row(
 
 
 def test_a_rank_holds_its_part_of_every_matrix() -> None:
-    whole = replace(SMALL, vocab_size=128, qkv_bias=True, output_bias=True, mlp_bias=True, qk_norm=True)
+    attention = GroupedAttention(4, 2, 2, qkv_bias=True, output_bias=True, qk_norm=True)
+    whole = replace(SMALL, vocab_size=128, attention=attention, mlp_bias=True)
     rank = whole.shard(2)
-    assert (rank.num_heads, rank.num_kv_heads, rank.intermediate_size, rank.vocab_size) == (2, 1, 5, 64)
+    assert rank.attention == replace(attention, num_heads=2, num_kv_heads=1)
+    assert (rank.intermediate_size, rank.vocab_size) == (5, 64)
     # On every rank: per layer two norms of 6, output and down bias of 6, query and key norms of 2; the final norm.
     replicated = 3 * (2 * 6 + 2 * 6 + 2 * 2) + 6
     assert 2 * (rank.parameters - replicated) == whole.parameters - replicated
@@ -207,8 +273,8 @@ def test_a_rank_holds_its_part_of_every_matrix() -> None:
 
 
 def test_kv_heads_are_replicated_where_there_are_fewer_than_ranks() -> None:
-    rank = replace(SMALL, num_kv_heads=1, intermediate_size=12).shard(4)
-    assert (rank.num_heads, rank.num_kv_heads) == (1, 1)
+    rank = replace(SMALL, attention=GroupedAttention(4, 1, 2), intermediate_size=12).shard(4)
+    assert rank.attention == GroupedAttention(1, 1, 2)
     assert rank.kv_bytes_per_token == 2 * 2 * 3 * 2
 
 
@@ -218,7 +284,7 @@ def test_kv_heads_are_replicated_where_there_are_fewer_than_ranks() -> None:
     [(128, 1, 128), (100, 1, 128), (100, 2, 64), (100, 3, 64), (192, 2, 96), (128256, 4, 32064)],
 )
 def test_the_vocabulary_is_padded_before_it_is_split(vocab_size: int, tp_size: int, rows_per_rank: int) -> None:
-    whole = replace(SMALL, num_heads=12, num_kv_heads=12, intermediate_size=12, vocab_size=vocab_size)
+    whole = replace(SMALL, attention=GroupedAttention(12, 12, 2), intermediate_size=12, vocab_size=vocab_size)
     assert whole.shard(tp_size).vocab_size == rows_per_rank
 
 
@@ -231,21 +297,21 @@ def test_sharding_once_more_over_one_rank_changes_nothing() -> None:
     ("change", "tp_size", "problem"),
     [
         ({}, 0, "must be positive"),
-        ({"num_heads": 6, "num_kv_heads": 3}, 4, "does not divide num_heads = 6"),
+        ({"attention": GroupedAttention(6, 3, 2)}, 4, "does not divide num_heads = 6"),
         ({"intermediate_size": 9}, 2, "does not divide intermediate_size = 9"),
         (
-            {"num_heads": 12, "num_kv_heads": 3, "intermediate_size": 12},
+            {"attention": GroupedAttention(12, 3, 2), "intermediate_size": 12},
             2,
             "neither divides num_kv_heads = 3 nor is a multiple of it",
         ),
         (
-            {"num_heads": 12, "num_kv_heads": 3, "intermediate_size": 12},
+            {"attention": GroupedAttention(12, 3, 2), "intermediate_size": 12},
             4,
             "neither divides num_kv_heads = 3 nor is a multiple of it",
         ),
     ],
 )
-def test_ranks_that_do_not_divide_are_refused(change: dict[str, int], tp_size: int, problem: str) -> None:
+def test_ranks_that_do_not_divide_are_refused(change: dict[str, object], tp_size: int, problem: str) -> None:
     with pytest.raises(InputError) as caught:
         replace(SMALL, **change).shard(tp_size)  # type: ignore[arg-type]
     assert str(caught.value) == f"tensor parallel: tp_size = {tp_size}: {problem}"
@@ -254,10 +320,12 @@ def test_ranks_that_do_not_divide_are_refused(change: dict[str, int], tp_size: i
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"family": "gpt2"}, "family = 'gpt2': unknown family; allowed: llama, qwen2, qwen3"),
+        ({"family": "gpt2"}, "family = 'gpt2': unknown family; allowed: llama, qwen2, qwen3, qwen3_moe, deepseek_v2"),
         ({"num_layers": 0}, "num_layers = 0: not a size; allowed: a positive integer"),
         ({"vocab_size": -1}, "vocab_size = -1: not a size; allowed: a positive integer"),
-        ({"num_kv_heads": 3}, "num_kv_heads = 3: does not divide num_heads = 4"),
+        ({"hidden_size": 0}, "hidden_size = 0: not a size; allowed: a positive integer"),
+        ({"intermediate_size": 0}, "intermediate_size = 0: not a size; allowed: a positive integer"),
+        ({"expert_layers": 1}, "expert_layers = 1: not that many layers; allowed: 0, as there are no experts"),
         (
             {"weight_precision": Precision.INT8},
             "weight_precision = 'int8': quantized weights are not covered; allowed: fp32, bf16, fp16",
@@ -267,4 +335,4 @@ def test_ranks_that_do_not_divide_are_refused(change: dict[str, int], tp_size: i
 def test_impossible_shapes_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError) as caught:
         replace(SMALL, **change)  # type: ignore[arg-type]
-    assert str(caught.value) == f"ModelShape: {message}"
+    assert str(caught.value) == f"Decoder: {message}"

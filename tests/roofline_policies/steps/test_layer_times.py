@@ -1,10 +1,9 @@
-"""Predicted steps of mixtures of experts and of latent attention."""
+"""Seconds of layers part by part: matrices, experts, latent attention, and the steps of models made of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,14 +14,14 @@ from roofline_policies.device.roofline import roof_time
 from roofline_policies.errors import InputError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import shipped_model
-from roofline_policies.model.composed import ComposedShape
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
 from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.model.mla import Form
 from roofline_policies.model.moe import Experts
-from roofline_policies.steps.composed_time import grouped_gemm_s
+from roofline_policies.model.parts import State
 from roofline_policies.steps.efficiency import load_efficiency
-from roofline_policies.steps.kernel_time import gemm_s
+from roofline_policies.steps.kernel_time import KernelModel, decode_attention_s, gemm_s, prefill_attention_s
+from roofline_policies.steps.layer_times import LayerTimes, grouped_gemm_s
 from roofline_policies.steps.predictor import EMPTY, StepCosts, StepPredictor
 from roofline_policies.work import Precision
 
@@ -31,7 +30,8 @@ EFFICIENCY = load_efficiency("h200")
 GEMM = EFFICIENCY.gemm["bf16"]
 MOE = shipped_model("qwen3_30b_a3b").shape
 MLA = shipped_model("deepseek_v2_lite").shape
-STEPS = {shape: StepPredictor.for_device(shape, "h200") for shape in (MOE, MLA)}
+LLAMA = shipped_model("llama_3_1_8b").rank(1)
+STEPS = {shape: StepPredictor.for_device(shape.composition, "h200") for shape in (MOE, MLA)}
 BANDWIDTH = H200.bytes_per_s
 
 shapes = st.sampled_from([MOE, MLA])
@@ -39,9 +39,8 @@ chunks = st.lists(st.tuples(st.integers(1, 8192), st.integers(0, 30_000)), max_s
 contexts = st.lists(st.integers(1, 30_000), max_size=64)
 
 
-def layers_of(step: StepPredictor) -> Any:
-    assert step._composed is not None
-    return step._composed
+def layers_of(step: StepPredictor) -> LayerTimes:
+    return step._layers
 
 
 # Grouped products
@@ -86,26 +85,57 @@ def test_a_step_is_the_sum_of_its_parts_and_above_the_roofline(shape, chunks, co
 def test_the_products_inside_are_the_models(shape, rows):
     """With every row a row of logits; what is between latents and heads is priced with attention."""
     layers = layers_of(STEPS[shape])
-    products = sum(2 * rows * count * n * k for count, n, k in layers._products)
+    products = sum(2 * rows * count * n * k for count, ones in layers._products for _, n, k, _ in ones)
     routed = 2 * rows * shape.expert_layers * shape.experts.chosen * 3 * shape.hidden_size * shape.experts.width
-    work = shape.work_beside_attention(BatchShape.of([(rows, 0)])._replace(logit_rows=0))
+    work = shape.composition.work_beside_attention(BatchShape.of([(rows, 0)])._replace(logit_rows=0))
     assert products + routed == work.issued.total
 
 
-def test_without_experts_the_times_are_those_of_the_dense_model():
-    sizes = {"hidden_size": 4096, "num_layers": 36, "intermediate_size": 12288, "vocab_size": 151936}
-    heads = {"num_heads": 32, "num_kv_heads": 8, "head_dim": 128}
-    rest = {"weight_precision": Precision.BF16, "kv_precision": Precision.FP8, "tied_embeddings": False}
-    composed = ComposedShape(
-        "qwen3_moe", **sizes, attention=GroupedAttention(**heads), dense_layers=36, experts=None, **rest
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tp_size": 4}, {"linear": "fp8_block"}, {"attention": "triton", "captured": (8, 64)}],
+    ids=["alone", "of four", "fp8", "triton"],
+)
+@pytest.mark.parametrize(("prefill", "decode"), [([(2048, 0)], []), ([], [1000] * 64), ([(512, 900)], [1000] * 8)])
+def test_without_experts_a_step_is_one_layer_of_kernels_times_the_layers(options, prefill, decode):
+    """Qwen3-8B with an 8 bit cache, its kernels called one by one."""
+    ranks = options.get("tp_size", 1)
+    whole = Decoder(
+        family="qwen3",
+        hidden_size=4096,
+        num_layers=36,
+        attention=GroupedAttention(32, 8, 128),
+        intermediate_size=12288,
+        vocab_size=151936,
+        tied_embeddings=False,
+        weight_precision=Precision.BF16,
+        kv_precision=Precision.FP8,
     )
-    flags = dict.fromkeys(("qkv_bias", "output_bias", "mlp_bias", "qk_norm"), False)
-    dense = ModelShape("qwen3", **sizes, **heads, **flags, **rest)
-    for options in ({}, {"tp_size": 4}, {"linear": "fp8_block"}, {"attention": "triton", "captured": (8, 64)}):
-        one, other = (StepPredictor.for_device(shape, "h200", **options) for shape in (composed, dense))
-        for prefill, decode in (([(2048, 0)], []), ([], [1000] * 64), ([(512, 900)], [1000] * 8)):
-            parts = {"prefill": BatchShape.of(prefill), "decode": BatchShape.of((), decode), "graph": True}
-            assert one.step(**parts) == pytest.approx(other.step(**parts), rel=1e-12)
+    step = StepPredictor.for_device(whole.shard(ranks).composition, "h200", **options)
+    parts = {"prefill": BatchShape.of(prefill), "decode": BatchShape.of((), decode)}
+    time = step.step(**parts, graph=True)
+
+    kernels, batch = KernelModel(H200, EFFICIENCY), parts["prefill"] + parts["decode"]
+    h, q, k, i = 4096, 4096 // ranks, 1024 // ranks, 12288 // ranks
+    linear, rows = kernels.gemm(options.get("linear", "bf16")), batch.new_tokens
+    products = [(q + 2 * k, h), (h, q), (2 * i, h), (h, i)]
+    assert time.linear_s == pytest.approx(36 * sum(gemm_s(linear, rows, n, m, H200, 132) for n, m in products))
+    assert time.head_s == pytest.approx(gemm_s(GEMM, batch.logit_rows, 151936 // ranks, h, H200, 132))
+    moved = 8 * h + 2 * (q + k) + 4 * k + 3 * i
+    small_s = 36 * (rows * moved * 2 / (BANDWIDTH * 0.8) + 5 * 2.4e-6) + 5 * 2.4e-6
+    assert time.small_s == pytest.approx(small_s)
+    name, on = options.get("attention", "fa3"), (32 // ranks, 8 // ranks, 128, H200, 132)
+    if prefill:
+        e, each = kernels.prefill(name, Precision.FP8, 128), 0.0
+        for one in parts.values():
+            if one.requests:
+                sums = (one.requests, one.new_tokens, one.context_tokens, one.pairs, one.causal_pairs)
+                each += prefill_attention_s(e, *sums, *on)
+        each -= e.launch_s if decode else 0
+    else:
+        each = decode_attention_s(kernels.decode(name, Precision.FP8, 128), 64, 64_000, *on)
+    assert time.attention_s == pytest.approx(36 * each)
+    assert time.kernels == 36 * (5 + 5 + (4 if "linear" in options else 0) + (2 if ranks > 1 else 0)) + 5 + 1
 
 
 def test_decode_reads_as_many_experts_as_its_rows_reach():
@@ -126,7 +156,7 @@ def test_prefill_computes_with_the_chosen_experts():
 
 def test_a_step_of_experts_costs_more_than_its_active_parameters_and_less_than_all():
     decode = {"decode": BatchShape.of((), [1000]), "graph": True}
-    active = shipped_model("qwen3_8b").shape  # 8.2 billion; 3.3 of 30.5 billion are active
+    active = shipped_model("qwen3_8b").rank(1)  # 8.2 billion; 3.3 of 30.5 billion are active
     assert STEPS[MOE].step(**decode).linear_s < StepPredictor.for_device(active, "h200").step(**decode).linear_s
     many = {"decode": BatchShape.of((), [1000] * 256), "graph": True}
     assert STEPS[MOE].step(**many).linear_s > MOE.weight_bytes / BANDWIDTH
@@ -150,7 +180,7 @@ def test_attention_to_latents_computes_at_the_stated_share():
 
 
 def test_an_8_bit_cache_halves_what_is_streamed():
-    half = StepPredictor.for_device(dataclasses.replace(MLA, kv_precision=Precision.FP8), "h200")
+    half = StepPredictor.for_device(dataclasses.replace(MLA, kv_precision=Precision.FP8).composition, "h200")
     costs = StepCosts(latent_compute=1.0)
 
     def grown(step):
@@ -165,28 +195,29 @@ def test_an_8_bit_cache_halves_what_is_streamed():
 
 def test_prefill_expands_where_sglang_does():
     step = STEPS[MLA]
-    composed = layers_of(step)
+    layers, (kernel,) = layers_of(step), step._attention
 
     def attention(batch, graph=False):
-        return step.step(prefill=batch, graph=graph).attention_s / 27
+        return step.step(prefill=batch, graph=graph).attention_s
 
     for cached, expanded in ((0, True), (1000, False), (8191, False), (8192, True)):
         batch = BatchShape.of([(2048, cached)])
-        absorbed_s = step._decode.launch_s + composed.absorbed_s(batch)
-        expanded_s = composed.expanding_s(batch) + step._attention_s(batch, EMPTY)
+        absorbed_s = 27 * kernel.decode.launch_s + layers.absorbed_s(batch)
+        expanded_s = layers.expanding_s(batch) + 27 * step._kernel_s(kernel, batch, EMPTY)
         assert attention(batch) == pytest.approx(expanded_s if expanded else absorbed_s)
         assert attention(batch, graph=True) == pytest.approx(absorbed_s)
 
 
 def test_expanding_fetches_and_multiplies_every_visible_token():
-    composed = layers_of(STEPS[MLA])
+    layers = layers_of(STEPS[MLA])
     for new, cached in ((512, 0), (512, 9000)):
         batch = BatchShape.of([(new, cached)])
         tokens = new + cached
         product_s = gemm_s(GEMM, tokens, 16 * 256, 512, H200, 132)
         moved = cached * 576 * 4 + tokens * 2 * (16 * 128 + 64 + 16 * 192)
         kernels = 2 if cached else 1
-        assert composed.expanding_s(batch) == pytest.approx(product_s + moved / (0.8 * BANDWIDTH) + kernels * 2.4e-6)
+        each = product_s + moved / (0.8 * BANDWIDTH) + kernels * 2.4e-6
+        assert layers.expanding_s(batch) == pytest.approx(27 * each)
     assert layers_of(STEPS[MOE]).expanding_s(BatchShape.of([(512, 0)])) == 0
     assert layers_of(STEPS[MOE]).absorbed_s(BatchShape.of([(512, 0)])) == 0
 
@@ -202,7 +233,7 @@ def test_kernels_are_counted():
 
 @pytest.mark.parametrize("shape", [MOE, MLA], ids=["moe", "mla"])
 def test_tensor_parallel_ranks_share_the_products_and_pay_for_talking(shape):
-    split = dataclasses.replace(STEPS[shape], tp_size=4)
+    split = StepPredictor.for_device(shape.shard(4).composition, "h200", tp_size=4)
     chunk = {"prefill": BatchShape.of([(8192, 0)]), "graph": True}
     one, many = STEPS[shape].step(**chunk), split.step(**chunk)
     assert many.linear_s < one.linear_s / 2
@@ -228,7 +259,7 @@ def test_more_rows_never_take_less_time(shape, rows):
     ("make", "said"),
     [
         (
-            lambda: dataclasses.replace(STEPS[MLA], tp_size=3),
+            lambda: StepPredictor.for_device(MLA.shard(3).composition, "h200", tp_size=3),
             "tp_size = 3: does not divide num_heads = 16",
         ),
         (lambda: dataclasses.replace(STEPS[MLA], attention="flashinfer"), "not measured"),
@@ -245,6 +276,61 @@ def test_a_bad_predictor_is_refused(make, said):
 def test_experts_of_which_all_are_chosen_are_a_wide_mlp():
     """Every row through every expert: the weights of one MLP as wide as all of them together."""
     every = dataclasses.replace(MOE, experts=Experts(16, 16, 768))
-    seconds = layers_of(StepPredictor.for_device(every, "h200")).experts_s(64)
+    seconds = layers_of(StepPredictor.for_device(every.composition, "h200")).experts_s(64)
     wide = 48 * (gemm_s(GEMM, 64, 16 * 1536, 2048, H200, 132) + gemm_s(GEMM, 64, 2048, 16 * 768, H200, 132))
     assert seconds == pytest.approx(wide, rel=0.25)
+
+
+# Experts of which other ranks hold some
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_a_rank_that_holds_some_of_the_experts_reads_and_computes_its_share(ranks):
+    (routed,) = MOE.composition.experts
+    rank = dataclasses.replace(MOE.composition, experts=(dataclasses.replace(routed, held=128 // ranks),))
+    whole, part = (layers_of(StepPredictor.for_device(model, "h200")) for model in (MOE.composition, rank))
+    # 64 rows reach 126 of 128 experts: reading them is what takes the time.
+    assert part.experts_s(64) == pytest.approx(whole.experts_s(64) / ranks, rel=0.25)
+    assert part.experts_s(8192) == pytest.approx(whole.experts_s(8192) / ranks, rel=0.1)
+
+
+# Recurrent states
+
+
+def test_states_are_a_roofline_over_requests_and_rows():
+    state = State(count=30, row_flops=1_000_000, state_bytes=2_000_000, row_elements=200)
+    model = dataclasses.replace(LLAMA, states=(state,))
+    costs = StepCosts(latent_memory=0.5, latent_compute=0.25)
+    step = StepPredictor.for_device(model, "h200", costs=costs)
+    layers = layers_of(step)
+    decode = BatchShape.of((), [700, 9], padded_rows=6)
+    moved = 2 * 2_000_000 * 2 + 2 * 2 * 200 * 8
+    assert layers.states_s(decode) == pytest.approx(30 * moved / (0.5 * BANDWIDTH))
+    prefill = BatchShape.of([(8192, 0), (8192, 0)])
+    moved = 2 * 2_000_000 * 2 + 2 * 2 * 200 * 16_384
+    assert moved / (0.5 * BANDWIDTH) < 16_384 * 1_000_000 / (0.25 * 989e12)
+    assert layers.states_s(prefill) == pytest.approx(30 * 16_384 * 1_000_000 / (0.25 * 989e12))
+    without = StepPredictor.for_device(LLAMA, "h200", costs=costs)
+    for batch in ({"decode": decode, "graph": True}, {"prefill": prefill}):
+        (shape,) = (one for one in batch.values() if isinstance(one, BatchShape))
+        one, other = step.step(**batch), without.step(**batch)
+        assert one.attention_s == pytest.approx(other.attention_s + layers.states_s(shape))
+        assert one.kernels == other.kernels + 30
+    assert layers_of(without).states_s(prefill) == 0
+
+
+STATEFUL = dataclasses.replace(
+    LLAMA, attention=(), states=(State(count=24, row_flops=3_000_000, state_bytes=4_000_000, row_elements=12_000),)
+)
+RECURRENT = StepPredictor.for_device(STATEFUL, "h200")
+
+
+@given(chunks, contexts, st.booleans())
+def test_states_are_never_faster_than_their_work(chunks, contexts, graph):
+    parts = {"prefill": BatchShape.of(chunks), "decode": BatchShape.of((), contexts)}
+    batch = parts["prefill"] + parts["decode"]
+    moved = STATEFUL.attention_work(batch).requested.total
+    assert moved / BANDWIDTH <= layers_of(RECURRENT).states_s(batch) * (1 + 1e-9)
+    if batch.requests:
+        bound_s = roof_time(STATEFUL.work(batch), H200).bound_s
+        assert bound_s <= RECURRENT.step_s(**parts, graph=graph) * (1 + 1e-9)

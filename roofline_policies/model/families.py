@@ -1,4 +1,4 @@
-"""A Hugging Face config.json of a mixture of experts or of latent attention -> the fields of a ComposedShape."""
+"""What a Hugging Face config.json means in each family of models that is known in closed form."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from roofline_policies.errors import InputError
 from roofline_policies.model.config import (
-    COMMON_KEYS,
     EXPERT_KEYS,
+    REFUSED,
     check_layer_types,
     read_family,
     read_flag,
@@ -23,42 +23,63 @@ from roofline_policies.model.mla import LatentAttention
 from roofline_policies.model.moe import Experts
 from roofline_policies.work import Precision
 
-COMPOSED_ARCHITECTURES: Mapping[str, str] = MappingProxyType(
-    {"Qwen3MoeForCausalLM": "qwen3_moe", "DeepseekV2ForCausalLM": "deepseek_v2"}
-)
-COMPOSED_FAMILIES = tuple(COMPOSED_ARCHITECTURES.values())
+ARCHITECTURES: Mapping[str, str] = MappingProxyType({
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+    "DeepseekV2ForCausalLM": "deepseek_v2",
+})  # fmt: skip
+FAMILIES = tuple(ARCHITECTURES.values())
 
-_ROUTING_KEYS = frozenset({"num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"})
-COMPOSED_KEYS: Mapping[str, frozenset[str]] = MappingProxyType(
+_DEFAULTS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
-        "qwen3_moe": COMMON_KEYS
-        | _ROUTING_KEYS
-        | {"num_key_value_heads", "head_dim", "num_experts", "num_local_experts"}
-        | {"decoder_sparse_step", "mlp_only_layers"},
-        "deepseek_v2": COMMON_KEYS
-        | _ROUTING_KEYS
-        | {"q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts"}
-        | {"n_shared_experts", "first_k_dense_replace", "moe_layer_freq", "topk_method", "n_group", "topk_group"}
-        | {"scoring_func", "routed_scaling_factor", "num_key_value_heads"},
+        "qwen2": {"num_key_value_heads": 32},
+        "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
     }
 )
+"""What an absent key means in a family. Source: the configuration classes of transformers 5.19."""
+
+_COMMON_KEYS = frozenset({
+    "architectures", "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "vocab_size", "tie_word_embeddings", "attention_bias", "mlp_bias", "dtype", "torch_dtype", "layer_types",
+    "max_window_layers",
+}) | (REFUSED.keys() - EXPERT_KEYS)  # fmt: skip
+_DENSE_KEYS = _COMMON_KEYS | {"num_key_value_heads", "head_dim"} | EXPERT_KEYS
+_ROUTING_KEYS = frozenset({"num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"})
+KEYS: Mapping[str, frozenset[str]] = MappingProxyType({
+    "llama": _DENSE_KEYS,
+    "qwen2": _DENSE_KEYS,
+    "qwen3": _DENSE_KEYS,
+    "qwen3_moe": _COMMON_KEYS
+    | _ROUTING_KEYS
+    | {"num_key_value_heads", "head_dim", "num_experts", "num_local_experts"}
+    | {"decoder_sparse_step", "mlp_only_layers"},
+    "deepseek_v2": _COMMON_KEYS
+    | _ROUTING_KEYS
+    | {"q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts"}
+    | {"n_shared_experts", "first_k_dense_replace", "moe_layer_freq", "topk_method", "n_group", "topk_group"}
+    | {"scoring_func", "routed_scaling_factor", "num_key_value_heads"},
+})  # fmt: skip
 """The keys that describe a model of each family. Some of them change no figure: how experts are chosen and weighted."""
 
 _ROUTING = ("greedy", "group_limited_greedy")
 
 
-def composed_fields(config: Mapping[str, object], weight_precision: Precision | None, where: str) -> dict[str, Any]:
-    """The keyword arguments of ComposedShape that a config.json determines: all but ``kv_precision``.
+def decoder_fields(config: Mapping[str, object], weight_precision: Precision | None, where: str) -> dict[str, Any]:
+    """The keyword arguments of ``Decoder`` that a config.json determines: all but ``kv_precision``.
 
     Raises:
-        InputError: see ComposedShape.from_config.
+        InputError: see ``Decoder.from_config``.
     """
-    family = read_family(config, where, COMPOSED_ARCHITECTURES)
-    refuse_keys(config, where, covered=EXPERT_KEYS)
+    family = read_family(config, where, ARCHITECTURES)
+    routed = family in ("qwen3_moe", "deepseek_v2")
+    refuse_keys(config, where, covered=EXPERT_KEYS if routed else ())
     check_layer_types(config, where)
-    if read_flag(config, "mlp_bias", where):
+    if routed and read_flag(config, "mlp_bias", where):
         raise InputError("biases of these layers are not covered", where=where, key="mlp_bias", value=True)
-    blocks = _qwen3_moe(config, where) if family == "qwen3_moe" else _deepseek_v2(config, where)
+    blocks = {"qwen3_moe": _qwen3_moe, "deepseek_v2": _deepseek_v2}.get(family, _dense)
+    config = {**_DEFAULTS.get(family, {}), **config}
     return {
         "family": family,
         "hidden_size": read_size(config, "hidden_size", where),
@@ -66,7 +87,26 @@ def composed_fields(config: Mapping[str, object], weight_precision: Precision | 
         "vocab_size": read_size(config, "vocab_size", where),
         "tied_embeddings": read_flag(config, "tie_word_embeddings", where),
         "weight_precision": weight_precision or read_precision(config, where),
-    } | blocks
+    } | blocks(config, where)
+
+
+def _dense(config: Mapping[str, object], where: str) -> dict[str, Any]:
+    family = read_family(config, where, ARCHITECTURES)
+    _, num_heads, num_kv_heads, head_dim = read_heads(config, where)
+    bias = read_flag(config, "attention_bias", where)
+    attention = GroupedAttention(
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        qkv_bias=family == "qwen2" or bias,
+        output_bias=family != "qwen2" and bias,
+        qk_norm=family == "qwen3",
+    )
+    return {
+        "attention": attention,
+        "intermediate_size": read_size(config, "intermediate_size", where),
+        "mlp_bias": family == "llama" and read_flag(config, "mlp_bias", where),
+    }
 
 
 def _qwen3_moe(config: Mapping[str, object], where: str) -> dict[str, Any]:
@@ -84,9 +124,8 @@ def _qwen3_moe(config: Mapping[str, object], where: str) -> dict[str, Any]:
         "num_local_experts" if config.get("num_experts") is None and "num_local_experts" in config else "num_experts"
     )
     return {
-        "attention": GroupedAttention(num_heads, num_kv_heads, head_dim, bias=bias, qk_norm=True),
-        "dense_layers": 0,
-        "intermediate_size": 0,
+        "attention": GroupedAttention(num_heads, num_kv_heads, head_dim, qkv_bias=bias, output_bias=bias, qk_norm=True),
+        "expert_layers": read_size(config, "num_hidden_layers", where),
         "experts": _experts(config, where, count_key),
     }
 
@@ -115,7 +154,7 @@ def _deepseek_v2(config: Mapping[str, object], where: str) -> dict[str, Any]:
             v_head_dim=read_size(config, "v_head_dim", where),
             q_lora_rank=None if config.get("q_lora_rank") is None else read_size(config, "q_lora_rank", where),
         ),
-        "dense_layers": dense,
+        "expert_layers": layers - dense,
         "intermediate_size": read_size(config, "intermediate_size", where) if dense else 0,
         "experts": experts,
     }
