@@ -37,7 +37,7 @@ class InputError(RooflineError):
         self.key = key
         self.value = None if value is _ABSENT else value
         self.allowed = allowed
-        self._told = {"where": where, "key": key} | ({} if value is _ABSENT else {"value": value})
+        self._told: dict[str, Any] = {"where": where, "key": key} | ({} if value is _ABSENT else {"value": value})
         parts = [where]
         if key:
             parts.append(key if value is _ABSENT else f"{key} = {value!r}")

@@ -28,7 +28,7 @@ from sglang_patches.observe import counters
 from sglang_patches.requests import part_way
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import KnobsUpdate, decides_here
-from sglang_patches.server.facts import of_server
+from sglang_patches.server.facts import of_server, tell
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
@@ -89,9 +89,11 @@ def attach(result: None, scheduler: Scheduler, server_args: ServerArgs, port_arg
     verify_live(scheduler)
     register()
     if not decides_here():
+        served_model.unwatch(scheduler.tp_worker.model_runner)
         join(scheduler, Applier(scheduler, settings.objectives), None)
         return
     served = of_server(scheduler, settings, getattr(scheduler, _COUNTERS, None))
+    tell(served)
     covered = settings.ceilings.covering(*served.model.precisions)
     settings = replace(settings, ceilings=covered)
     setattr(server_args, SETTINGS, settings)

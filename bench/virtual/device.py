@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 
 from bench.checks import choice, count, number, only, optional_count, section, text
+from bench.virtual.models import ServedModel, model_of
 from roofline_policies.device.hardware import Ceilings, match_device
 from roofline_policies.errors import InputError
 from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.catalogue import CatalogueModel, model_from_section
 from roofline_policies.model.composition import Composition
-from roofline_policies.model.config import served_precision
-from roofline_policies.model.decoder import Decoder
 from roofline_policies.settings.loading import AUTO
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency, shipped_efficiencies
 from roofline_policies.steps.fitted_steps import FittedSteps
@@ -59,7 +57,7 @@ class Device:
     ceilings: Ceilings
     efficiency: Efficiency | None
     fitted: FittedSteps | None
-    model: CatalogueModel
+    model: ServedModel
     tp_size: int
     attention: str
     kv_tokens: int
@@ -80,7 +78,7 @@ class Device:
         ceilings = _ceilings(conf)
         fitted = None if conf.get("steps") is None else FittedSteps.load(text(conf, "steps", "virtual"))
         efficiency = None if fitted is not None else _efficiency(conf.get("efficiency"), ceilings)
-        model = _model(conf)
+        model = model_of(conf)
         device = section(conf.get("device"), "device")
         only(device, "device", KEYS)
         linear = section(conf.get("linear") or {}, "linear")
@@ -216,7 +214,7 @@ class PricedSteps:
         return self._steps.step_s(prefill=prefill, decode=decode, graph=graph) * self._bias * self._factors.pop()
 
 
-def kv_tokens(model: CatalogueModel, ceilings: Ceilings, tp_size: int, mem_fraction_static: float) -> int:
+def kv_tokens(model: ServedModel, ceilings: Ceilings, tp_size: int, mem_fraction_static: float) -> int:
     """Token slots beside the weights: ``(memory x mem_fraction_static - weights) / bytes per token`` of one rank.
 
     What SGLang's ``mem_fraction_static`` means. A server that is at hand tells its own ``max_total_num_tokens``, which
@@ -241,7 +239,7 @@ def kv_tokens(model: CatalogueModel, ceilings: Ceilings, tp_size: int, mem_fract
     return tokens
 
 
-def _slots(model: CatalogueModel, ceilings: Ceilings, tp_size: int, mem_fraction_static: float) -> tuple[int, int]:
+def _slots(model: ServedModel, ceilings: Ceilings, tp_size: int, mem_fraction_static: float) -> tuple[int, int]:
     """Token slots and bytes of weights of one of ``tp_size`` ranks.
 
     Raises:
@@ -252,7 +250,7 @@ def _slots(model: CatalogueModel, ceilings: Ceilings, tp_size: int, mem_fraction
     return int((static - rank.weight_bytes) // rank.kv_bytes_per_token), rank.weight_bytes
 
 
-def _least_tp_size(model: CatalogueModel, ceilings: Ceilings, mem_fraction_static: float) -> int | None:
+def _least_tp_size(model: ServedModel, ceilings: Ceilings, mem_fraction_static: float) -> int | None:
     """The fewest ranks that hold the model; None where no number that it can be split over does."""
     for tp_size in range(1, MOST_RANKS + 1):
         try:
@@ -288,25 +286,6 @@ def _last_line(file: str) -> Mapping[str, Any]:
     except (ValueError, IndexError):
         raise InputError("is not JSON", where="virtual", key="ceilings", value=file, allowed=allowed) from None
     return section(found, file)
-
-
-def _model(conf: Mapping[str, Any]) -> CatalogueModel:
-    """From the folder of the key ``model_path``, else from the section ``model``."""
-    if conf.get("model_path") is None:
-        return model_from_section(conf.get("model"))
-    file = Path(text(conf, "model_path", "virtual")) / "config.json"
-    try:
-        config = section(json.loads(file.read_text(encoding="utf-8")), str(file))
-    except OSError as error:
-        problem, allowed = f"has no config.json ({error.strerror})", "folder of a model"
-        raise InputError(problem, where="virtual", key="model_path", value=str(file.parent), allowed=allowed) from None
-    except ValueError:
-        raise InputError("is not JSON", where=str(file)) from None
-    context = count(config, "max_position_embeddings", str(file))
-    weights = served_precision(config, str(file))
-    return CatalogueModel(
-        file.parent.name, context, Decoder.from_config(config, weight_precision=weights, where=str(file))
-    )
 
 
 def _efficiency(value: object, ceilings: Ceilings) -> Efficiency | None:

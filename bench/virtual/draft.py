@@ -8,9 +8,9 @@ from typing import Any
 
 from bench.checks import number, only, section
 from bench.virtual.device import Device
+from bench.virtual.models import ServedModel
 from roofline_policies.errors import FieldError, InputError
-from roofline_policies.model.catalogue import shipped_model
-from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.catalogue import CatalogueModel, shipped_model
 from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.steps.acceptance import Acceptance
 from roofline_policies.steps.speculation import Speculation
@@ -20,9 +20,9 @@ KEYS = ("model", "per_position", "spread")
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """shape: the draft model's. head: it is one layer of the target rather than a model of its own."""
+    """model: what drafts. head: it is one layer of the target rather than a model of its own."""
 
-    shape: Decoder
+    model: CatalogueModel
     head: bool
     acceptance: Acceptance
 
@@ -37,16 +37,8 @@ class Draft:
             return None
         conf = section(value, "draft")
         only(conf, "draft", KEYS)
-        name, target = conf.get("model"), device.model.shape
-        one_layer = isinstance(target.attention, GroupedAttention) and not target.expert_layers
-        if name is None and not one_layer:
-            allowed = "a file of conf/model with the same vocabulary"
-            raise InputError("has layers of several kinds", where="draft", key="model", value=None, allowed=allowed)
-        return cls(
-            replace(target, num_layers=1) if name is None else _named(name),
-            name is None,
-            _acceptance(conf, seed),
-        )
+        name = conf.get("model")
+        return cls(_one_layer(device.model) if name is None else _named(name), name is None, _acceptance(conf, seed))
 
     def speculation(self, device: Device, steps: int) -> Speculation:
         """``steps`` drafts per step, priced on the device.
@@ -54,17 +46,25 @@ class Draft:
         Raises:
             InputError: the device's steps were measured on a server, which priced no draft.
         """
-        model = replace(device.model, shape=self.shape)
-        times = replace(device, model=model).predictor(())
+        times = replace(device, model=self.model).predictor(())
         if times is None:
             raise InputError("has no price where steps are measured", where="draft", allowed="steps=null")
         return Speculation(times, steps, self.acceptance, self.head)
 
 
-def _named(name: object) -> Decoder:
+def _one_layer(target: ServedModel) -> CatalogueModel:
+    if isinstance(target, CatalogueModel):
+        shape = target.shape
+        if isinstance(shape.attention, GroupedAttention) and not shape.expert_layers:
+            return replace(target, shape=replace(shape, num_layers=1))
+    allowed = "a file of conf/model with the same vocabulary"
+    raise InputError("has layers of several kinds", where="draft", key="model", value=None, allowed=allowed)
+
+
+def _named(name: object) -> CatalogueModel:
     if not isinstance(name, str):
         raise InputError("is not text", where="draft", key="model", value=name, allowed="a file of conf/model, or null")
-    return shipped_model(name).shape
+    return shipped_model(name)
 
 
 def _acceptance(conf: Mapping[str, Any], seed: int) -> Acceptance:

@@ -93,8 +93,8 @@ class Experiment:
         """
         for arm in arms:
             if arm.speculation_steps is not None:
-                shape = None if self.draft is None else self.draft.shape
-                check_draft(self.device.model.shape, shape, where=f"arms.{arm.name}")
+                drafts = None if self.draft is None else self.draft.model.rank(1)
+                check_draft(self.device.model.rank(1), drafts, where=f"arms.{arm.name}")
                 assert self.draft is not None
                 self.draft.speculation(self.device, arm.speculation_steps)
 

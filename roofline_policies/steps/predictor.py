@@ -236,11 +236,12 @@ class StepPredictor:
         for part in (prefill, decode):
             if not part.requests:
                 continue
-            sums = (part.context_tokens, part.pairs, part.causal_pairs)
+            tokens, pairs, causal_pairs = part.context_tokens, part.pairs, part.causal_pairs
             if kernel.window is not None:  # which ends the longest row, and keys before it are not met
-                longest = min(part.pairs, part.new_tokens * (kernel.window + 1))
-                sums = (part.window_tokens, longest, part.window_pairs)
-            seconds += prefill_attention_s(e, part.requests, part.new_tokens, *sums, *sizes)
+                tokens, causal_pairs = part.window_tokens, part.window_pairs
+                pairs = min(pairs, part.new_tokens * (kernel.window + 1))
+            sums = (part.requests, part.new_tokens, tokens, pairs, causal_pairs)
+            seconds += prefill_attention_s(e, *sums, *sizes)
         return seconds - e.launch_s if prefill.requests and decode.requests else seconds
 
     def _form(self, prefill: BatchShape, batch: BatchShape, graph: bool) -> Form | None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.composition import Composition
 from roofline_policies.steps.acceptance import Acceptance
 from roofline_policies.steps.times import StepTimes
 
@@ -132,10 +132,10 @@ def verify_shape(requests: int, context_tokens: int, steps: int) -> BatchShape:
     )
 
 
-def check_draft(target: Decoder, draft: Decoder | None, *, where: str, key: str = "draft") -> Decoder:
+def check_draft(target: Composition, draft: Composition | None, *, where: str, key: str = "draft") -> Composition:
     """The model that drafts for ``target``. Call it before anything runs.
 
-    where, key: what configures it, for errors.
+    target, draft: each as one rank would hold all of it. where, key: what configures it, for errors.
 
     Raises:
         InputError: there is none, or it has another vocabulary, which SGLang refuses.
@@ -145,9 +145,10 @@ def check_draft(target: Decoder, draft: Decoder | None, *, where: str, key: str 
             "has no draft model to speculate with", where=where, key=key, value=None,
             allowed="a smaller model with the same vocabulary, or no speculation",
         )  # fmt: skip
-    if draft.vocab_size != target.vocab_size:
+    rows, wanted = (0 if one.head is None else one.head.outputs for one in (draft, target))
+    if rows != wanted:
         raise InputError(
-            "has another vocabulary", where=where, key=f"{key}.vocab_size", value=draft.vocab_size,
-            allowed=[target.vocab_size],
+            "has another vocabulary", where=where, key=f"{key}.vocab_size", value=rows,
+            allowed=[wanted],
         )  # fmt: skip
     return draft

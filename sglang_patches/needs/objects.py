@@ -50,8 +50,6 @@ class ServerArgs(Protocol):
 class ModelConfig(Protocol):
     """SGLang's reading of a model's configuration."""
 
-    model_path: str  # as in ServerArgs
-    quantization: str | None  # of the weights
     dtype: torch.dtype  # of the weights that are not quantized, and of activations
     hf_config: Any  # transformers' PretrainedConfig
 

@@ -22,7 +22,6 @@ from sglang_patches.observe.clocks import DeviceInterval, HostInterval, Interval
 from sglang_patches.observe.counters import Counters
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import ranks
-from sglang_patches.server.walked import Walked
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,6 @@ def of_server(scheduler: Scheduler, settings: Settings, counters: Counters | Non
     if settings.ceilings is not None:
         for sentence in settings.ceilings.covering(*rank.precisions).stand_ins:
             logger.warning(f"Roofline: {sentence}. Shares of a ceiling are to be read with that in mind.")
-    _tell(walked)
 
     def settle() -> tuple[Composition, Mapping[str, Any]] | None:
         if runs is None or not runs.seen:
@@ -90,17 +88,17 @@ def of_server(scheduler: Scheduler, settings: Settings, counters: Counters | Non
     )
 
 
-def _tell(walked: Walked) -> None:
+def tell(served: Served) -> None:
     """How well the work is known, for the log: one line, and one for what is not."""
-    composition = walked.composition
+    model, known = served.model, served.known
     logger.info(
-        f"Roofline: the work of {composition.name} is known from its modules: {walked.explained_share:.2%} of "
-        f"{composition.weight_bytes / 1e9:.3g} GB of weights, {composition.kv_bytes_per_token} bytes of KV per token, "
-        f"{composition.state_bytes_per_request} bytes of state per request."
+        f"Roofline: the work of {model.name} is known from its modules: {known['explained_share_of_bytes']:.2%} of "
+        f"{model.weight_bytes / 1e9:.3g} GB of weights, {model.kv_bytes_per_token} bytes of KV per token, "
+        f"{model.state_bytes_per_request} bytes of state per request."
     )
-    unknown = [f"{kind} ({held / 1e6:.3g} MB)" for kind, held in walked.unexplained.items()]
-    if unknown or composition.guessed:
-        logger.warning(f"Roofline: estimated are {', '.join((*unknown, *composition.guessed))}.")
+    unknown = [f"{kind} ({held / 1e6:.3g} MB)" for kind, held in known["unexplained_bytes"].items()]
+    if unknown or model.guessed:
+        logger.warning(f"Roofline: estimated are {', '.join((*unknown, *model.guessed))}.")
 
 
 def roofline_times(served: Served, settings: Settings, rows_per_request: int) -> StepTimes | None:

@@ -36,6 +36,13 @@ def watch(runner: ModelRunner) -> None:
         logger.warning(f"Roofline: which modules run cannot be watched ({error}); all of them are taken to.")
 
 
+def unwatch(runner: ModelRunner) -> None:
+    """Of a rank that decides nothing: nobody asks what ran."""
+    runs = runs_of(runner)
+    if runs is not None:
+        runs.end()
+
+
 def runs_of(runner: ModelRunner) -> Runs | None:
     """What ``watch`` put there."""
     found: Runs | None = getattr(runner, RUNS, None)

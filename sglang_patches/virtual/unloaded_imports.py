@@ -29,11 +29,8 @@ class Operations:
 
 logging.disable(logging.WARNING)  # of the models that this machine lacks something for, none of which is asked for
 try:
-    import sglang.srt.server_args
-
     import sglang_patches.server.walk  # noqa: F401  # with SGLang's layers, which ask what operations there are
 
-    torch.ops.sgl_kernel = Operations(torch.ops.sgl_kernel)
-    import sglang.srt.models.registry
+    torch.ops.__dict__["sgl_kernel"] = Operations(torch.ops.sgl_kernel)
 finally:
     logging.disable(logging.NOTSET)

@@ -20,7 +20,7 @@ def settings(*overrides):
 def test_a_head_is_one_layer_of_the_target():
     draft = settings("draft=head").experiment.draft
     target = shipped_model("llama_3_1_8b").shape
-    assert draft.shape == replace(target, num_layers=1)
+    assert draft.model.shape == replace(target, num_layers=1)
     assert draft.head
     assert draft.acceptance == Acceptance((0.75, 0.7, 0.65), 0.5, 0)
 
@@ -33,7 +33,7 @@ def test_a_draft_costs_what_its_own_model_takes_on_the_device():
     experiment = settings("draft=head", "arms=[default,speculation]").experiment
     speculation = experiment.draft.speculation(experiment.device, 3)
     decode = BatchShape.of(decode_contexts=[500] * 8)
-    alone = replace(experiment.device.predictor(()), model=experiment.draft.shape.composition)
+    alone = replace(experiment.device.predictor(()), model=experiment.draft.model.rank(1))
     assert speculation.draft.step_s(prefill=BatchShape(), decode=decode, graph=True) == alone.step_s(
         prefill=BatchShape(), decode=decode, graph=True
     )

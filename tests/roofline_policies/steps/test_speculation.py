@@ -127,8 +127,8 @@ def test_fewer_than_one_draft_is_no_speculation():
 
 def test_a_model_without_a_draft_model_is_refused():
     with pytest.raises(InputError, match=r"virtual: draft = None: has no draft model"):
-        check_draft(LLAMA, None, where="virtual")
-    other = dataclasses.replace(LLAMA, vocab_size=32000)
+        check_draft(LLAMA.composition, None, where="virtual")
+    other = dataclasses.replace(LLAMA, vocab_size=32000).composition
     with pytest.raises(InputError, match=r"conf: small\.vocab_size = 32000: has another vocabulary; allowed: 128256"):
-        check_draft(LLAMA, other, where="conf", key="small")
-    assert check_draft(LLAMA, HEAD, where="conf") is HEAD
+        check_draft(LLAMA.composition, other, where="conf", key="small")
+    assert check_draft(LLAMA.composition, HEAD.composition, where="conf") is HEAD.composition

@@ -77,37 +77,24 @@ def test_a_mistake_ends_the_launch(capsys, model, arguments, parts):
         assert part in line, line
 
 
-def test_a_model_whose_work_is_not_known_is_refused_by_name(capsys, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba2", "architectures": ["Mamba2ForCausalLM"]}))
-    line = refused(capsys, str(tmp_path), "--policy", "adaptive")
-    assert "mamba2" in line.lower()
-    assert "LlamaForCausalLM" in line
-
-
 @pytest.mark.parametrize(
-    ("changes", "arguments", "parts"),
+    ("changes", "arguments"),
     [
-        ({}, ["--quantization", "fp8"], ["quantization = 'fp8'", "is not counted"]),
-        ({}, ["--quantization", "w8a8_int8"], ["quantization = 'w8a8_int8'", "is not counted"]),
-        ({}, ["--kv-cache-dtype", "nvfp4"], ["kv_cache_dtype = 'nvfp4'", "is not counted"]),
-        ({}, ["--tp-size", "5"], ["tp_size = 5", "does not divide"]),
-        ({}, ["--json-model-override-args", '{"num_experts": 8}'], ["num_experts = 8", "mixture-of-experts"]),
-        ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}, [],
-         ["quantization = 'fp8'"]),
-        ({"torch_dtype": "float64", "dtype": None}, ["--dtype", "nonsense"], ["nonsense"]),
-        ({"model_type": "llama", "architectures": ["NobodyForCausalLM"]}, [], ["NobodyForCausalLM"]),
+        ({}, ["--quantization", "fp8"]),
+        ({}, ["--quantization", "w8a8_int8"]),
+        ({}, ["--kv-cache-dtype", "fp8_e4m3"]),
+        ({}, ["--tp-size", "2"]),
+        ({}, ["--json-model-override-args", '{"num_experts": 8}']),
+        ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}, []),
+        ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4}, []),
     ],
 )  # fmt: skip
-def test_what_the_scheduler_would_refuse_is_refused_before_anything_loads(
-    capsys, model, tmp_path, changes, arguments, parts
+def test_no_model_and_no_precision_is_refused_for_the_sake_of_a_policy(
+    model, tmp_path, monkeypatch, changes, arguments
 ):
+    monkeypatch.setenv("SGLANG_ROOFLINE_ACTIVE", "")
     launch = ["--policy", "static", "--policy-set", "hardware=l4", *arguments]
-    with pytest.raises(SystemExit) as raised:
-        prepare_server_args(["--model-path", changed(model, tmp_path, **changes), *launch])
-    assert raised.value.code == EXIT_BAD_INPUT
-    error = capsys.readouterr().err
-    for part in parts:
-        assert part in error
+    assert hasattr(prepare_server_args(["--model-path", changed(model, tmp_path, **changes), *launch]), SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -2,25 +2,27 @@
 
 import logging
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from roofline_policies.model.attention_tiles import Fa3, Tile, TritonAttention
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.settings.loading import load
 from roofline_policies.steps.predictor import StepPredictor
-from roofline_policies.work import Precision
+from roofline_policies.work import Precision, Provenance
 from sglang_patches import hooks
 from sglang_patches.observe.clocks import DeviceInterval, HostInterval
 from sglang_patches.server import facts as served
 from sglang_patches.server.agree import KnobsUpdate
+from tests.sglang_patches.server.one_rank import one_rank_of, sglang_module
 
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 512, "vocab_size": 1024,
-    "tie_word_embeddings": False,
+    "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 512, "vocab_size": 1024, "tie_word_embeddings": False,
 }  # fmt: skip
 
 
@@ -30,15 +32,23 @@ def ranks(monkeypatch):
     monkeypatch.setattr(served, "ranks", lambda: SimpleNamespace(tp_size=2))
 
 
+@cache
+def model():
+    """The first of two ranks, as SGLang builds it, and what it was built from."""
+    config = LlamaConfig(**CONFIG)
+    with one_rank_of(2), torch.device("meta"):
+        return sglang_module("models.llama").LlamaForCausalLM(config), config
+
+
 def scheduler(device="cpu", attention="fa3", speculative=False, deterministic=False):
+    modules, config = model()
     runner = SimpleNamespace(
-        kv_cache_dtype=torch.bfloat16, prefill_attention_backend_str=attention, decode_attention_backend_str="fa3"
-    )
+        kv_cache_dtype=torch.bfloat16, prefill_attention_backend_str=attention, decode_attention_backend_str="fa3",
+        model=modules, is_draft_worker=False,
+    )  # fmt: skip
     return SimpleNamespace(
         device=device,
-        model_config=SimpleNamespace(
-            model_path="m", quantization=None, dtype=torch.bfloat16, hf_config=SimpleNamespace(to_dict=lambda: CONFIG)
-        ),
+        model_config=SimpleNamespace(dtype=torch.bfloat16, hf_config=config),
         tp_worker=SimpleNamespace(model_runner=runner, get_decode_cuda_graph_bs=lambda: [8, 1, 4]),
         spec_algorithm=SimpleNamespace(is_none=lambda: not speculative),
         server_args=SimpleNamespace(
@@ -53,7 +63,8 @@ def settings(*overrides):
 
 def test_the_model_is_a_ranks_and_the_clock_the_hosts_on_a_cpu():
     it = served.of_server(scheduler(), settings("hardware=l4"), None)
-    assert (it.model.num_heads, it.model.kv_precision) == (2, Precision.BF16)
+    (attention,) = it.model.attention
+    assert (attention.heads, attention.kv_precision, it.model.provenance) == (2, Precision.BF16, Provenance.MODULES)
     assert (it.interval, it.graph_sizes, it.counters, it.device_uuid) == (HostInterval, [1, 4, 8], None, None)
 
 
@@ -103,8 +114,7 @@ def test_a_device_is_timed_by_its_events_and_watched(monkeypatch):
 def test_the_devices_efficiencies_are_found_by_its_name(caplog):
     caplog.set_level(logging.INFO)
     it = served.of_server(scheduler(), settings("hardware=h200"), None)
-    whole = served.served_model.whole(scheduler().model_config, scheduler().tp_worker)
-    same = StepPredictor.for_device(whole, "h200", tp_size=2, captured=[1, 4, 8])
+    same = StepPredictor.for_device(it.model, "h200", tp_size=2, captured=[1, 4, 8])
     assert it.predictor == same
     decode = BatchShape.of(decode_contexts=[100] * 3)
     assert it.predictor.step_s(prefill=BatchShape(), decode=decode, graph=True) == same.step_s(

@@ -1,18 +1,12 @@
-"""Sizes of ModelShape against what SGLang itself allocates: its KV pool, and its models on a tensor-parallel rank."""
+"""Sizes of Decoder against what SGLang itself allocates: its KV pool, and its models on a tensor-parallel rank."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
-from types import ModuleType, SimpleNamespace
-from typing import Any
-
 import pytest
 
-from roofline_policies.model.dense import ModelShape
+from roofline_policies.model.decoder import Decoder
 from roofline_policies.work import Precision
+from tests.sglang_patches.server.one_rank import one_rank_of, sglang_module
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -34,32 +28,12 @@ DTYPES = {
 }
 
 
-def sglang_module(name: str) -> ModuleType:
-    """Import a module of SGLang, whose own dependencies warn while they are imported."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return import_module(f"sglang.srt.{name}")
-
-
-@contextmanager
-def one_rank_of(tp_size: int) -> Iterator[None]:
-    """What SGLang's layers ask for when they are built on rank 0 of ``tp_size``, without process groups."""
-    context = sglang_module("runtime_context")
-    parallel: dict[str, Any] = dict.fromkeys(("tp_size", "attn_tp_size", "moe_tp_size"), tp_size)
-    parallel |= {"tp_rank": 0, "attn_tp_rank": 0, "pp_size": 1, "pp_rank": 0}
-    group = SimpleNamespace(world_size=tp_size, rank_in_group=0, cpu_group=None)
-    parallel |= dict.fromkeys(("tp_group", "attn_tp_group", "moe_tp_group"), group)
-    parallel["pp_group"] = SimpleNamespace(is_first_rank=True, is_last_rank=True, world_size=1, rank_in_group=0)
-    with context.get_context().override_server_args(), context.get_parallel().override(**parallel):
-        yield
-
-
 @pytest.mark.parametrize("tp_size", [1, 2, 8])
 @pytest.mark.parametrize("kv_precision", DTYPES)
 def test_kv_bytes_per_token_are_those_of_the_pool(kv_precision: Precision, tp_size: int) -> None:
     pools = sglang_module("mem_cache.memory_pool")
     config = {"model_type": "llama", "head_dim": 6, "dtype": "bfloat16"} | SIZES
-    rank = ModelShape.from_config(config, kv_precision=kv_precision).shard(tp_size)
+    rank = Decoder.from_config(config, kv_precision=kv_precision).shard(tp_size)
 
     def pool_bytes(tokens: int) -> int:
         pool = pools.MHATokenToKVPool(
@@ -98,6 +72,6 @@ def test_a_rank_has_the_parameters_of_the_model_that_sglang_builds(
     build = getattr(sglang_module(f"models.{family.lower()}"), f"{family}ForCausalLM")
     with one_rank_of(tp_size), torch.device("meta"):
         parameters = list(build(config).parameters())
-    rank = ModelShape.from_config(config.to_dict(), weight_precision=Precision.FP32).shard(tp_size)
+    rank = Decoder.from_config(config.to_dict(), weight_precision=Precision.FP32).shard(tp_size)
     assert rank.parameters == sum(parameter.numel() for parameter in parameters)
     assert rank.weight_bytes == sum(parameter.nbytes for parameter in parameters)

@@ -1,0 +1,95 @@
+"""The model of a virtual server: one of conf/model, or any folder with a config.json that SGLang can read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from bench.checks import count, section, text
+from roofline_policies.errors import InputError
+from roofline_policies.model.catalogue import CatalogueModel, model_from_section
+from roofline_policies.model.composition import Composition
+from roofline_policies.model.config import served_precision
+from roofline_policies.model.decoder import Decoder
+
+QUANTIZED = "hf_quant_config.json"
+"""Where ModelOpt's checkpoints say how their weights are stored, beside a config.json that does not."""
+
+
+class ServedModel(Protocol):
+    """What a device asks of its model. context_length: tokens that a request may have."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    def rank(self, tp_size: int) -> Composition:
+        """What one of ``tp_size`` tensor-parallel ranks runs.
+
+        Raises:
+            InputError: the model cannot be split over so many.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltModel:
+    """A model whose modules SGLang builds without weights, and is asked what they are. folder: of its config.json."""
+
+    name: str
+    context_length: int
+    folder: str
+
+    def rank(self, tp_size: int) -> Composition:
+        """See ``ServedModel``. The first time takes some 10 s for every ``tp_size``."""
+        return _built(self.folder, tp_size)
+
+
+def model_of(conf: Mapping[str, Any]) -> ServedModel:
+    """From the folder of the key ``model_path``, else from the section ``model``.
+
+    A folder's model is taken in closed form where its family is known and nothing is quantized, and is built otherwise;
+    both come to the same.
+
+    Raises:
+        InputError: no such folder or file, or a model that SGLang cannot build.
+    """
+    if conf.get("model_path") is None:
+        return model_from_section(conf.get("model"))
+    file = Path(text(conf, "model_path", "virtual")) / "config.json"
+    try:
+        config = section(json.loads(file.read_text(encoding="utf-8")), str(file))
+    except OSError as error:
+        problem, allowed = f"has no config.json ({error.strerror})", "folder of a model"
+        raise InputError(problem, where="virtual", key="model_path", value=str(file.parent), allowed=allowed) from None
+    except ValueError:
+        raise InputError("is not JSON", where=str(file)) from None
+    if not (file.parent / QUANTIZED).is_file():
+        try:
+            shape = Decoder.from_config(config, weight_precision=served_precision(config, str(file)), where=str(file))
+        except InputError:  # another family, or weights that are quantized
+            pass
+        else:
+            return CatalogueModel(file.parent.name, count(config, "max_position_embeddings", str(file)), shape)
+    context = next((one["max_position_embeddings"] for one in _texts(config) if "max_position_embeddings" in one), None)
+    if not isinstance(context, int) or context < 1:
+        raise InputError("is not a size", where=str(file), key="max_position_embeddings", value=context)
+    return BuiltModel(file.parent.name, context, str(file.parent))
+
+
+def _texts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A configuration, and those of the models inside it: a model for several modalities has one for its text."""
+    return [config, *(one for one in config.values() if isinstance(one, Mapping))]
+
+
+@lru_cache(maxsize=16)
+def _built(folder: str, tp_size: int) -> Composition:
+    from sglang_patches.virtual.unloaded import build  # here: it is only for such models
+
+    return build(folder, ("--tp", str(tp_size))).walked.composition
