@@ -19,23 +19,28 @@ KINDS = {
     "tt.descriptor_scatter": "store",
     "tt.atomic_rmw": "atomic",
     "tt.atomic_cas": "atomic",
+    "tt.atomic_load": "atomic",
+    "tt.atomic_store": "atomic",
+    "tt.atomic_poll": "atomic",
     "tt.descriptor_reduce": "atomic",
     "tt.dot": "dot",
     "tt.dot_scaled": "dot",
 }
-"""What is counted, by the operation's name."""
+"""What is counted, by the operation's name. ``atomic_load``, ``atomic_store`` and ``atomic_poll`` are there from Triton 3.9 on."""
 
 _HARMLESS = frozenset(
     f"tt.{name}"
     for name in (
-        *("addptr", "advance", "assert", "bitcast", "broadcast", "call", "cat", "clampf", "expand_dims", "fp_to_fp"),
-        *("func", "gather", "get_num_programs", "get_program_id", "histogram", "int_to_ptr", "join", "make_range"),
+        *("addptr", "advance", "approx_divf", "assert", "bitcast", "broadcast", "call", "cat", "clampf", "expand_dims", "fp_to_fp"),
+        *("func", "gather", "get_num_programs", "get_program_id", "grid_dependency_launch_dependents"),
+        *("grid_dependency_wait", "histogram", "int_to_ptr", "join", "make_range"),
         *("make_tensor_descriptor", "make_tensor_ptr", "map_elementwise", "map_elementwise.return", "mulhiui"),
         *("precise_divf", "precise_sqrt", "print", "ptr_to_int", "reduce", "reduce.return", "reshape", "return"),
         *("scan", "scan.return", "splat", "split", "trans", "unsplat"),
     )
 )
-"""Triton's operations that move no bytes and multiply no matrices."""
+"""Triton's operations that move no bytes and multiply no matrices. ``grid_dependency_*`` wait for the launch before and let
+the next one begin; they are inline assembly before Triton 3.9. Source: PTX ISA, ``griddepcontrol``."""
 
 _HARMLESS_DIALECTS = ("arith.", "math.", "scf.", "cf.", "ub.", "llvm.intr.assume", "ttg.barrier", "gpu.barrier")
 _MATH_LIBRARIES = ("__nv_", "__ocml_")
