@@ -26,21 +26,21 @@ KINDS = {
     "tt.dot": "dot",
     "tt.dot_scaled": "dot",
 }
-"""What is counted, by the operation's name. ``atomic_load``, ``atomic_store`` and ``atomic_poll`` are there from Triton 3.9 on."""
+"""What is counted, by the operation's name. ``tt.atomic_load``, ``_store`` and ``_poll`` are there from Triton 3.9 on."""
 
 _HARMLESS = frozenset(
     f"tt.{name}"
     for name in (
-        *("addptr", "advance", "approx_divf", "assert", "bitcast", "broadcast", "call", "cat", "clampf", "expand_dims", "fp_to_fp"),
-        *("func", "gather", "get_num_programs", "get_program_id", "grid_dependency_launch_dependents"),
+        *("addptr", "advance", "approx_divf", "assert", "bitcast", "broadcast", "call", "cat", "clampf", "expand_dims"),
+        *("fp_to_fp", "func", "gather", "get_num_programs", "get_program_id", "grid_dependency_launch_dependents"),
         *("grid_dependency_wait", "histogram", "int_to_ptr", "join", "make_range"),
         *("make_tensor_descriptor", "make_tensor_ptr", "map_elementwise", "map_elementwise.return", "mulhiui"),
         *("precise_divf", "precise_sqrt", "print", "ptr_to_int", "reduce", "reduce.return", "reshape", "return"),
         *("scan", "scan.return", "splat", "split", "trans", "unsplat"),
     )
 )
-"""Triton's operations that move no bytes and multiply no matrices. ``grid_dependency_*`` wait for the launch before and let
-the next one begin; they are inline assembly before Triton 3.9. Source: PTX ISA, ``griddepcontrol``."""
+"""Triton's operations that move no bytes and multiply no matrices. ``grid_dependency_*`` wait for the launch before and
+let the next one begin; they are inline assembly before Triton 3.9. Source: PTX ISA, ``griddepcontrol``."""
 
 _HARMLESS_DIALECTS = ("arith.", "math.", "scf.", "cf.", "ub.", "llvm.intr.assume", "ttg.barrier", "gpu.barrier")
 _MATH_LIBRARIES = ("__nv_", "__ocml_")

@@ -58,8 +58,8 @@ def test_a_cap_the_caller_sets_is_left_alone(launch, compile_only_driver):
 def test_a_twin_that_would_lose_a_block_is_held_to_the_registers(
     launch, compile_only_driver, monkeypatch, spills, held
 ):
-    """No kernel here loses one, so the twin is said to; unless holding it makes it spill, which is said as well: whether
-    it does is for ptxas to choose (with Triton 3.9.0's the first kernel spills 4 bytes when held)."""
+    """No kernel here loses one, so the twin is said to, unless holding it makes it spill. That is said as well, because
+    ptxas chooses whether it does: with Triton 3.9.0's the first kernel spills 4 bytes when it is held."""
     read_so_far = []
 
     def told(kernel, *, capability):
