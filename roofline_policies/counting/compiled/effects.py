@@ -26,7 +26,7 @@ KINDS = {
     "tt.dot": "dot",
     "tt.dot_scaled": "dot",
 }
-"""What is counted, by the operation's name. ``tt.atomic_load``, ``_store`` and ``_poll`` are there from Triton 3.9 on."""
+"""What is counted, by the operation's name. ``tt.atomic_load``, ``_store`` and ``_poll`` begin with Triton 3.9."""
 
 _HARMLESS = frozenset(
     f"tt.{name}"
