@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     for table in [*tables(result), cells_table(result)]:
         console.print(table.rich())
+    if settings.markdown:
+        print(cells_table(result).markdown())
     for line in sweep_lines(result["cells"]):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"every cell and arm: {page}", highlight=False, soft_wrap=True)

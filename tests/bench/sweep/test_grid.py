@@ -76,6 +76,7 @@ def test_axes_that_cannot_be_used(axes: Any, message: str) -> None:
             "sweep: capacity_baseline = 'x': is not an arm; allowed: null, default, ",
         ),
         (["retry_crashed=2"], "sweep: retry_crashed = 2: is not a choice; allowed: False, True"),
+        (["markdown=all"], "sweep: markdown = 'all': is not a choice; allowed: False, True"),
         (["least_attainment=30"], "sweep: least_attainment = 30: is out of range; allowed: a number >= 0 and <= 1"),
         (["+rates={a: 1}"], "sweep: rates: is neither a key of the sweep nor a parameter for its overrides"),
         (["overrides=['baseline=x']"], "sweep: overrides = 'baseline=x': cannot differ between cells"),

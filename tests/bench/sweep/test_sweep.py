@@ -87,6 +87,22 @@ def test_a_sweep_runs_cell_by_cell_and_reports(
     ]  # fmt: skip
 
 
+def test_all_cells_are_printed_as_markdown_on_request(
+    runner: Runner, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    *before, result = capsys.readouterr().out.splitlines()
+    assert main([*command, "markdown=true"]) == 0
+    *after, again = capsys.readouterr().out.splitlines()
+    assert json.loads(again) == json.loads(result)
+    assert [line for line in after if line not in before] == [
+        "| cell | best fixed | SLO met % | default |",
+        "| --- | --: | --: | --: |",
+        "| low | static_c2048_r64 | 60.0 | 0.50 |",
+        "| high | static_c2048_r64 | 60.0 | 0.83 |",
+    ]
+
+
 def test_groups_capacities_and_a_further_oracle_are_reported(
     runner: Runner, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
