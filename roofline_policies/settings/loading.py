@@ -16,8 +16,7 @@ from roofline_policies.device.hardware import Ceilings, from_catalogue
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.fields import build
 from roofline_policies.policies.base import Policy
-from roofline_policies.settings.overrides import SHIPPED as SHIPPED_GROUPS
-from roofline_policies.settings.overrides import composed
+from roofline_policies.settings.overrides import SHIPPED_GROUPS, composed
 from roofline_policies.settings.policy_loader import instantiate, resolve
 from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency
