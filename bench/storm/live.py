@@ -67,7 +67,7 @@ def run(
         death = server.death()
         problem = None if death is None else " | ".join([death, *server.log_tail(4)])
     if problem is None and page.get("policy", {}).get("state") != "active":
-        problem = f"the policy was given up: {page.get('policy', {}).get('fallback_reason', 'GET /roofline fails')}"
+        problem = f"the policy failed: {page.get('policy', {}).get('fallback_reason', 'GET /roofline fails')}"
     result = Result(
         requests=sum(ends.values()),
         served=ends["served"],

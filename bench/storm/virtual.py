@@ -68,7 +68,7 @@ def serve(
     status = server.status() or {}
     policy_state = status.get("policy", {})
     if problem is None and policy_state.get("state") != "active":
-        problem = f"the policy was given up: {policy_state.get('fallback_reason')}"
+        problem = f"the policy failed: {policy_state.get('fallback_reason')}"
     return Result(
         requests=len(requests),
         served=len(whole),

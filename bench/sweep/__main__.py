@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         "sweep",
         __doc__,
-        epilog=f"groups of conf/ (axes=first_table, arms=[default,static_grid]):\n{listed(GROUPS)}\n"
+        epilog=f"groups of conf/ (axes=first_table, arms=[default,fixed_grid]):\n{listed(GROUPS)}\n"
         f"for overrides, of all cells or of a value (overrides=['model=qwen3_8b']):\n{listed(CELL_GROUPS)}\n"
         "an axis of your own: axes=none \"+axes.load={x1: ['traffic.rate_scale=1'], x2: ['traffic.rate_scale=2']}\"\n"
         "without a value of an axis: ~axes.traffic.mooncake",

@@ -168,7 +168,7 @@ class _Composer:
             arms = read_arms(self._value, slo)
             if not any(arm.fixed for arm in arms):
                 problem = "have no fixed setting, and ratios are to the best of those"
-                allowed = "static_grid, or an arm with a grid, beside the others"
+                allowed = "fixed_grid, or an arm with a grid, beside the others"
                 raise InputError(problem, where="sweep", key="arms", value=[a.name for a in arms], allowed=allowed)
             self._loaded[slo] = {arm: arm_digest(arm, slo) for arm in arms}
         return self._loaded[slo]

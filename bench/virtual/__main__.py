@@ -1,6 +1,6 @@
 """SGLang's real scheduler on a virtual clock: arms side by side on a modelled device; a table, a JSON line, a report.
 
-    python -m bench.virtual traffic=azure traffic.path=TRACE traffic.window_s=600 arms=[default,static_grid,adaptive]
+    python -m bench.virtual traffic=azure traffic.path=TRACE traffic.window_s=600 arms=[default,fixed_grid,adaptive]
 
 Any key of conf/bench/virtual.yaml can be overridden in hydra's syntax, as percentiles=[50,99,99.9], the
 percentiles of the latencies that tables show. Equal seeds give equal bytes, whatever the machine.

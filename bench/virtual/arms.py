@@ -133,7 +133,7 @@ def _grid(arm: VirtualArm, grid: Mapping[str, Any], where: str) -> list[VirtualA
         raise InputError("is not a list of choices", where=where, key="mixed_chunk", value=mixed, allowed=allowed)
     every = _sizes(grid, "prefill_decode_interval", where) if grid.get("prefill_decode_interval") is not None else ()
     prefix = "" if arm.fixed else f"{arm.oracle or arm.name}_"
-    exclusive = "static" if arm.fixed else arm.oracle or arm.name
+    exclusive = "exclusive" if arm.fixed else arm.oracle or arm.name
     ways: list[tuple[str, list[str]]] = []
     for mix in mixed:
         ways.append((f"{prefix}mixed", ["--enable-mixed-chunk"]) if mix else (exclusive, []))

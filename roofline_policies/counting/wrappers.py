@@ -19,7 +19,7 @@ _INWARD = ("fn", "kernel", "__wrapped__", "original", "src")
 ``functools.wraps``; our own; what is compiled already."""
 
 _MOST = 64
-"""Objects that are looked at before a way in is given up."""
+"""Objects that are looked at before no way in is said to be there."""
 
 
 def innermost(kernel: Any, counting: type) -> Kernel:

@@ -38,7 +38,7 @@ class When:
                 raise FieldError(key, policy, "an object with a method propose(view)")
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
-        """What the policy whose turn it is proposes, each reason followed by the condition."""
+        """What the policy that decides now proposes, each reason followed by the condition."""
         if self.condition.holds(view):
             return _because(self.condition, self.policy.propose(view))
         return () if self.otherwise is None else _because(~self.condition, self.otherwise.propose(view))

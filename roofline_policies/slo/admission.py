@@ -119,7 +119,7 @@ class Admission(Generic[T]):
         return True
 
     def hopeless(self, queue: list[T], now_s: float, ahead_s: float, pace: float) -> list[T]:
-        """Entries in time at the head of the queue to give up so that the others can be in time.
+        """Entries in time at the head of the queue to pass over so that the others can be in time.
 
         ahead_s: seconds before the first of them can start. pace: seconds that pass for each predicted second of
         prefill, decoding included.

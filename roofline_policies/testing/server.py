@@ -273,7 +273,7 @@ class Server:
             self.controller.launched(mode, self.now_s, prefill, decode)
             self.unreported += 1
             if self.unreported > STALLED_AFTER:
-                self.controller.give_up(f"{self.unreported} iterations ran and none reported its work")
+                self.controller.fall_back(f"{self.unreported} iterations ran and none reported its work")
         if not graph:
             served_s = sum(job.ticket.prefill_s * tokens / job.request.prompt_tokens for job, tokens in taken)
             self.pace.launched(self.now_s, served_s, prompts_wait=bool(self.waiting or self.part_way))

@@ -201,5 +201,5 @@ def test_one_slo_per_cell_aims_its_policies() -> None:
     low, high = settings(tight, "capacity_baseline=adaptive", arms=arms).cells
     assert low.experiment.slo.itl_s == 0.1
     assert high.experiment.slo.itl_s == 0.02
-    assert set(low.keys) == set(high.keys) == {"adaptive", "static_c2048_r64"}
+    assert set(low.keys) == set(high.keys) == {"adaptive", "exclusive_c2048_r64"}
     assert len({*low.keys.values(), *high.keys.values()}) == 4
