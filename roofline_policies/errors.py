@@ -37,13 +37,18 @@ class InputError(RooflineError):
         self.allowed = allowed
         parts = [where]
         if key:
-            parts.append(key if value is _ABSENT else f"{key} = {value!r}")
+            parts.append(_named(key) if value is _ABSENT else f"{_named(key)} = {value!r}")
         elif value is not _ABSENT:
             parts.append(repr(value))
         message = ": ".join([*parts, problem])
         if allowed is not None:
             message += "; allowed: " + (allowed if isinstance(allowed, str) else ", ".join(map(str, allowed)))
         super().__init__(message)
+
+
+def _named(key: str) -> str:
+    """The key, quoted where it would break the line: a request may bring a field of any name."""
+    return key if key.isprintable() else repr(key)
 
 
 class PolicyError(RooflineError):
@@ -61,7 +66,7 @@ class FieldError(RooflineError, ValueError):
         self.key = key
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{key} = {value!r}; allowed: {allowed}")
+        super().__init__(f"{_named(key)} = {value!r}; allowed: {allowed}")
 
 
 class Uncountable(RooflineError):
