@@ -52,7 +52,7 @@ def _named(key: str) -> str:
 
 
 class PolicyError(RooflineError):
-    """A policy broke its contract while the server was running; the controller falls back to the static settings."""
+    """A policy broke its contract while the server was running; the controller falls back to the launch settings."""
 
 
 class IncompatibleServer(RooflineError):

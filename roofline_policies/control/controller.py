@@ -108,6 +108,7 @@ class ChangeLog:
         self._recent: dict[Knob, deque[LoggedChange]] = {knob: deque(maxlen=self.KEPT) for knob in Knob}
 
     def add(self, t_s: float, iteration: int, changes: Iterable[KnobChange]) -> None:
+        """Count the changes of one decision; times as in LoggedChange."""
         for change in changes:
             self.totals[change.knob] += 1
             self._recent[change.knob].append(LoggedChange(t_s, iteration, change))
@@ -222,7 +223,7 @@ class Controller:
     def decide(self, now_s: float, queue: QueueState) -> Decision:
         """The setting for the next iteration.
 
-        Static settings when the policy has failed. The first decision after a failure moves every knob back at once.
+        The launch settings once the policy has failed; the first decision after that moves every knob back at once.
         """
         self.queue = queue
         if queue.running == 0:
@@ -309,7 +310,7 @@ class Controller:
         return proposals
 
     def fall_back(self, reason: str) -> None:
-        """Turn to the launch settings. reason: of anything that has a text; see plain."""
+        """Turn to the launch settings. reason: any object; its text is made plain."""
         self.state, self.fallback_reason = State.FALLBACK, plain(reason)
 
     def _back_to_launch(self) -> Decision:

@@ -1,7 +1,7 @@
 """NVML: live clocks, power, memory and throttle reasons of one NVIDIA device.
 
-Whatever NVML refuses, or answers that cannot be true, is None by itself; everything else is there. A device that is not
-found, or lost, is looked for again. Nothing here raises because of NVML, and each fault is said once.
+A figure that NVML refuses, or that cannot be true, is None; the others are there all the same. A device that is not
+found, or lost, is looked for again. Nothing here raises because of NVML, and each fault is logged once.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def open_nvml(index: int | str = 0) -> Nvml | None:
     index: the device by NVML's own number, or by its UUID ("GPU-...", "MIG-..."). NVML does not apply
         CUDA_VISIBLE_DEVICES, so where that is set CUDA's device 0 may be another one; the UUID is the same for both.
 
-    A device that NVML does not open is said once and looked for again: until then ``sample`` gives None.
+    A device that NVML does not open is logged once and looked for again: until then ``sample`` gives None.
     """
     try:
         import pynvml

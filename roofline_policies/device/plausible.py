@@ -9,7 +9,7 @@ from roofline_policies.device.roofline import OperatingPoint
 from roofline_policies.work import Precision, Provenance
 
 ROUNDING = 1e-6
-"""Above 1 by no more than this is 1."""
+"""A share above 1 by no more than this counts as 1: it is a quotient of floating-point sums."""
 
 
 def doubt(

@@ -16,7 +16,7 @@ class When:
     """The proposals of ``policy`` while ``condition`` holds, of ``otherwise`` while it does not; itself a policy.
 
     condition: of signals in roofline_policies.policies.conditions; in a configuration file the same as text.
-    otherwise: None says nothing, so a costly knob stays where it is and any other goes back to its launch setting.
+    otherwise: None proposes nothing, so a costly knob stays where it is and any other goes back to its launch setting.
 
     It has no memory: a signal that hovers about its number switches it in every step. How often and by how much a
     costly knob may move is settled once, by the dwell and hysteresis of roofline_policies/control/transitions.py.

@@ -55,6 +55,7 @@ _SLOTS: Mapping[str, int] = {
 
 
 def callee(call: Operation) -> str:
+    """The name of the function that a call calls."""
     return call.text.partition("@")[2].partition("(%" if '@"' in call.text else "(")[0].strip('"')
 
 
@@ -69,11 +70,13 @@ def types(operation: Operation) -> str:
 
 
 def first_type(operation: Operation) -> str:
+    """The type of an operation's first operand."""
     left, _ = split(types(operation), " -> ")
     return next(parts(left.removeprefix("(").removesuffix(")") if left.startswith("(") else left), "")
 
 
 def is_masked(operation: Operation) -> bool:
+    """Whether a load or a store has a mask."""
     operands = operation.text.partition(operation.name)[2].partition(" : ")[0]
     wanted = 2 if operation.name == "tt.load" else 3
     return len([one for one in parts(operands.strip()) if one.startswith("%")]) >= wanted
