@@ -12,12 +12,9 @@ from typing import Any
 from hydra import compose, initialize_config_module
 
 from roofline_policies.errors import InputError
-from roofline_policies.settings.overrides import SHIPPED, composed
+from roofline_policies.settings.overrides import CONF, SHIPPED_GROUPS, composed
 
-SHARED = "roofline_policies.conf"
-"""What servers and experiments share: devices, models, objectives, policies."""
-
-CONF = f"{SHARED}.bench"
+EXPERIMENT_CONF = f"{CONF}.bench"
 """What only experiments have; the configurations there find the shared groups beside their own."""
 
 
@@ -27,14 +24,14 @@ def read_config(name: str, overrides: Sequence[str]) -> Mapping[str, Any]:
     Raises:
         InputError: an override or a file that hydra cannot use, or a key that still needs a value.
     """
-    with initialize_config_module(CONF, version_base="1.3", job_name=name):
-        return composed(lambda words: compose(name, overrides=[*words, SHIPPED]), overrides, where=name)
+    with initialize_config_module(EXPERIMENT_CONF, version_base="1.3", job_name=name):
+        return composed(lambda words: compose(name, overrides=[*words, SHIPPED_GROUPS]), overrides, where=name)
 
 
 def choices(group: str) -> list[str]:
     """The names of the files of a configuration group, in alphabetical order."""
-    own = files(CONF) / group
-    folder = own if own.is_dir() else files(SHARED) / group
+    own = files(EXPERIMENT_CONF) / group
+    folder = own if own.is_dir() else files(CONF) / group
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 

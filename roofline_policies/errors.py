@@ -40,7 +40,7 @@ class InputError(RooflineError):
         self._told: dict[str, Any] = {"where": where, "key": key} | ({} if value is _ABSENT else {"value": value})
         parts = [where]
         if key:
-            parts.append(key if value is _ABSENT else f"{key} = {value!r}")
+            parts.append(_named(key) if value is _ABSENT else f"{_named(key)} = {value!r}")
         elif value is not _ABSENT:
             parts.append(repr(value))
         message = ": ".join([*parts, problem])
@@ -52,8 +52,13 @@ class InputError(RooflineError):
         return partial(type(self), **self._told, allowed=self.allowed), (self.problem,)
 
 
+def _named(key: str) -> str:
+    """The key, quoted where it would break the line: a request may bring a field of any name."""
+    return key if key.isprintable() else repr(key)
+
+
 class PolicyError(RooflineError):
-    """A policy broke its contract while the server was running; the controller falls back to the static settings."""
+    """A policy broke its contract while the server was running; the controller falls back to the launch settings."""
 
 
 class IncompatibleServer(RooflineError):
@@ -67,7 +72,7 @@ class FieldError(RooflineError, ValueError):
         self.key = key
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{key} = {value!r}; allowed: {allowed}")
+        super().__init__(f"{_named(key)} = {value!r}; allowed: {allowed}")
 
 
 class Uncountable(RooflineError):

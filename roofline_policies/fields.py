@@ -62,7 +62,7 @@ def build(cls: type[T], values: object, *, where: str, key: str, made: Mapping[s
 
 @contextmanager
 def user_code(where: str, key: str, value: object = None) -> Iterator[None]:
-    """Whatever code that a user may have written raises is bad input here: nothing has been started yet."""
+    """Runs code that a user may have written; whatever it raises is an InputError: nothing has been started yet."""
     try:
         yield
     except InputError:

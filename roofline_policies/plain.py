@@ -6,7 +6,7 @@ MOST_CHARACTERS = 1000
 """Longer text is cut: a status page keeps hundreds of reasons, and a line of a log is read by people."""
 
 MOST_OF_A_MESSAGE = 10_000
-"""Of an error that answers a request: it may list all that is allowed."""
+"""The same of an error that answers a request, which may list all that is allowed."""
 
 
 def plain(value: object, most: int = MOST_CHARACTERS) -> str:
@@ -25,7 +25,7 @@ def plain(value: object, most: int = MOST_CHARACTERS) -> str:
 
 
 def type_name(value: object) -> str:
-    """The name of a value's class, plain; a metaclass has no say in it."""
+    """The name of a value's class, plain, whatever its metaclass says."""
     return plain(type.__dict__["__name__"].__get__(type(value)))
 
 

@@ -39,6 +39,7 @@ class Compared:
     target: float
 
 
+# How near is near enough is a judgement: a tenth, and half as much again for TTFT, which hangs on who waits for whom.
 METRICS = (
     Compared("output tok/s", "output_tokens_per_s", 0.10),
     Compared("mean TPOT", "tpot_mean_s", 0.10),

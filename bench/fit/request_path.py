@@ -20,6 +20,7 @@ from roofline_policies.errors import InputError
 from roofline_policies.steps.host_time import HostTime, RequestPath
 
 LEAST_REQUESTS = 5
+"""That were alone, for their medians to be told: of fewer, one slow request moves the median. A judgement."""
 
 
 @dataclass(frozen=True, slots=True)

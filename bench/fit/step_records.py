@@ -16,7 +16,8 @@ from roofline_policies.model.composition import Composition
 from roofline_policies.work import Provenance
 
 WARM_UP = 5
-"""Iterations of a server that are left out: its first ones load and allocate what later ones find ready."""
+"""Iterations of a server that are left out: its first ones load and allocate what later ones find ready. A judgement: a
+record has thousands, so that a few too many cost a fit nothing."""
 
 _MODES = [mode.value for mode in ForwardMode]
 _PAIR = BatchShape(causal_pairs=1)

@@ -39,13 +39,28 @@ from roofline_policies.model.decoder import Decoder
 from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
 from roofline_policies.steps.host_time import HostTime, RequestPath
 
-HELD_OUT = 3  # every third iteration
-LEAST_ROWS = 30  # of a mode
-ROUNDS = 50  # of reweighting; the coefficients' four digits stand after ten
-ROBUST_AT = 0.25  # relative errors beyond this count linearly: another process had the core
-HOST_ROBUST_AT = 4.0  # host time varies manyfold by nature, and its mean is what delays tokens
+HELD_OUT = 3
+"""Every so many-th iteration of a mode: a third judges, and lies as close to the fitted ones in time as can be, so that
+the machine was the same. A judgement."""
+
+LEAST_ROWS = 30
+"""Iterations of a mode that a fit needs: twenty are fitted to, over three times as many as a line has terms (six)."""
+
+ROUNDS = 50
+"""Of reweighting; the coefficients' four digits stand after ten."""
+
+ROBUST_AT = 0.25
+"""Relative errors beyond this count linearly: another process had the core. A judgement: about the 90th percentile
+of decode steps that were held out (26%, docs/measured/fidelity.md), so that some one in ten is beyond it."""
+
+HOST_ROBUST_AT = 4.0
+"""The same of host time, which varies manyfold by nature, and whose mean is what delays tokens. A judgement."""
+
 DIGITS = 4
-NEGLIGIBLE = 1e-9  # share of the longest step; a term that is never more than that is rounding
+"""Of a coefficient: a hundred times finer than any step is predicted."""
+
+NEGLIGIBLE = 1e-9
+"""Share of the longest step; a term that is never more than that is rounding."""
 
 Floats = NDArray[np.float64]
 

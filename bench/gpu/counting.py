@@ -4,7 +4,7 @@
 
 For each serving case of bench/kernels, through SGLang's own wrappers:
 
-- time of each kernel as it is and counting, in turns, the L2 cache overwritten before each measurement;
+- time of each kernel as it is and counting, alternately, the L2 cache overwritten before each measurement;
 - counts of one launch, and of replays of a captured CUDA graph, against the closed forms: equal integers;
 - registers and resident blocks from the driver: as it is, counting, and counting held to the original's registers;
 - where `ncu` is there and permitted: FLOPs of the tensor pipes, DRAM bytes between compulsory and requested;

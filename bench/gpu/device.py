@@ -43,7 +43,7 @@ class KernelLaunch(NamedTuple):
 
 @dataclass(frozen=True)
 class Paired:
-    """Seconds per launch of a kernel as it is and counting, measured in turns."""
+    """Seconds per launch of a kernel as it is and counting, measured alternately."""
 
     plain_s: tuple[float, ...]
     counted_s: tuple[float, ...]
@@ -136,7 +136,7 @@ class Stopwatch:
         return float(start.elapsed_time(end)) / 1e3  # milliseconds
 
     def pair(self, plain: Callable[[], object], counted: Callable[[], object], repeats: int) -> Paired:
-        """Seconds per launch of both, in turns."""
+        """Seconds per launch of both, alternately."""
         first = captured(plain)
         self.seconds(first)
         times = launches_per_measurement(self.seconds(first))

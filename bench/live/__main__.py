@@ -8,15 +8,14 @@ percentiles of the latencies that tables show; conf/bench/experiment/ holds read
 
 from __future__ import annotations
 
-import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
+from bench.command import leave_when_asked, overrides_of
 from bench.composition import read_config, writable
 from bench.live.arms import run_all
 from bench.live.settings import LiveSettings
@@ -29,18 +28,16 @@ from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, EXIT_BAD_INPUT before any server was started, 1 if every run crashed."""
-    parser = argparse.ArgumentParser(prog="python -m bench.live", description=__doc__, formatter_class=_Raw)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides of conf/bench/live.yaml")
-    arguments = parser.parse_args(argv)
+    overrides = overrides_of(argv, "live", __doc__)
     try:
-        settings = LiveSettings.from_config(read_config("live", arguments.overrides))
+        settings = LiveSettings.from_config(read_config("live", overrides))
         writable(settings.out_dir, "live")
     except InputError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
     for note in settings.notes:  # while there is time to think better of it
         print(f"traffic: {note.text}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, _leave)
+    leave_when_asked()
     try:
         runs = run_all(settings)
     except KeyboardInterrupt:
@@ -80,14 +77,6 @@ def result_of(settings: LiveSettings, rows: Sequence[Metrics]) -> dict[str, Any]
         "runs": list(rows),
         "ratios": paired_ratios(rows, settings.baseline),
     }
-
-
-def _leave(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)
-
-
-class _Raw(argparse.RawDescriptionHelpFormatter):
-    """Help that keeps the example's line breaks."""
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 ``virtual`` runs SGLang's scheduler on the virtual clock, a few hundred requests on each of many servers drawn at
 random: chunk and page sizes, prefix cache, overlap, mixing, the orders of SGLang's own, small caps, little memory.
 ``live`` sends to a real server. A request that gets another number of tokens than it asked for is lost, unless its own
-client has left. The exit code is 1 where one was lost, a server died or the policy was given up. Equal seeds make equal
+client has left. The exit code is 1 where one was lost, a server died or the policy failed. Equal seeds make equal
 virtual rounds.
 """
 
@@ -28,6 +28,8 @@ from bench.storm.round import Result
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 
 MOST_ITERATIONS, MOST_SECONDS = 10_000_000, 86_400
+"""More is taken for a slip of the keyboard: a day, and five hours of one core at 600 iterations a second
+(docs/measured/storms.md)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

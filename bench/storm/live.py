@@ -25,13 +25,29 @@ from roofline_policies.errors import InputError
 
 STORM = "roofline_policies.testing:Storm"
 SERVER_ARGS = ("--chunked-prefill-size", "256", "--max-running-requests", "16", "--max-total-tokens", "20000")
+"""Small limits are reached: a long prompt has a dozen chunks, and memory holds six of the longest requests where
+sixteen may run."""
+
 TARGETS = ("slo.ttft_s=2", "slo.itl_s=0.05")
+"""Those of ``OBJECTIVES`` without its classes."""
 
 OPEN_AT_MOST = 48
-"""Requests on their way. Above it the load waits, so that it is bounded on any machine."""
+"""Requests on their way: three times as many as may run, so that there is always a queue to put in order. Above it the
+load waits, so that it is bounded on any machine."""
 
 DRAIN_S = 600.0
-MOST_PROMPT_TOKENS, MOST_OUTPUT_TOKENS, PACE_S, LEAVING = 3000, 64, 0.1, 0.05
+"""Longest wait for open requests after the last was sent; then they are lost. Two CPU cores serve 8 a second
+(docs/measured/storms.md), so OPEN_AT_MOST take a hundredth of it."""
+
+MOST_PROMPT_TOKENS, MOST_OUTPUT_TOKENS = 3000, 64
+"""Half of a virtual round's: a step takes ten times as long (47 ms, docs/measured/storms.md)."""
+
+INTERARRIVAL_S, LEAVING = 0.1, 0.05
+"""As of a virtual round. With its bursts that is 30 requests a second, more than two CPU cores serve, so the queue is
+as long as it may be."""
+
+LEAVE_WITHIN_S = 5.0
+"""Longest that a client who leaves stays, seconds; longer than on the virtual clock, as everything takes longer."""
 
 
 def run(
@@ -67,7 +83,7 @@ def run(
         death = server.death()
         problem = None if death is None else " | ".join([death, *server.log_tail(4)])
     if problem is None and page.get("policy", {}).get("state") != "active":
-        problem = f"the policy was given up: {page.get('policy', {}).get('fallback_reason', 'GET /roofline fails')}"
+        problem = f"the policy failed: {page.get('policy', {}).get('fallback_reason', 'GET /roofline fails')}"
     result = Result(
         requests=sum(ends.values()),
         served=ends["served"],
@@ -87,9 +103,13 @@ async def send(server: Server, seconds: int, seed: int, prompts: PromptBuilder) 
 
     Keys: ``served``, ``left``, ``lost``. The status is empty where nobody answers.
     """
-    count = max(1, round(3 * seconds / PACE_S))
+    count = max(1, round(3 * seconds / INTERARRIVAL_S))  # three times what comes in that time: they do not run out
     requests = storm_load(
-        seed, count, most_prompt_tokens=MOST_PROMPT_TOKENS, most_output_tokens=MOST_OUTPUT_TOKENS, interarrival_s=PACE_S
+        seed,
+        count,
+        most_prompt_tokens=MOST_PROMPT_TOKENS,
+        most_output_tokens=MOST_OUTPUT_TOKENS,
+        interarrival_s=INTERARRIVAL_S,
     )
     ends: Counter[str] = Counter()
     tasks: set[asyncio.Task[None]] = set()
@@ -101,7 +121,7 @@ async def send(server: Server, seconds: int, seed: int, prompts: PromptBuilder) 
             begin_s = time.monotonic()
 
             async def one(index: int, request: Request) -> None:
-                leaves_s = leaves_after_s(seed, index, LEAVING, 5.0)
+                leaves_s = leaves_after_s(seed, index, LEAVING, LEAVE_WITHIN_S)
                 ends[await end_of(session, server.base_url, prompts.tokens(request, index), request, leaves_s)] += 1
 
             behind_s = 0.0  # what waiting for others has cost

@@ -8,11 +8,22 @@ from random import Random
 from bench.traffic.request import Request
 
 URGENT = 10
-"""Priority of the class whose first tokens are due soon."""
+"""Priority of the class whose first tokens are due soon. It only has to differ from that of requests without one."""
 
 PREFIX_TOKENS = (16, 60, 96, 400)
+"""Lengths of prefixes: within a page of 64, near one, beyond one, many pages and longer than most chunks. 60 is that of
+the burst that ended a server (tests/sglang_patches/served/test_storm.py)."""
+
 BURST = (2, 14)
+"""Fewest and most short prompts of a burst: up to two more than in the burst that ended a server."""
+
+OWN_TOKENS = (1, 1, 5, 40)
+"""Tokens of a short prompt of a burst behind its prefix: one is a prompt that is all but cached, and fits into the
+rest of any step."""
+
 SHARE_OF_BURSTS, SHARE_OF_FOLLOWERS, SHARE_OF_URGENT = 0.25, 0.25, 0.4
+"""Of the arrivals, and of the requests. Judgements: every kind is common enough for a few hundred requests to hold each
+kind next to each other, and urgent ones are a minority, so that there is somebody to overtake."""
 
 
 def storm_load(
@@ -46,7 +57,7 @@ def storm_load(
             block = (len(known), draw.choice(PREFIX_TOKENS))
             known.append(block)
             for _ in range(draw.randint(*BURST)):
-                ask(draw.choice((1, 1, 5, 40)), block)
+                ask(draw.choice(OWN_TOKENS), block)
             ask(_length(draw, most_prompt_tokens))
         elif kind < SHARE_OF_BURSTS + SHARE_OF_FOLLOWERS and known:
             ask(_length(draw, most_prompt_tokens), draw.choice(known))

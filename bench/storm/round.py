@@ -8,12 +8,13 @@ from bench.storm.load import URGENT
 from roofline_policies.slo.objectives import Objectives, Slo
 
 OVERRIDES = ("controller.dwell_s=0", "controller.hysteresis=0", "controller.budget_s=1")
-"""Nothing holds a knob back."""
+"""Nothing holds a knob back, and one second is more than Storm takes: a slow machine is no failure of the policy."""
 
 OBJECTIVES = Objectives(Slo(ttft_s=2.0, itl_s=0.05), {URGENT: Slo(ttft_s=0.05)})
 """So close together that prompts overtake one another, and so tight that many are late."""
 
 CONTEXT_TOKENS = 8192
+"""Of the served model: more than the longest prompt and answer of a round have together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,15 @@ from bench.storm.round import Result, Round
 from bench.virtual.processes import Crash, run_each
 
 LEAST_ITERATIONS = 50
-"""Of a round, for knowing how many rounds will do."""
+"""Of a round, so that rounds enough are drawn. With 600 requests they have some 4,500 (docs/measured/storms.md); rounds
+that are not needed are not run."""
 
 CHUNKS = (64, 128, 256, 1000, 2048)
+"""From one page to more than most prompts have; 1000 is no multiple of any page but 1."""
+
 PAGES = (1, 1, 16, 64)
+"""SGLang's default twice, as the commonest; a small page; and that of its FlashMLA backend."""
+
 OWN_ORDERS = ("lpm", "dfs-weight", "lof", "random", "hrrn", "shortest-prefill-first")
 SWITCHES = (
     "--enable-mixed-chunk", "--disable-radix-cache", "--disable-overlap-schedule", "--enable-priority-scheduling",
@@ -25,7 +30,12 @@ SWITCHES = (
 
 
 def draw_round(seed: int, requests: int, policy: str | None = None) -> Round:
-    """A server and its load; equal arguments give equal rounds."""
+    """A server and its load; equal arguments give equal rounds.
+
+    The shares are judgements: rare enough for most servers to be mostly as SGLang comes, common enough for two unusual
+    settings to meet in one of twenty rounds. Half of the servers are pressed for memory: 4,096 tokens hold two of the
+    longest requests, and SGLang is told to expect short answers, so that it retracts.
+    """
     draw = Random(f"round {seed}")
     page = draw.choice(PAGES)
     arguments = ["--chunked-prefill-size", str(max(page, draw.choice(CHUNKS) // page * page)), "--page-size", str(page)]

@@ -8,16 +8,15 @@ as percentiles=[50,99,99.9], the percentiles of the latencies that the page show
 
 from __future__ import annotations
 
-import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
-from bench.composition import choices, read_config, writable
+from bench.command import leave_when_asked, listed, overrides_of
+from bench.composition import read_config, writable
 from bench.report.headlines import sweep_lines
 from bench.sweep.capacity import Point, capacities
 from bench.sweep.page import write_page
@@ -35,20 +34,18 @@ CELL_GROUPS = ("traffic", "hardware", "model", "slo", "draft")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, EXIT_BAD_INPUT before anything ran, 1 if every unit crashed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.sweep",
-        description=__doc__,
-        epilog=f"groups of conf/ (axes=first_table, arms=[default,static_grid]):\n{_listed(GROUPS)}\n"
-        f"for overrides, of all cells or of a value (overrides=['model=qwen3_8b']):\n{_listed(CELL_GROUPS)}\n"
+    overrides = overrides_of(
+        argv,
+        "sweep",
+        __doc__,
+        epilog=f"groups of conf/ (axes=first_table, arms=[default,fixed_grid]):\n{listed(GROUPS)}\n"
+        f"for overrides, of all cells or of a value (overrides=['model=qwen3_8b']):\n{listed(CELL_GROUPS)}\n"
         "an axis of your own: axes=none \"+axes.load={x1: ['traffic.rate_scale=1'], x2: ['traffic.rate_scale=2']}\"\n"
         "without a value of an axis: ~axes.traffic.mooncake",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides of conf/bench/sweep.yaml")
-    arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _leave)
+    leave_when_asked()
     try:
-        settings = SweepSettings.from_config(read_config("sweep", arguments.overrides))
+        settings = SweepSettings.from_config(read_config("sweep", overrides))
         writable(settings.out_dir, "sweep")
         for told, cells in settings.notes.items():
             others = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
@@ -67,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     for table in [*tables(result), cells_table(result)]:
         console.print(table.rich())
+    if settings.markdown:
+        print(cells_table(result).markdown())
     for line in sweep_lines(result["cells"]):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"every cell and arm: {page}", highlight=False, soft_wrap=True)
@@ -142,14 +141,6 @@ def _finish(settings: SweepSettings, results: ResultFile) -> dict[str, Outcome]:
     for outcome in run_missing(missing, len(units), settings.processes, console):
         results.add(outcome)
     return {unit.key: results.outcomes[unit.key] for unit in units}
-
-
-def _listed(groups: Sequence[str]) -> str:
-    return "\n".join(f"  {group + ':':10}{', '.join(choices(group))}" for group in groups)
-
-
-def _leave(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

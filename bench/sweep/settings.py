@@ -21,7 +21,7 @@ from roofline_policies.errors import InputError
 
 KEYS = (
     "name", "along", "group_by", "capacity_attainment", "capacity_baseline", "least_attainment", "out_dir",
-    "percentiles", "processes", "retry_crashed",
+    "percentiles", "processes", "retry_crashed", "markdown",
 )  # fmt: skip
 SECTIONS = ("axes", "arms", "overrides")
 
@@ -93,6 +93,7 @@ class SweepSettings:
     out_dir: Path
     processes: int
     retry_crashed: bool
+    markdown: bool
 
     @property
     def oracles(self) -> dict[str, list[str]]:
@@ -124,9 +125,10 @@ class SweepSettings:
         for key in ("along", "group_by"):
             if conf.get(key) is not None and conf[key] not in axes:
                 raise InputError("is no axis", where="sweep", key=key, value=conf[key], allowed=["null", *axes])
-        if not isinstance(conf.get("retry_crashed"), bool):
-            value = conf.get("retry_crashed")
-            raise InputError("is not a choice", where="sweep", key="retry_crashed", value=value, allowed=[False, True])
+        for key in ("retry_crashed", "markdown"):
+            if not isinstance(conf.get(key), bool):
+                problem, value = "is not a choice", conf.get(key)
+                raise InputError(problem, where="sweep", key=key, value=value, allowed=[False, True])
         shared = {
             "name": text(conf, "name", "sweep"),
             "along": conf.get("along"),
@@ -137,6 +139,7 @@ class SweepSettings:
             "out_dir": Path(text(conf, "out_dir", "sweep")),
             "processes": count(conf, "processes", "sweep"),
             "retry_crashed": conf["retry_crashed"],
+            "markdown": conf["markdown"],
         }
         composer = _Composer(conf.get("arms"), shared["percentiles"])
         cells = tuple(composer.cell(*one) for one in places(conf["axes"], texts(conf, "overrides", "sweep")))
@@ -165,7 +168,7 @@ class _Composer:
             arms = read_arms(self._value, slo)
             if not any(arm.fixed for arm in arms):
                 problem = "have no fixed setting, and ratios are to the best of those"
-                allowed = "static_grid, or an arm with a grid, beside the others"
+                allowed = "fixed_grid, or an arm with a grid, beside the others"
                 raise InputError(problem, where="sweep", key="arms", value=[a.name for a in arms], allowed=allowed)
             self._loaded[slo] = {arm: arm_digest(arm, slo) for arm in arms}
         return self._loaded[slo]

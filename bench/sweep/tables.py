@@ -39,6 +39,14 @@ class Shown:
             table.add_row(*row, style="bold red" if place in self.bad else None)
         return table
 
+    def markdown(self) -> str:
+        """For a document: a line for the columns and one for each row; the first column on the left, as the last where
+        it holds text. Title and caption are left to the document."""
+        left = {0, len(self.columns) - 1} if self.last_wide else {0}
+        rule = ["---" if place in left else "--:" for place in range(len(self.columns))]
+        escaped = [[text.replace("|", "\\|") for text in row] for row in (self.columns, *self.rows)]
+        return "\n".join(f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:]))
+
 
 def tables(result: Mapping[str, Any]) -> list[Shown]:
     """Every table over more than one cell: the summary, those of the groups, costs, capacities."""

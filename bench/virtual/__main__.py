@@ -1,6 +1,6 @@
 """SGLang's real scheduler on a virtual clock: arms side by side on a modelled device; a table, a JSON line, a report.
 
-    python -m bench.virtual traffic=azure traffic.path=TRACE traffic.window_s=600 arms=[default,static_grid,adaptive]
+    python -m bench.virtual traffic=azure traffic.path=TRACE traffic.window_s=600 arms=[default,fixed_grid,adaptive]
 
 Any key of conf/bench/virtual.yaml can be overridden in hydra's syntax, as percentiles=[50,99,99.9], the
 percentiles of the latencies that tables show. Equal seeds give equal bytes, whatever the machine.
@@ -8,17 +8,16 @@ percentiles of the latencies that tables show. Equal seeds give equal bytes, wha
 
 from __future__ import annotations
 
-import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.composition import choices, read_config, writable
+from bench.command import leave_when_asked, listed, overrides_of
+from bench.composition import read_config, writable
 from bench.report.headlines import note_lines, verdict_lines
 from bench.report.metrics import Metrics, paired_ratios, summarise
 from bench.report.notes import notes_of
@@ -35,24 +34,17 @@ GROUPS = ("traffic", "hardware", "model", "slo", "draft", "arm")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, EXIT_BAD_INPUT before anything ran, 1 if every arm crashed."""
-    groups = "\n".join(f"  {group + ':':10}{', '.join(choices(group))}" for group in GROUPS)
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.virtual",
-        description=__doc__,
-        epilog=f"groups of conf/ (traffic=azure, arms=[default,adaptive]):\n{groups}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides of conf/bench/virtual.yaml")
-    arguments = parser.parse_args(argv)
+    epilog = f"groups of conf/ (traffic=azure, arms=[default,adaptive]):\n{listed(GROUPS)}"
+    overrides = overrides_of(argv, "virtual", __doc__, epilog=epilog)
     try:
-        settings = VirtualSettings.from_config(read_config("virtual", arguments.overrides))
+        settings = VirtualSettings.from_config(read_config("virtual", overrides))
         writable(settings.out_dir, "virtual")
     except InputError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
     for note in settings.notes:  # while there is time to think better of it
         print(f"traffic: {note.text}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, _leave)
+    leave_when_asked()
     try:
         runs, rows = run_all(settings)
     except KeyboardInterrupt:
@@ -135,10 +127,6 @@ def result_of(settings: VirtualSettings, rows: Sequence[Metrics]) -> dict[str, A
         "runs": with_regret(rows, best, highest_attainment(rows, fixed)),
         "ratios": paired_ratios(rows, settings.baseline),
     }
-
-
-def _leave(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

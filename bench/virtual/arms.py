@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from bench.checks import only, optional_count, section, texts
-from bench.composition import CONF, choices
+from bench.composition import EXPERIMENT_CONF, choices
 from bench.slo import JudgedSlo
 from roofline_policies.errors import InputError
 from roofline_policies.settings.loading import SHIPPED, Settings, load
@@ -97,7 +97,7 @@ def read_arms(value: object, slo: JudgedSlo) -> tuple[VirtualArm, ...]:
 def _shipped(name: str) -> Mapping[str, Any]:
     if name not in choices(GROUP):
         raise InputError("no such arm", where="virtual", key="arms", value=name, allowed=choices(GROUP))
-    read = yaml.safe_load((files(CONF) / GROUP / f"{name}.yaml").read_text(encoding="utf-8"))
+    read = yaml.safe_load((files(EXPERIMENT_CONF) / GROUP / f"{name}.yaml").read_text(encoding="utf-8"))
     return section(read or {}, f"conf/{GROUP}/{name}.yaml")
 
 
@@ -133,7 +133,7 @@ def _grid(arm: VirtualArm, grid: Mapping[str, Any], where: str) -> list[VirtualA
         raise InputError("is not a list of choices", where=where, key="mixed_chunk", value=mixed, allowed=allowed)
     every = _sizes(grid, "prefill_decode_interval", where) if grid.get("prefill_decode_interval") is not None else ()
     prefix = "" if arm.fixed else f"{arm.oracle or arm.name}_"
-    exclusive = "static" if arm.fixed else arm.oracle or arm.name
+    exclusive = "exclusive" if arm.fixed else arm.oracle or arm.name
     ways: list[tuple[str, list[str]]] = []
     for mix in mixed:
         ways.append((f"{prefix}mixed", ["--enable-mixed-chunk"]) if mix else (exclusive, []))

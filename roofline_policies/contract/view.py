@@ -73,7 +73,7 @@ class QueueState(NamedTuple):
         is due at ``arrival + ttft_s + itl_s * (tokens before it)``, arrival at the scheduler; without a ttft_s the
         first token is due when it comes. By the server's objective alone. None where nothing runs, there is no itl_s,
         or steps yield several tokens (speculative decoding).
-    prompt_due_s: seconds until the first token is due of the prompt whose turn is next, or of the one part-way through
+    prompt_due_s: seconds until the first token is due of the prompt that is next, or of the one part-way through
         its chunks, the earlier; below 0 it is late. None where there is no such prompt, or it is passed over.
     relegated: waiting requests that are passed over because they cannot be in time.
     """

@@ -33,8 +33,8 @@ Nothing is admitted meanwhile, so a decision could change nothing but how ready 
 judgement: lower costs the loop's time more often, higher shows people older decisions."""
 
 STALLED_AFTER = 256
-"""Iterations launched without one being reported, after which the counters are taken to be stalled and the policy is
-given up.
+"""Iterations launched without one being reported, after which the counters are taken to be stalled and the policy
+to have failed.
 
 Records are taken with each decision, so a healthy server has some tens at most: DECIDE_AT_LEAST_EVERY_S of decode
 steps. A judgement, above that; higher decides for longer by what is no longer measured."""
@@ -49,13 +49,13 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ControllerSettings:
-    """How the controller watches and when it gives up on a policy.
+    """How the controller watches and when it turns a policy off.
 
     half_life_s: time in which the weight of an iteration in the operating points halves.
     gaps: number of recent token gaps that make up the ITL estimate.
     overhead_below: a point under this share of both roofs is called overhead.
     decide_every_s: least time between two decisions; 0: whenever something could be admitted.
-    budget_s, overruns: a policy that takes longer than budget_s this many times in a row is given up.
+    budget_s, overruns: a policy that takes longer than budget_s this many times in a row is turned off.
     dwell_s, hysteresis: see TransitionSettings.
 
     Raises:
@@ -108,6 +108,7 @@ class ChangeLog:
         self._recent: dict[Knob, deque[LoggedChange]] = {knob: deque(maxlen=self.KEPT) for knob in Knob}
 
     def add(self, t_s: float, iteration: int, changes: Iterable[KnobChange]) -> None:
+        """Count the changes of one decision; times as in LoggedChange."""
         for change in changes:
             self.totals[change.knob] += 1
             self._recent[change.knob].append(LoggedChange(t_s, iteration, change))
@@ -174,7 +175,7 @@ class Controller:
     def observe(self, record: IterationRecord) -> None:
         """Count a finished iteration. A record that cannot be true turns the controller to the launch settings."""
         if not (math.isfinite(record.step_s) and record.step_s > 0 and math.isfinite(record.done_s)):
-            self.give_up(f"iteration {record.iteration} reports {record.step_s} seconds")
+            self.fall_back(f"iteration {record.iteration} reports {record.step_s} seconds")
             return
         self.iterations += 1
         self.last_record = record
@@ -222,7 +223,7 @@ class Controller:
     def decide(self, now_s: float, queue: QueueState) -> Decision:
         """The setting for the next iteration.
 
-        Static settings when the policy has failed. The first decision after a failure moves every knob back at once.
+        The launch settings once the policy has failed; the first decision after that moves every knob back at once.
         """
         self.queue = queue
         if queue.running == 0:
@@ -271,7 +272,7 @@ class Controller:
     def adopt(
         self, now_s: float, policy: Policy, slo: Slo, settings: ControllerSettings, bounds: Bounds
     ) -> tuple[KnobChange, ...]:
-        """Go on with another policy from the next decision on, also after the last one was given up.
+        """Go on with another policy from the next decision on, also after the last one failed.
 
         Knobs keep their value, or move into the new bounds; those that had to are returned. Operating points, token
         gaps, the learned correction, totals and dwells go on: they are the server's, not the policy's.
@@ -296,20 +297,20 @@ class Controller:
         except KeyboardInterrupt:  # the operator's, not the policy's
             raise
         except BaseException as error:  # the contract of this class: a policy's failure is never the server's
-            self.give_up(f"{type_name(self.policy)} raised {described(error)}")
+            self.fall_back(f"{type_name(self.policy)} raised {described(error)}")
             return None
         spent_s = time.perf_counter() - before
         self._overruns = self._overruns + 1 if spent_s > self.settings.budget_s else 0
         if self._overruns >= self.settings.overruns:
-            self.give_up(
+            self.fall_back(
                 f"the policy took {spent_s * 1e3:.1f} ms, over its budget of {self.settings.budget_s * 1e3:.1f} ms, "
                 f"{self._overruns} times in a row"
             )
             return None
         return proposals
 
-    def give_up(self, reason: str) -> None:
-        """Turn to the launch settings. reason: of anything that has a text; see plain."""
+    def fall_back(self, reason: str) -> None:
+        """Turn to the launch settings. reason: any object; its text is made plain."""
         self.state, self.fallback_reason = State.FALLBACK, plain(reason)
 
     def _back_to_launch(self) -> Decision:

@@ -16,7 +16,7 @@ from roofline_policies.plain import type_name
 
 
 class LoopTimer:
-    """What the loop itself costs: the last seconds-per-iteration values, kept in a fixed ring."""
+    """What the loop itself costs: its seconds in each of the last iterations, in a ring of fixed size."""
 
     KEPT = 1024
 
@@ -25,6 +25,7 @@ class LoopTimer:
         self.iterations = 0
 
     def add(self, seconds: float) -> None:
+        """Count one iteration, in which the loop took so many seconds."""
         self._recent.append(seconds)
         self.iterations += 1
 

@@ -12,7 +12,8 @@ from roofline_policies.steps.correction import CorrectedSteps, Line, StepCorrect
 from roofline_policies.steps.times import StepTimes
 
 MOST_IN_FLIGHT = 512
-"""Results may be looked at in batches, but never so many later; where they stay away, the oldest are forgotten."""
+"""Steps that are followed at most. Results come in batches, but never this many steps late; where they stay away, the
+oldest steps are forgotten."""
 
 
 class _Step(NamedTuple):
@@ -78,7 +79,7 @@ class StepsInFlight:
             self._token_s = done_s
 
     def forget(self) -> None:
-        """Note that steps ran that nobody told of: what is in flight is not known. What was learned is kept."""
+        """Forget what is in flight, because steps ran that were not reported. What was learned is kept."""
         self._in_flight.clear()
         self.nobody_waits()
 

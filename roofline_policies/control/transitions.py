@@ -1,8 +1,8 @@
 """From merged proposals to a decision: bounds, hysteresis and dwell, in this one place.
 
 Some knobs cost something to change (a drain, a graph switch): they move at most once per dwell and only by a
-noticeable step, and keep their value when nobody speaks. The others cost nothing: they are chosen afresh every step,
-and fall back to the launch setting when nobody speaks.
+noticeable step, and keep their value when no policy asks. The others cost nothing: they are chosen afresh every step,
+and go back to the launch setting when no policy asks.
 """
 
 from __future__ import annotations

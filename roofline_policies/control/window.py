@@ -13,7 +13,8 @@ STALE_HALF_LIVES = 10
 
 
 NOW_S = 0.5
-"""A phase that has not run for this long is not what happens now, unless its steps take longer."""
+"""A phase that has not run for this long is not what happens now, unless its steps take longer. Half of the second
+within which a page has to be of now; a judgement."""
 
 
 class Phase:
@@ -179,6 +180,7 @@ class GapWindow:
         self._weight = 1.0 / gaps
 
     def add(self, gap_s: float) -> None:
+        """Count one gap, seconds."""
         if self._mean_s is None:
             self._mean_s = gap_s
             return

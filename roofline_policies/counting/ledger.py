@@ -56,7 +56,8 @@ class Snapshot:
 
     names: the kernels of the rows at that point.
     host: for each block (rows of it, WIDTH) int64, pinned where a device copies into it.
-    ledger, number: whose, and its how manieth; the memory of one is used again IN_FLIGHT snapshots later.
+    ledger: whose counters these are. number: which of its snapshots, counted from the first; its memory is used again
+    IN_FLIGHT snapshots later.
 
     Raises:
         LedgerError: from ``totals``, where it was used again.

@@ -25,7 +25,7 @@ class UntriedTriton(RooflineError):
 
 
 def require_tried() -> None:
-    """Let nothing be counted that would be counted by luck.
+    """Refuse a release that counting was not tried with: it would be right by luck.
 
     A local version (``3.8.0+cu130``) is the release it was built from (PEP 440, "Local version identifiers").
 

@@ -19,7 +19,7 @@ _INWARD = ("fn", "kernel", "__wrapped__", "original", "src")
 ``functools.wraps``; our own; what is compiled already."""
 
 _MOST = 64
-"""Objects that are looked at before a way in is given up."""
+"""Objects that are looked at before no way in is said to be there."""
 
 
 def innermost(kernel: Any, counting: type) -> Kernel:
@@ -54,7 +54,7 @@ def _instead(wrapper: Any) -> str:
 
 
 def way_in(wrapper: Any) -> tuple[str, Any]:
-    """The attributes that lead from a wrapper to a kernel (``.fn.fn``), and it; or None. Runs no code of strangers."""
+    """The attributes that lead from a wrapper to a kernel (``.fn.fn``), and it; or None. Runs none of their code."""
     pending, seen = [("", wrapper)], {id(wrapper)}
     for path, value in pending:  # which grows meanwhile
         if isinstance(value, Kernel):

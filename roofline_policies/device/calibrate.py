@@ -6,9 +6,9 @@ What is measured, each as the best of many repeats (a ceiling is what the device
 - bytes/s: the best of three streams over buffers far larger than the last-level cache: a copy (bytes read and bytes
   written both count), a sum (one buffer read) and a dot product (two buffers read).
 
-A best that hardly any repeat comes near was disturbed: its figure is measured again, and if that does not help, the
-ceilings are marked (``Ceilings.caveat``) and measured anew at the next launch. Of a GPU the clock is kept with them, so
-that they can follow it.
+A best that hardly any repeat comes near was disturbed: its figure is measured again. If that does not help, or others
+used the device when it began, the ceilings are marked (``Ceilings.caveat``), and measured anew at the next launch that
+finds the device free. Of a GPU the clock is kept with them, so that they can follow it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 from roofline_policies.device import calibration_file
 from roofline_policies.device.calibration_file import Calibration, DeviceState
 from roofline_policies.device.hardware import CALIBRATE, Ceilings
-from roofline_policies.device.nvml import Nvml, NvmlSample, open_nvml
+from roofline_policies.device.nvml import Nvml, open_nvml
+from roofline_policies.device.occupied import cpu_busy
 from roofline_policies.device.rates import (
     ATTEMPTS,
     SIZES,
@@ -58,8 +59,12 @@ BUDGET_S = 10.0
 AGAIN = 2
 """Attempts at each figure on a device on which ATTEMPTS did not help: launches there should not take a minute."""
 
-OTHERS_FROM = 0.05
-"""Utilization of a GPU before anything is measured, from which another process is said to use it."""
+OTHERS_FROM = SPREAD_LIMIT
+"""Share of the time that others use a device, from which a measurement is marked: who takes a tenth of the time takes a
+tenth of the rate, as far as repeats may differ. Load that never changes does not make repeats differ: beside 1.7 of two
+cores a stream ran at 3.5 to 7 GB/s where it ran at 10.5 to 11 beside 1.3, and its repeats differed by 2%."""
+
+ANEW = "they are measured anew at the next launch that finds the device free"
 
 CLOCK_EVERY_S = 0.05
 """Time between two samples of the clock while products run: as short as NVML's own calls allow."""
@@ -91,7 +96,7 @@ def calibrate(
     timer = cuda_timer if where.type == "cuda" else cpu_timer
     rates: dict[Precision, Rate] = {}
     with _nvml(where) as nvml, _settings(where, threads):
-        before = None if nvml is None else nvml.sample()
+        others = _others(where, nvml)
         precisions = [Precision.FP32, Precision.BF16, Precision.FP16]
         if where.type == "cuda" and torch.cuda.get_device_capability(where) >= (8, 9):
             precisions.append(Precision.FP8)
@@ -110,6 +115,7 @@ def calibrate(
         stream = partial(stream_bytes_per_s, where, stream_buffer_bytes(where, memory_bytes), timer, share_s, progress)
         memory = settled(stream, "memory", attempts, progress)
     with_threads = "" if threads is None else f", {threads} thread{'s' if threads > 1 else ''}"
+    command = f"{CALIBRATE} --device {device}" + ("" if threads is None else f" --threads {threads}")
     spread = {precision.value: rate.spread for precision, rate in rates.items()} | {"memory": memory.spread}
     ceilings = Ceilings(
         device=name,
@@ -117,9 +123,9 @@ def calibrate(
         bytes_per_s=memory.per_s,
         memory_bytes=memory_bytes,
         usd_per_h=None,
-        source=f"calibrated {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}{with_threads}",
+        source=f"calibrated {datetime.now(UTC):%Y-%m-%d} by {command}, torch {torch.__version__}{with_threads}",
         clock_hz=median(clocks_hz) if clocks_hz else None,
-        caveat=_caveat(before, spread),
+        caveat=_caveat(others, spread),
     )
     return Calibration(ceilings, spread)
 
@@ -155,13 +161,14 @@ def calibrated(
 ) -> Ceilings:
     """The kept ceilings of a device, else (or with ``force``) measured now and kept. Arguments as for ``calibrate``.
 
-    Ceilings that are marked count as not kept; they were measured ATTEMPTS times, and take AGAIN attempts from then on.
+    Ceilings that are marked count as not kept, unless others use the device now: they would be marked again. They were
+    measured ATTEMPTS times, and take AGAIN attempts from then on.
 
     Raises:
         InputError: there is no such device, or a number cannot be used.
     """
     kept = None if force else cached(device, threads)
-    if kept is not None and kept.caveat is None:
+    if kept is not None and (kept.caveat is None or _occupied(device)):
         return kept
     measured = calibrate(device, threads, budget_s, progress, ATTEMPTS if kept is None else AGAIN)
     calibration_file.write(cache_file(device, threads), _key(device, threads), _state(device), measured)
@@ -183,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
     if ceilings.caveat is not None:
-        _to_stderr(f"these ceilings may be too low: {ceilings.caveat}; they are measured anew the next time")
+        _to_stderr(f"these ceilings may be too low: {ceilings.caveat}; {ANEW}")
     if not options.json:
         print(f"{ceilings.device} ({ceilings.source})")
         for precision, rate in ceilings.flops_per_s.items():
@@ -197,15 +204,29 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _caveat(before: NvmlSample | None, spread: Mapping[str, float | None]) -> str | None:
-    """Why what was measured may be too low, None where nothing says so. before: the device before the measurement."""
+def _others(device: torch.device, nvml: Nvml | None) -> float | None:
+    """The share of the time that others use a device while this process leaves it alone; None where nobody can tell."""
+    if nvml is None:
+        return cpu_busy() if device.type == "cpu" else None
+    sample = nvml.sample()
+    return None if sample is None else sample.utilization
+
+
+def _occupied(device: str) -> bool:
+    where, _, _ = _identify(device, None)
+    with _nvml(where) as nvml:
+        return (_others(where, nvml) or 0.0) >= OTHERS_FROM
+
+
+def _caveat(others: float | None, spread: Mapping[str, float | None]) -> str | None:
+    """Why what was measured may be too low, None where nothing says so. others: see ``_others``, before it began."""
     found = [
         f"{what}: repeats differ by {share:.0%}"
         for what, share in spread.items()
         if share is not None and share > SPREAD_LIMIT
     ]
-    if before is not None and before.utilization is not None and before.utilization >= OTHERS_FROM:
-        found.append(f"the device was {before.utilization:.0%} busy before it was measured")
+    if others is not None and others >= OTHERS_FROM:
+        found.append(f"the device was {others:.0%} busy before it was measured")
     return ", ".join(found) or None
 
 

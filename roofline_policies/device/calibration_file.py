@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.errors import InputError
 
-FORMAT = 2
-"""1 had neither spreads, nor a clock, nor the state of the device."""
+FORMAT = 3
+"""1 had neither spreads, nor a clock, nor the state of the device; 2 did not see that others used a CPU."""
 
 SAME_W = 1.0
 """Power limits that differ by less are the same one, rounded."""

@@ -1,7 +1,7 @@
 """NVML: live clocks, power, memory and throttle reasons of one NVIDIA device.
 
-Whatever NVML refuses, or answers that cannot be true, is None by itself; everything else is there. A device that is not
-found, or lost, is looked for again. Nothing here raises because of NVML, and each fault is said once.
+A figure that NVML refuses, or that cannot be true, is None; the others are there all the same. A device that is not
+found, or lost, is looked for again. Nothing here raises because of NVML, and each fault is logged once.
 """
 
 from __future__ import annotations
@@ -39,6 +39,15 @@ MOST_MHZ, MOST_MILLIWATTS, MOST_BYTES = 10_000, 10_000_000, 1 << 50
 ABOVE_TOP = 1.25
 """A clock so many times above the highest one that the device reports is no reading either."""
 
+AT_WORK = 0.5
+"""Utilization from which the clock is that of work. Utilization is a share of the last sample period, the clock that of
+one moment. Below half, that moment more likely fell into a pause, and a device that pauses lowers its clock (an L4 to
+210 of 2,040 MHz). A judgement. Lower: at 1%, a kernel now and then makes an idle clock a ceiling. Higher: at 90%, a
+server whose device waits for the host between steps is never scaled.
+
+Source: nvml.h, ``nvmlUtilization_t``: the share of the period in which a kernel ran; the period lasts 1/6 s to 1 s.
+"""
+
 PAUSES = 60
 """Most samples between two looks for a device that was not found; each further look waits twice as long."""
 
@@ -73,12 +82,18 @@ class NvmlSample:
 
     @property
     def busy(self) -> bool:
-        """Whether the device was at work: nothing says that it was idle, and something says that it was not."""
+        """Whether the clock is that of a device at work: it is not said to be idle, and a kernel ran for AT_WORK of the
+        time. Where no utilization is told, something has to hold the clock down: without a reason it is as high as
+        the device goes, or idle.
+
+        Source: nvml.h, ``nvmlClocksEventReason*``: the clocks drop because nothing runs (GpuIdle); nothing lowers them
+            (None).
+        """
         if self.throttle_reasons is not None and "gpu_idle" in self.throttle_reasons:
             return False
         if self.utilization is not None:
-            return self.utilization > 0
-        return self.throttle_reasons is not None
+            return self.utilization >= AT_WORK
+        return bool(self.throttle_reasons)
 
     @property
     def known(self) -> bool:
@@ -243,7 +258,7 @@ def open_nvml(index: int | str = 0) -> Nvml | None:
     index: the device by NVML's own number, or by its UUID ("GPU-...", "MIG-..."). NVML does not apply
         CUDA_VISIBLE_DEVICES, so where that is set CUDA's device 0 may be another one; the UUID is the same for both.
 
-    A device that NVML does not open is said once and looked for again: until then ``sample`` gives None.
+    A device that NVML does not open is logged once and looked for again: until then ``sample`` gives None.
     """
     try:
         import pynvml

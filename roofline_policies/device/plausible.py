@@ -9,7 +9,7 @@ from roofline_policies.device.roofline import OperatingPoint
 from roofline_policies.work import Precision, Provenance
 
 ROUNDING = 1e-6
-"""Above 1 by no more than this is 1."""
+"""A share above 1 by no more than this counts as 1: it is a quotient of floating-point sums."""
 
 
 def doubt(
@@ -35,7 +35,8 @@ def doubt(
         suspect = "the work is an estimate, drafts and experts are not counted exactly"
     else:
         clock = "a clock that nobody noted" if ceilings.clock_hz is None else f"{ceilings.clock_hz / 1e9:.4g} GHz"
-        suspect = f"a ceiling that is too low ({ceilings.source}; at {clock}; measure again with {CALIBRATE} --force)"
+        again = "that command" if CALIBRATE in ceilings.source else CALIBRATE
+        suspect = f"a ceiling that is too low ({ceilings.source}; at {clock}; to measure again: {again} --force)"
     counted = ", ".join(sorted(work)) or "unknown"
     return (
         f"{' and '.join(over)} cannot be: first suspect {suspect}; else the count ({counted}) or the time "

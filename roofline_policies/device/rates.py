@@ -19,6 +19,8 @@ Timer = Callable[[Operation, int], list[float]]
 Progress = Callable[[str], None]
 
 SIZES = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192, 16384)}
+"""Of products, smallest first, up to that of a layer of a large model; how far they go is for the budget to say."""
+
 DTYPES = {
     Precision.FP32: "float32",
     Precision.BF16: "bfloat16",
@@ -26,14 +28,17 @@ DTYPES = {
     Precision.FP8: "float8_e4m3fn",
 }
 MOST_REPEATS = 50
-CHUNK_S = 0.1  # repeats are timed in chunks of about this long, so that a slow start corrects itself
+"""Of one operation. A judgement: their lower quartile, twelve of them, tells how far they differ."""
+
+CHUNK_S = 0.1
+"""Repeats are timed in chunks of about this long, so that a slow start corrects itself. A judgement."""
 
 SPREAD_LIMIT = 0.1
 """A best that the others do not come within this share of was disturbed. On two cores under a load of nine, the lower
 quartile of 50 products was 6 to 17% slower than their best."""
 
 ATTEMPTS = 3
-"""Most measurements of a figure whose repeats differ by more than that."""
+"""Measurements at most of a figure whose repeats differ by more than SPREAD_LIMIT."""
 
 
 class Rate(NamedTuple):
@@ -158,6 +163,7 @@ def stream_bytes_per_s(
 
 
 def cpu_timer(operation: Operation, repeats: int) -> list[float]:
+    """The host's clock around every run."""
     times = []
     for _ in range(repeats):
         start = perf_counter()

@@ -27,10 +27,10 @@ LOOK_EVERY = 8
 class BatchSize:
     """Sets max_running_requests to the largest batch whose decode step is predicted to keep the tightest target.
 
-    More requests in a batch cost each of them time and all of them together less: below the target nothing is gained by
-    fewer. The cap is where the target begins to need them fewer. It stays while neither it nor its next value is within
-    REACH times the requests that run or wait: nobody meets it, and what a few requests take says little about a batch
-    many times as large.
+    In a larger batch each token comes later, and all of them together cost less. So a batch that keeps the target gains
+    nothing by being smaller, and the cap is the largest that keeps it. While the cap and its next value are both REACH
+    times the requests that run or wait, or more, it stays: no request would meet it, and the time that a few requests
+    take says little about a batch many times as large.
 
     headroom: share of the tightest target between tokens that the decode step may take; the rest is for prefill.
 
@@ -51,7 +51,7 @@ class BatchSize:
         return NOT_PREDICTED if view.steps is None else None
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
-        """A target for max_running_requests; nothing while no request decodes, or while nobody would notice."""
+        """A target for max_running_requests; nothing while no request decodes, or none would meet the cap."""
         found = self._wanted(view)
         soon = REACH * (view.queue.running + view.queue.waiting)
         if found is None or (view.knobs.max_running_requests >= soon and found.value >= soon):

@@ -52,7 +52,7 @@ class Signal:
 
 
 class Condition:
-    """Something that holds of a view or does not. Immutable; equal where it was put together equally."""
+    """Something that holds of a view or does not. Immutable; two of the same parts are equal."""
 
     __slots__ = ()
 
@@ -150,7 +150,7 @@ class Not(Condition):
 
 
 def is_number(value: object) -> bool:
-    """Of the kind that a signal is compared with: True and False are none."""
+    """Whether a signal can be compared with it: True and False are no numbers here."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

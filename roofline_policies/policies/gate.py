@@ -1,7 +1,7 @@
 """The gate: where what a policy returns enters. Behind it are nothing but plain values.
 
-What cannot be meant turns into a PolicyError, and so the server to its launch settings: no proposals, an unknown knob,
-a value that is no number. What is merely not text becomes text: a reason is there to be read and decides nothing.
+What no policy can mean raises a PolicyError, and the server turns to its launch settings: no proposals, an unknown
+knob, a value that is no number. A reason that is no text becomes text: it is there to be read and decides nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from roofline_policies.plain import plain, shown, type_name
 from roofline_policies.policies.base import Kind, Proposal, Strength
 
 MOST_PROPOSALS = 1000
-"""More than that of one policy is a generator without an end."""
+"""More proposals of one policy are taken for a generator without an end."""
 
 _PLAIN_NUMBERS = (int, bool, float)
 
@@ -28,7 +28,7 @@ def accepted(proposals: Iterable[Proposal]) -> tuple[Proposal, ...]:
 
     Raises:
         PolicyError: something that cannot be meant.
-        Exception: whatever the policy's own objects raise; they run for the last time here.
+        Exception: whatever the policy's own objects raise; none of their code runs after this.
     """
     if isinstance(proposals, Proposal):
         raise PolicyError("returned a Proposal and not a tuple of them")

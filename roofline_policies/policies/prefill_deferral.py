@@ -47,7 +47,7 @@ unspent. Chosen on the virtual H200 at half load, where spending it at once kept
 goodput and this keeps 1.00 (``bench.sweep axes=policy_study``)."""
 
 WASTE = 1.5
-"""The rest of a turn is left unused where its tokens would cost WASTE times as much as in a whole chunk: a small chunk
+"""The rest of a gap is left unused where its tokens would cost WASTE times as much as in a whole chunk: a small chunk
 reads all weights for few tokens. A judgement."""
 
 
@@ -146,12 +146,12 @@ class PrefillDeferral:
         queue, age_s = view.queue, view.token_age_s
         left_s, due = self.longest_stall_s - age_s, "the longest stall ends"
         if queue.gap_s is not None and queue.gap_s - age_s < left_s:
-            left_s = self._turn_s(view, queue.gap_s, decode, slow_decode_s) - age_s
+            left_s = self._gap_s(view, queue.gap_s, decode, slow_decode_s) - age_s
             due = f"tokens under a gap of {queue.gap_s * 1e3:.0f} ms are due"
         if queue.due_s is not None:
             # A gap of the mean keeps the mean; what requests are ahead of it can be spent on prompts at once. But an
             # answer may end with any token, right behind a gap that was to be made up for: not where nobody needs it.
-            least_s = self._turn_s(view, queue.mean_s or 0.0, decode, slow_decode_s) - age_s
+            least_s = self._gap_s(view, queue.mean_s or 0.0, decode, slow_decode_s) - age_s
             ahead_s = max(queue.due_s - view.free_in_s, least_s)
             if queue.mean_s is not None and self._calm(view):
                 ahead_s = min(ahead_s, least_s)
@@ -159,7 +159,7 @@ class PrefillDeferral:
                 left_s, due = ahead_s, "the tightest mean or end is due"
         return left_s, due
 
-    def _turn_s(self, view: SchedulerView, target_s: float, decode: BatchShape, slow_decode_s: float) -> float:
+    def _gap_s(self, view: SchedulerView, target_s: float, decode: BatchShape, slow_decode_s: float) -> float:
         """Seconds between two tokens while prompts wait: the target, where the least chunk fits into it beside the
         decode rows. Where it does not, no chunk is small enough, and prefill and decode halve the time."""
         steps, both_s = view.steps, 2.0 * slow_decode_s
@@ -196,7 +196,7 @@ class PrefillDeferral:
 
     def _looks_at_both(self, view: SchedulerView, usual: _Plan | None) -> bool:
         """Whether the other kind of step is considered. A prediction costs time, and which kind is cheaper hardly ever
-        changes from one step to the next; after an exclusive step it is the running requests' turn."""
+        changes from one step to the next; after an exclusive step the running requests come next."""
         if usual is None:
             return view.token_age_s == 0.0 or view.knobs.mixed_chunk
         return view.decisions % LOOK_EVERY == 0 or self._explores(view)
@@ -210,7 +210,7 @@ class PrefillDeferral:
         return other.cost_s * (1.0 + self.switch) < usual.cost_s
 
     def _wasteful(self, now: _Moment, plan: _Plan) -> bool:
-        """Whether prompts had better wait for a whole turn. What all waiting tokens fit into is never wasteful."""
+        """Whether prompts had better wait for a whole gap. What all waiting tokens fit into is never wasteful."""
         queue = now.view.queue
         if now.view.token_age_s == 0.0 or plan.tokens >= (queue.next_prefill_tokens or 1):
             return False

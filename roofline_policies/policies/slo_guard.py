@@ -16,7 +16,7 @@ EMPTY = BatchShape()
 
 @dataclass(frozen=True, slots=True)
 class SloGuard:
-    """Admits prompts by when they are due, gives up on those that cannot be in time, protects the running requests.
+    """Admits prompts by when they are due, passes over those that cannot be in time, protects the running requests.
 
     relegate_for_s: a prompt that cannot be in time lets others pass for so many seconds after its arrival, then it goes
         first; 0: nobody is passed over.

@@ -13,8 +13,9 @@ from roofline_policies.policies.base import Proposal
 class Static:
     """Every knob has its launch value, as far as the bounds go. The baseline of every comparison.
 
-    A server that was launched with it hears no proposal. One that adopts it while it runs may have another cap on
-    running requests by then, and a knob that is costly to move stays where nobody speaks: so the cap is asked back.
+    On a server that was launched with it, it proposes nothing. One that adopts it while it runs may have another cap on
+    running requests by then, and a knob that is costly to move stays where no policy asks: so it asks for the launch
+    cap.
     """
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:

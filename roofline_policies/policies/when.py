@@ -16,7 +16,7 @@ class When:
     """The proposals of ``policy`` while ``condition`` holds, of ``otherwise`` while it does not; itself a policy.
 
     condition: of signals in roofline_policies.policies.conditions; in a configuration file the same as text.
-    otherwise: None says nothing, so a costly knob stays where it is and any other goes back to its launch setting.
+    otherwise: None proposes nothing, so a costly knob stays where it is and any other goes back to its launch setting.
 
     It has no memory: a signal that hovers about its number switches it in every step. How often and by how much a
     costly knob may move is settled once, by the dwell and hysteresis of roofline_policies/control/transitions.py.
@@ -38,7 +38,7 @@ class When:
                 raise FieldError(key, policy, "an object with a method propose(view)")
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
-        """What the policy whose turn it is proposes, each reason followed by the condition."""
+        """What the policy that decides now proposes, each reason followed by the condition."""
         if self.condition.holds(view):
             return _because(self.condition, self.policy.propose(view))
         return () if self.otherwise is None else _because(~self.condition, self.otherwise.propose(view))

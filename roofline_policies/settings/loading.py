@@ -16,8 +16,7 @@ from roofline_policies.device.hardware import Ceilings, from_catalogue
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.fields import build
 from roofline_policies.policies.base import Policy
-from roofline_policies.settings.overrides import SHIPPED as SHIPPED_GROUPS
-from roofline_policies.settings.overrides import composed
+from roofline_policies.settings.overrides import SHIPPED_GROUPS, composed
 from roofline_policies.settings.policy_loader import instantiate, resolve
 from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency
@@ -62,6 +61,7 @@ class BoundsRequest:
     prefill_chunk_tokens: RangeRequest | None = None
 
     def of(self, knob: Knob) -> RangeRequest | None:
+        """What is asked of a knob, None where nothing is."""
         request: RangeRequest | None = getattr(self, knob.value, None)
         return request
 
@@ -123,7 +123,7 @@ class Settings:
     def bounds_near(
         self, launch: Mapping[Knob, Range], immovable: Mapping[Knob, str]
     ) -> tuple[Bounds, Sequence[InputError]]:
-        """As ``bounds_for``, but a knob keeps its launch range where the two do not meet; and what was not met.
+        """As ``bounds_for``, but where the two ranges of a knob do not meet, it keeps that of the launch; and why.
 
         For what is known only once a server has sized its memory, when it is too late to refuse.
         """

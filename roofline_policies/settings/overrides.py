@@ -19,7 +19,10 @@ from yaml import YAMLError
 
 from roofline_policies.errors import InputError
 
-SHIPPED = "hydra.searchpath=[pkg://roofline_policies.conf]"
+CONF = "roofline_policies.conf"
+"""The package of the shipped configuration: devices, models, objectives, policies."""
+
+SHIPPED_GROUPS = f"hydra.searchpath=[pkg://{CONF}]"
 """The override by which a configuration anywhere finds the groups that are shipped."""
 
 Compose = Callable[[list[str]], DictConfig]
@@ -298,7 +301,7 @@ def _options(override: Override) -> list[str]:
 def _group(name: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
     """The choices of a configuration group, or its folders; none where it is no group."""
     loader = GlobalHydra.instance().config_loader()
-    return list(loader.get_group_options(name, kind, overrides=[SHIPPED])) if name else []
+    return list(loader.get_group_options(name, kind, overrides=[SHIPPED_GROUPS])) if name else []
 
 
 def _reference(error: OmegaConfBaseException, where: str) -> InputError:

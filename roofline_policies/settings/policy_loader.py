@@ -17,7 +17,7 @@ from roofline_policies.policies.conditions import SIGNALS, Condition, Signal, is
 
 OWN_PACKAGES = ("roofline_policies.policies", "bench.rivals")
 """Where targets may come from without being named at launch. The second is imported only where a target names it, and
-can be only from a checkout."""
+is there only in a checkout."""
 
 _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {ast.Gt: gt, ast.GtE: ge, ast.Lt: lt, ast.LtE: le}
 

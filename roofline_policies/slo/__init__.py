@@ -1,1 +1,1 @@
-"""Service-level objectives: whose token is due when, who may enter, and who has lost its chance."""
+"""Service-level objectives: targets, when tokens are due, and the order in which prompts are admitted."""

@@ -41,10 +41,10 @@ class Rank(IntEnum):
 
 @dataclass(slots=True)
 class Ticket:
-    """What the order of one waiting prompt depends on.
+    """What the place of one waiting prompt in the order depends on.
 
     arrival_s: when it came. due_s: when its first token is due at the latest, on the same clock. prefill_s: predicted
-    seconds of a device that does nothing else, for the ``tokens`` of the prompt that were not cached when it came.
+    seconds for the ``tokens`` of the prompt that were not cached when it came, on a device that does nothing else.
     started: a step of it was launched.
     """
 
@@ -57,13 +57,15 @@ class Ticket:
 
     @property
     def key(self) -> tuple[int, float, float]:
+        """What the queue is sorted by: the rank, then the due time or the arrival, then the arrival."""
         return (self.rank, self.due_s if self.rank is Rank.IN_TIME else self.arrival_s, self.arrival_s)
 
 
 class Admission(Generic[T]):
     """Keeps one waiting queue in order.
 
-    ticket: of an entry; the same object every time. The queue is passed in by its owner, who may replace the list.
+    ticket: gives the ticket of an entry, the same object every time. The queue is passed to each method by its owner,
+    who may replace the list.
     """
 
     def __init__(self, ticket: Callable[[T], Ticket]) -> None:
@@ -74,7 +76,7 @@ class Admission(Generic[T]):
         return self._ticket(entry).key
 
     def due_s(self, now_s: float, *entries: T | None) -> float | None:
-        """Seconds until the first of these is due, of those that are not passed over; None where there is none."""
+        """Seconds until the earliest of these entries is due, those passed over left out; None where none is left."""
         tickets = [self._ticket(entry) for entry in entries if entry is not None]
         due = [ticket.due_s for ticket in tickets if ticket.rank is not Rank.RELEGATED]
         return min(due) - now_s if due else None
@@ -106,7 +108,7 @@ class Admission(Generic[T]):
         queue.sort(key=self._key)
 
     def move(self, queue: MutableSequence[T], entry: T, rank: Rank) -> bool:
-        """Give an entry another rank and its new place; False, and nothing happens, where it waits no more."""
+        """Give an entry another rank and its new place. False where it is not in the queue; nothing changes then."""
         ticket = self._ticket(entry)
         place = bisect_left(queue, ticket.key, key=self._key)
         while place < len(queue) and queue[place] is not entry and self._key(queue[place]) == ticket.key:
@@ -119,7 +121,7 @@ class Admission(Generic[T]):
         return True
 
     def hopeless(self, queue: list[T], now_s: float, ahead_s: float, pace: float) -> list[T]:
-        """Entries in time at the head of the queue to give up so that the others can be in time.
+        """Entries in time at the head of the queue to pass over so that the others can be in time.
 
         ahead_s: seconds before the first of them can start. pace: seconds that pass for each predicted second of
         prefill, decoding included.

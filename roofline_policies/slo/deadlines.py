@@ -32,7 +32,7 @@ class Deadlines(Generic[T]):
         self.clear()
 
     def clear(self) -> None:
-        """Let everybody leave."""
+        """Drop all members."""
         self._steps = 0
         self._heap: list[tuple[float, int, T]] = []
         self._serials: dict[T, int] = {}

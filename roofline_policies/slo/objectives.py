@@ -63,7 +63,7 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """Who is promised what.
+    """The targets of each request: of the server, of a class, of the request itself.
 
     server: requests of which nothing else is known. classes: requests by the priority that they came with.
     """

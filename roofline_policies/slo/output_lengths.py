@@ -10,11 +10,11 @@ KEPT = 2048
 """Answers after which the older of two sketches is dropped: the last 2,048 to 4,096 count, in constant memory."""
 
 QUANTILE = 0.02
-"""Answers may be shorter than what is counted on in one case in fifty."""
+"""Share of answers that may be shorter than the length that is counted on: one in fifty."""
 
 
 FEWEST = 50
-"""Answers before anything is counted on: among fewer, one in fifty is none."""
+"""Answers before a length is counted on: of fewer than fifty, one in fifty is less than one answer."""
 
 
 class OutputLengths:

@@ -76,7 +76,7 @@ class RunningTargets(Generic[T]):
         self.clear()
 
     def clear(self) -> None:
-        """Let everybody leave."""
+        """Drop all requests."""
         self._steps = 0
         self._serial = 0
         self._serials: dict[T, int] = {}

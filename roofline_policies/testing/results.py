@@ -33,6 +33,7 @@ class Answer(NamedTuple):
 
     @property
     def finished(self) -> bool:
+        """Whether it has all its tokens."""
         return len(self.token_s) == self.request.output_tokens
 
     @property
@@ -73,7 +74,7 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of a Plant. answers: in the order of the requests. fallback_reason: None while the policy held out."""
+    """A run of a Plant. answers: in the order of the requests. fallback_reason: why the policy failed, or None."""
 
     answers: tuple[Answer, ...]
     steps: tuple[Step, ...]

@@ -97,6 +97,7 @@ class Server:
         self.moments: list[Moment] = []
 
     def serve(self, asked: list[Request], limit_s: float, tamper: Tamper) -> Run:
+        """See Plant.run."""
         arrivals = deque(sorted(range(len(asked)), key=lambda index: asked[index].arrival_s))
         jobs: dict[int, _Job] = {}
         while self.now_s < limit_s:
@@ -126,6 +127,7 @@ class Server:
 
     @property
     def active(self) -> bool:
+        """Whether the policy decides."""
         return self.controller.state is State.ACTIVE
 
     def decide(self) -> None:
@@ -187,6 +189,7 @@ class Server:
         )  # fmt: skip
 
     def take_in(self, request: Request) -> _Job:
+        """What is kept of a request that has arrived."""
         slo, tokens = self.objectives.of(request.priority), request.prompt_tokens
         latest_s = slo.ttft_s if slo.ttft_s is not None else slo.e2e_s
         alone_s = 0.0
@@ -202,6 +205,7 @@ class Server:
         return job
 
     def next_batch(self, prompts: bool) -> _Batch | None:
+        """The next step, launched; None where nothing can run."""
         knobs, rows = self.controller.knobs, list(self.running)
         deferred = knobs.defer_prefill and bool(rows)
         mixed, chunk = self.chunk(len(rows))
@@ -273,7 +277,7 @@ class Server:
             self.controller.launched(mode, self.now_s, prefill, decode)
             self.unreported += 1
             if self.unreported > STALLED_AFTER:
-                self.controller.give_up(f"{self.unreported} iterations ran and none reported its work")
+                self.controller.fall_back(f"{self.unreported} iterations ran and none reported its work")
         if not graph:
             served_s = sum(job.ticket.prefill_s * tokens / job.request.prompt_tokens for job, tokens in taken)
             self.pace.launched(self.now_s, served_s, prompts_wait=bool(self.waiting or self.part_way))

@@ -18,7 +18,7 @@ class Storm:
     """Proposes a value within its range for every knob that can be moved.
 
     seed: equal seeds give equal proposals for the decision of equal number. defer: share of decisions that keep
-    prompts out. speak: share of knobs that are spoken of at all; the others are left to the launch setting.
+    prompts out. speak: share of knobs that a decision proposes a value for; the others are left to the launch setting.
     """
 
     seed: int = 0

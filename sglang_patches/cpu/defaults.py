@@ -13,8 +13,9 @@ DEFAULT_KV_TOKENS = 65_536
 """Token slots of the KV cache where the user names none.
 
 SGLang's own default fills most of the host's memory with KV cache and touches every page of it before it serves. This
-many tokens are 0.4 GB for a model of 44M parameters and 8 GB for one of 8B with grouped queries; a host with less
-memory than that still gets what SGLang measures.
+many tokens are 0.4 GB for a model of 44M parameters and 8 GB for one of 8B with grouped queries (layers x KV heads x
+head dimension x 2 x 2 bytes = 131 kB a token); a host with less memory than that still gets what SGLang measures. A
+judgement: more holds more memory of a machine that does other things, less refuses or retracts more requests.
 """
 
 

@@ -19,6 +19,7 @@ from sglang_patches.cpu import standin, threads
 
 logger = logging.getLogger(__name__)
 
+# Source: sglang.srt.platforms, and sglang.srt.distributed.device_communicators.pynccl_wrapper, of SGLang 0.5.23.
 _CPU_MODE = "SGLANG_USE_CPU_ENGINE"
 _NCCL_PATH = "SGLANG_NCCL_SO_PATH"
 _THIS_PLUGIN = "roofline_cpu"

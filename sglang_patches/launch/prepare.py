@@ -12,9 +12,10 @@ from functools import partial
 from types import MappingProxyType
 
 from roofline_policies.contract.decision import Knob, Range
-from roofline_policies.device.calibrate import cpu_name
+from roofline_policies.device.calibrate import BUDGET_S, cpu_name
 from roofline_policies.device.hardware import CALIBRATE, Ceilings, from_catalogue, match_device
 from roofline_policies.device.nvml import open_nvml
+from roofline_policies.device.rates import ATTEMPTS
 from roofline_policies.errors import InputError
 from roofline_policies.policies.base import Policy
 from roofline_policies.settings.loading import Settings, load
@@ -124,7 +125,8 @@ def _device_ceilings(device: str, where: str) -> Ceilings:
     if device not in ("cpu", "cuda"):
         raise InputError("unknown device", where=where, key="hardware.device", value=device, allowed=_how())
     print(
-        "Roofline: ceilings of this device: from the cache, or measured now (10 s, up to 30 s where repeats differ)",
+        f"Roofline: ceilings of this device: from the cache, or measured now ({BUDGET_S:.0f} s, up to "
+        f"{ATTEMPTS * BUDGET_S:.0f} s where repeats differ)",
         file=sys.stderr,
     )
     command = [sys.executable, "-m", "roofline_policies.device.calibrate", "--device", device, "--json"]

@@ -16,7 +16,7 @@ devices, and a chunk that fills its last tile wastes no work. Larger would leave
 from."""
 
 MOST_RELEGATED_S = 3600
-"""Longest that any policy may have a request passed over, seconds: an hour, when clients have given up long before. A
+"""Longest that any policy may have a request passed over, seconds: an hour, when clients have left long before. A
 safety limit; the shipped policies stay far below it (30 s by default)."""
 
 

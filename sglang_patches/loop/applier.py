@@ -25,7 +25,7 @@ def only_log(reason: str, error: BaseException | None = None) -> None:
 class Applier:
     """Applies what the deciding rank broadcasts to one scheduler.
 
-    times: predicts what a prompt costs, where this rank decides. give_up: is told why a method failed.
+    times: predicts what a prompt costs, where this rank decides. fall_back: is told why a method failed.
     retractions: requests that went back to the waiting queue so far. spent_s: see Guarded.
     """
 
@@ -34,18 +34,18 @@ class Applier:
         scheduler: Scheduler,
         objectives: Objectives,
         times: StepTimes | None = None,
-        give_up: Callable[[str, BaseException | None], None] = only_log,
+        fall_back: Callable[[str, BaseException | None], None] = only_log,
     ) -> None:
         self.actuator = Actuator(scheduler)
         self.promises = Promises(objectives)
         self.waiting = Waiting(scheduler, self.promises, times)
         self.retractions = 0
         self.spent_s = 0.0
-        self._give_up = give_up
+        self._fall_back = fall_back
 
-    def give_up(self, reason: str, error: BaseException | None = None) -> None:
+    def fall_back(self, reason: str, error: BaseException | None = None) -> None:
         """Tell why a method failed."""
-        self._give_up(reason, error)
+        self._fall_back(reason, error)
 
     @contained
     def apply(self, update: KnobsUpdate) -> None:

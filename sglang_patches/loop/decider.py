@@ -62,7 +62,7 @@ class Decider:
         counters, rows_per_request = served.counters, served_model.rows_per_request(scheduler)
         self._outputs = OutputWatch()
         times = served.predictor if served.predictor is not None else roofline_times(served, settings, rows_per_request)
-        self.applier = Applier(scheduler, settings.objectives, times, self.give_up)
+        self.applier = Applier(scheduler, settings.objectives, times, self.fall_back)
         self._service = PrefillWatch(self.applier.waiting.ticket)
         self._progress = Progress(settings.objectives.server, rows_per_request, self.applier.promises.slo_of)
         self.observer = Observer(
@@ -119,10 +119,10 @@ class Decider:
 
         worker.forward_batch_generation = forward_with_time
 
-    def give_up(self, reason: str, error: BaseException | None = None) -> None:
+    def fall_back(self, reason: str, error: BaseException | None = None) -> None:
         """Turn to the launch settings until a policy is loaded anew; the next decision tells every rank."""
         if self.controller.state is State.ACTIVE:
-            self.controller.give_up(reason)
+            self.controller.fall_back(reason)
             logger.error(f"Roofline: {reason}. The launch settings hold from now on.", exc_info=error)
 
     def bounds_of(self, settings: Settings) -> Bounds:
@@ -134,7 +134,7 @@ class Decider:
         return settings.bounds_for(*self._ranges)
 
     def reload(self, settings: Settings) -> None:
-        """Decide by other settings from the next pass on, also after the policy was given up.
+        """Decide by other settings from the next pass on, also after the policy failed.
 
         What was observed, learned and counted is kept; see Controller.adopt. settings: with the ceilings in use.
 
@@ -159,7 +159,7 @@ class Decider:
 
     @property
     def _active(self) -> Controller | None:
-        """The controller while its policy decides, None after it was given up."""
+        """The controller while its policy decides, None after it failed."""
         return self.controller if self.controller.state is State.ACTIVE else None
 
     @timed
@@ -200,7 +200,7 @@ class Decider:
             self._progress.launched(batch, prefill.context_tokens + decode.context_tokens, ends_s)
         self._unreported += 1
         if self._unreported > STALLED_AFTER:
-            self.give_up(f"{self._unreported} iterations ran and none reported its work")
+            self.fall_back(f"{self._unreported} iterations ran and none reported its work")
 
     @timed
     @contained

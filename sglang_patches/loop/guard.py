@@ -18,19 +18,19 @@ class Guarded(Protocol):
 
     spent_s: float
 
-    def give_up(self, reason: str, error: BaseException | None = None) -> None:
+    def fall_back(self, reason: str, error: BaseException | None = None) -> None:
         """Go on without a policy."""
 
 
 def contained(method: Callable[P, T]) -> Callable[P, T | None]:
-    """Let no exception out of a method: the policy is given up instead, and the server goes on."""
+    """Let no exception out of a method: the policy is turned off instead, and the server goes on."""
 
     @wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T | None:
         try:
             return method(*args, **kwargs)
         except Exception as error:  # where the loop meets the server: requests come first
-            cast(Guarded, args[0]).give_up(f"{method.__name__} raised {described(error)}", error)
+            cast(Guarded, args[0]).fall_back(f"{method.__name__} raised {described(error)}", error)
             return None
 
     return guarded

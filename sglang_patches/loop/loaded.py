@@ -19,7 +19,7 @@ def _now() -> str:
 
 @dataclass(slots=True)
 class Loaded:
-    """Which policy decides. loaded_at: ISO 8601. revived_from: why its predecessor had been given up, if it had."""
+    """Which policy decides. loaded_at: ISO 8601. revived_from: why its predecessor had failed, if it had."""
 
     reloads: int = 0
     loaded_at: str = field(default_factory=_now)
@@ -30,4 +30,4 @@ class Loaded:
         self.reloads, self.loaded_at, self.revived_from = self.reloads + 1, _now(), revived_from
         who = plain(f"{settings.name} from {settings.source}")
         told = f"Roofline: policy {who} decides from now on (reload {self.reloads})"
-        logger.info(told if revived_from is None else f"{told}; its predecessor had been given up: {revived_from}")
+        logger.info(told if revived_from is None else f"{told}; its predecessor had failed: {revived_from}")

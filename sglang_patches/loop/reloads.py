@@ -53,7 +53,7 @@ class Reloads:
             self._decider.reload(settings)
         except Exception as error:  # requests come first
             problem = f"reload raised {described(error)}"
-            self._decider.give_up(problem, error)
+            self._decider.fall_back(problem, error)
             return PolicyReqOutput(token=request.token, problem=problem)
         page = self._decider.status() or {}
         return PolicyReqOutput(token=request.token, policy={**page.get("policy", {}), "knobs": page.get("knobs")})

@@ -74,7 +74,7 @@ class Waiting:
 
     def _look_up(self, request: Request) -> None:
         """Find out how many tokens of a prompt the prefix cache has, as it comes: nothing of it runs or is locked there
-        yet. SGLang looks again when it is the prompt's turn."""
+        yet. SGLang looks again when the prompt is next."""
         tree = self._scheduler.tree_cache
         if tree.supports_prefix_sharing() and request.positional_embed_overrides is None:
             match_kv_cache(request, tree)

@@ -12,9 +12,15 @@ from roofline_policies.steps.acceptance import Acceptance
 
 Integers = npt.NDArray[np.int64]
 
+# SplitMix64: the odd integer next to 2^64 over the golden ratio, by which its state goes on, and the two factors and
+# three shifts of its mixing. Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
+# 2014; the mixing is that of D. Stafford, "Better bit mixing", 2011, variant 13.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
+
+_DIGITS = 53
+"""Bits of a double's fraction, with the one that is not written: so many of the 64 are kept."""
 
 
 class AcceptedRuns:
@@ -24,8 +30,7 @@ class AcceptedRuns:
     stream and p follows from its place in the chain. A token is drafted again only while chains before it broke off
     earlier, so each draw decides once; and runs with other numbers of drafts meet the same draws.
 
-    u is SplitMix64, started with the request's key, of which any draw can be had without those before it. Source:
-    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    u is SplitMix64, started with the request's key, of which any draw can be had without those before it.
     """
 
     def __init__(self, acceptance: Acceptance, requests: Sequence[str]) -> None:
@@ -56,7 +61,7 @@ class AcceptedRuns:
 
 
 def _draws(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """Uniform in [0, 1), 53 bits each. Products of uint64 arrays wrap, as they are meant to."""
+    """Uniform in [0, 1), _DIGITS bits each. Products of uint64 arrays wrap, as they are meant to."""
     mixed = (state ^ (state >> _S30)) * _MIX_1
     mixed = (mixed ^ (mixed >> _S27)) * _MIX_2
-    return ((mixed ^ (mixed >> _S31)) >> _S11).astype(np.float64) * 2.0**-53
+    return ((mixed ^ (mixed >> _S31)) >> np.uint64(64 - _DIGITS)).astype(np.float64) * 2.0**-_DIGITS

@@ -33,7 +33,7 @@ ROOMS = {
         {"compat", "plugin"},
     ],
     "bench": [
-        {"checks", "composition", "demo_model", "demo_tokenizer"},
+        {"checks", "command", "composition", "demo_model", "demo_tokenizer"},
         {"kernels", "rivals", "slo", "traffic"},
         {"gpu", "report"},
         {"fit", "live"},

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roofline_policies.errors import FieldError, InputError
 from roofline_policies.plain import MOST_CHARACTERS, described, plain, shown, type_name
 from tests.roofline_policies.hostile import HOSTILE, Hostile, HostileStr, Raising
 from tests.roofline_policies.views import view
@@ -76,3 +77,12 @@ def test_a_whole_view_is_a_reason_of_a_line():
 def test_an_exception_says_what_it_is_also_where_it_cannot_say_why():
     assert described(ZeroDivisionError("no seconds")) == "ZeroDivisionError: no seconds"
     assert described(Raising("x")) == "Raising: <Raising that cannot be shown>"
+
+
+@pytest.mark.parametrize(
+    ("key", "named"), [("ttft_s", "ttft_s"), ("two\nlines", "'two\\nlines'"), ("\u202ereversed", "'\\u202ereversed'")]
+)
+def test_a_key_of_any_name_leaves_an_error_on_its_line(key, named):
+    assert str(FieldError(key, 1, "nothing")) == f"{named} = 1; allowed: nothing"
+    assert str(InputError("unknown key", where="body", key=key)) == f"body: {named}: unknown key"
+    assert str(InputError("is wrong", where="body", key=key, value=2)) == f"body: {named} = 2: is wrong"

@@ -70,7 +70,7 @@ def iteration(request):
         chunked_req=None, pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool),
     )  # fmt: skip
     scheduler.running_batch = StandInRunningBatch(64)
-    settings = load("adaptive", overrides=["hardware=h200", "slo.ttft_s=1e6"])  # nobody is given up: all are judged
+    settings = load("adaptive", overrides=["hardware=h200", "slo.ttft_s=1e6"])  # nobody is passed over: all are judged
     queues, actuator = Queues(scheduler), Actuator(scheduler)
     observer = Observer(MODEL, interval=HostInterval)
     times = RooflineSteps(MODEL, settings.ceilings)

@@ -19,23 +19,28 @@ KINDS = {
     "tt.descriptor_scatter": "store",
     "tt.atomic_rmw": "atomic",
     "tt.atomic_cas": "atomic",
+    "tt.atomic_load": "atomic",
+    "tt.atomic_store": "atomic",
+    "tt.atomic_poll": "atomic",
     "tt.descriptor_reduce": "atomic",
     "tt.dot": "dot",
     "tt.dot_scaled": "dot",
 }
-"""What is counted, by the operation's name."""
+"""What is counted, by the operation's name. ``tt.atomic_load``, ``_store`` and ``_poll`` begin with Triton 3.9."""
 
 _HARMLESS = frozenset(
     f"tt.{name}"
     for name in (
-        *("addptr", "advance", "assert", "bitcast", "broadcast", "call", "cat", "clampf", "expand_dims", "fp_to_fp"),
-        *("func", "gather", "get_num_programs", "get_program_id", "histogram", "int_to_ptr", "join", "make_range"),
+        *("addptr", "advance", "approx_divf", "assert", "bitcast", "broadcast", "call", "cat", "clampf", "expand_dims"),
+        *("fp_to_fp", "func", "gather", "get_num_programs", "get_program_id", "grid_dependency_launch_dependents"),
+        *("grid_dependency_wait", "histogram", "int_to_ptr", "join", "make_range"),
         *("make_tensor_descriptor", "make_tensor_ptr", "map_elementwise", "map_elementwise.return", "mulhiui"),
         *("precise_divf", "precise_sqrt", "print", "ptr_to_int", "reduce", "reduce.return", "reshape", "return"),
         *("scan", "scan.return", "splat", "split", "trans", "unsplat"),
     )
 )
-"""Triton's operations that move no bytes and multiply no matrices."""
+"""Triton's operations that move no bytes and multiply no matrices. ``grid_dependency_*`` wait for the launch before and
+let the next one begin; they are inline assembly before Triton 3.9. Source: PTX ISA, ``griddepcontrol``."""
 
 _HARMLESS_DIALECTS = ("arith.", "math.", "scf.", "cf.", "ub.", "llvm.intr.assume", "ttg.barrier", "gpu.barrier")
 _MATH_LIBRARIES = ("__nv_", "__ocml_")
@@ -50,6 +55,7 @@ _SLOTS: Mapping[str, int] = {
 
 
 def callee(call: Operation) -> str:
+    """The name of the function that a call calls."""
     return call.text.partition("@")[2].partition("(%" if '@"' in call.text else "(")[0].strip('"')
 
 
@@ -64,11 +70,13 @@ def types(operation: Operation) -> str:
 
 
 def first_type(operation: Operation) -> str:
+    """The type of an operation's first operand."""
     left, _ = split(types(operation), " -> ")
     return next(parts(left.removeprefix("(").removesuffix(")") if left.startswith("(") else left), "")
 
 
 def is_masked(operation: Operation) -> bool:
+    """Whether a load or a store has a mask."""
     operands = operation.text.partition(operation.name)[2].partition(" : ")[0]
     wanted = 2 if operation.name == "tt.load" else 3
     return len([one for one in parts(operands.strip()) if one.startswith("%")]) >= wanted

@@ -76,7 +76,7 @@ class CountingFunction(JITFunction):  # type: ignore[misc]  # Triton is not type
     def audit(self, compiled: Compilation) -> Audit | None:
         """Hold what was compiled against what was counted while it was traced; None where it counts nothing.
 
-        Never raises: a launch goes on without.
+        Never raises: the launch goes on, and the failure is in the audit.
         """
         if compiled.source.signature.get(LEDGER) == "constexpr":  # compiled without a ledger
             return None

@@ -187,6 +187,7 @@ def accessed(kind: str) -> tuple[int, int] | None:
 
 
 def element_bytes(element: str) -> int:
+    """Bytes of an element type, 0 for one that is not known."""
     if element.startswith("!tt.ptr"):
         return 8
     return ELEMENT_BYTES.get(element.replace("si", "i").replace("ui", "i"), 1 if element.startswith("f8") else 0)

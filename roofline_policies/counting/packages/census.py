@@ -32,7 +32,7 @@ from roofline_policies.counting.packages.stand_ins import first_line, load
 from roofline_policies.counting.wrappers import way_in
 
 NOT_SEEN = "not seen"
-"""How the error of a row begins whose function looks like a kernel and is none as far as the source tells."""
+"""How the error begins of a function that looks like a kernel where the source shows no ``triton.jit``."""
 
 
 @dataclass(frozen=True)

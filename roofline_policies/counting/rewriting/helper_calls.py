@@ -117,7 +117,7 @@ class HelperCalls:
             return None
 
     def refuse_hidden_access(self, node: ast.Call) -> None:
-        """Functions passed to ``tl.reduce`` and its kin run out of our sight."""
+        """Refuse functions passed to ``tl.reduce`` and its kin that access memory: nobody sees their calls."""
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
             target = self._source.names.resolve(argument)
             if is_access(target):
@@ -128,9 +128,9 @@ class HelperCalls:
                 self._source.refuse(node, f"{self._source.text(argument)} as an argument", "it accesses memory")
 
     def look(self, node: ast.Call) -> ast.stmt | None:
-        """A statement that refuses a method of an argument which is a function that the argument holds.
+        """A statement that refuses the kernel if this method of an argument turns out to be a function that it holds.
 
-        What it is shows when it is compiled. None where it can be none.
+        That shows only when the kernel is compiled. None where it cannot be one.
         """
         if not isinstance(node.func, ast.Attribute) or not self._may_hold_functions(node.func.value):
             return None

@@ -55,8 +55,8 @@ _PURE_BUILTINS = frozenset(
         "zip",
     ]
 )
-"""Those that call no function they are given; Triton lets a kernel call some of them (CodeGenerator.builtin_namespace),
-its interpreter all."""
+"""Builtins that call no function they are given; Triton lets a kernel call some of them
+(CodeGenerator.builtin_namespace), its interpreter all."""
 
 _LIMITS = (torch.finfo, torch.iinfo, np.finfo, np.iinfo)
 

@@ -129,7 +129,7 @@ LARGE: dict[str, Any] = {
 
 @pytest.mark.parametrize("arms", [3, 12])
 def test_no_figure_is_cut_off_in_100_columns(arms: int) -> None:
-    result = result_of([run(f"static_c{512 * place}_r64", 0, 0.5) for place in range(arms)])
+    result = result_of([run(f"exclusive_c{512 * place}_r64", 0, 0.5) for place in range(arms)])
     for row in result["runs"]:
         row |= LARGE
     console = Console(width=100)

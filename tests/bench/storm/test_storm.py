@@ -147,7 +147,7 @@ def served(*drawn, work=rounds.serve_in_child):
 @given(drawn=st.lists(servers(), min_size=4, max_size=4))
 @example(drawn=DIED)
 def test_no_order_of_knobs_loses_a_request_or_a_token(drawn):
-    """SGLang checks its memory whenever nothing runs; a leak, an assertion, a policy given up is a problem."""
+    """SGLang checks its memory whenever nothing runs; a leak, an assertion, a policy that fails is a problem."""
     for one, result in zip(drawn, served(*drawn), strict=True):
         assert (result.problem, result.lost) == (None, 0), one
         assert result.served + result.left == one.requests

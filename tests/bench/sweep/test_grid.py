@@ -76,6 +76,7 @@ def test_axes_that_cannot_be_used(axes: Any, message: str) -> None:
             "sweep: capacity_baseline = 'x': is not an arm; allowed: null, default, ",
         ),
         (["retry_crashed=2"], "sweep: retry_crashed = 2: is not a choice; allowed: False, True"),
+        (["markdown=all"], "sweep: markdown = 'all': is not a choice; allowed: False, True"),
         (["least_attainment=30"], "sweep: least_attainment = 30: is out of range; allowed: a number >= 0 and <= 1"),
         (["+rates={a: 1}"], "sweep: rates: is neither a key of the sweep nor a parameter for its overrides"),
         (["overrides=['baseline=x']"], "sweep: overrides = 'baseline=x': cannot differ between cells"),
@@ -200,5 +201,5 @@ def test_one_slo_per_cell_aims_its_policies() -> None:
     low, high = settings(tight, "capacity_baseline=adaptive", arms=arms).cells
     assert low.experiment.slo.itl_s == 0.1
     assert high.experiment.slo.itl_s == 0.02
-    assert set(low.keys) == set(high.keys) == {"adaptive", "static_c2048_r64"}
+    assert set(low.keys) == set(high.keys) == {"adaptive", "exclusive_c2048_r64"}
     assert len({*low.keys.values(), *high.keys.values()}) == 4

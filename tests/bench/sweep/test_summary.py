@@ -201,5 +201,18 @@ def test_the_tables_name_a_further_oracle() -> None:
     assert (whole.bad, len(cost.rows)) == ({2, 3}, 4)
 
 
+def test_the_table_of_cells_is_markdown_for_a_document() -> None:
+    lines = cells_table(result()).markdown().splitlines()
+    assert lines[:2] == ["| cell | best fixed | SLO met % | default | adaptive |", "| --- | --: | --: | --: | --: |"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {cell['cell']}" for cell in result()["cells"]]
+    assert "| edge | small | 30.0 | crashed | 0.50 |" in lines
+    assert "| none | small | 0.0 | – | – |" in lines
+
+
+def test_a_stroke_in_a_text_is_no_border_and_a_last_column_of_text_stands_on_the_left() -> None:
+    shown = Shown("title", "", ("arm", "worst in"), (("a|b", "load|past"), ("c", "d")), last_wide=True)
+    assert shown.markdown() == "| arm | worst in |\n| --- | --- |\n| a\\|b | load\\|past |\n| c | d |"
+
+
 def test_the_result_is_json() -> None:
     assert json.loads(json.dumps(result())) == result()

@@ -63,7 +63,7 @@ def test_a_sweep_runs_cell_by_cell_and_reports(
     runner: Runner, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command) == 0
-    assert runner.asked == ["default", "static_c2048_r64"] * 2
+    assert runner.asked == ["default", "exclusive_c2048_r64"] * 2
     shown = capsys.readouterr()
     assert "goodput / goodput of the best fixed setting, 2 of 2 cells" in shown.out
     assert "1/4 low: default, 2.5 s of one core" in shown.err
@@ -76,35 +76,51 @@ def test_a_sweep_runs_cell_by_cell_and_reports(
         "attainment": {**ratios, **of_cells},
         "cost_median": pytest.approx((160 / 130 + 160 / 150) / 2), "longest_tenth_ttft_p99_median_s": 6.0,
     }  # fmt: skip
-    assert (result["oracles"], result["fixed"]) == ({"fixed": ["static_c2048_r64"]}, ["static_c2048_r64"])
+    assert (result["oracles"], result["fixed"]) == ({"fixed": ["exclusive_c2048_r64"]}, ["exclusive_c2048_r64"])
     assert (result["group_by"], result["groups"]) == (None, [])
     (place,) = result["capacity"]["places"]
     assert (place["place"], place["loads"]) == ("all", [1.0, 2.0])
     assert place["arms"]["default"]["text"] == "< 1"
     assert (tmp_path / "out" / "sweep.html").is_file()
     assert [(line["cell"], line["row"]["arm"]) for line in lines(tmp_path)] == [
-        ("low", "default"), ("low", "static_c2048_r64"), ("high", "default"), ("high", "static_c2048_r64")
+        ("low", "default"), ("low", "exclusive_c2048_r64"), ("high", "default"), ("high", "exclusive_c2048_r64")
     ]  # fmt: skip
+
+
+def test_all_cells_are_printed_as_markdown_on_request(
+    runner: Runner, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    *before, result = capsys.readouterr().out.splitlines()
+    assert main([*command, "markdown=true"]) == 0
+    *after, again = capsys.readouterr().out.splitlines()
+    assert json.loads(again) == json.loads(result)
+    assert [line for line in after if line not in before] == [
+        "| cell | best fixed | SLO met % | default |",
+        "| --- | --: | --: | --: |",
+        "| low | exclusive_c2048_r64 | 60.0 | 0.50 |",
+        "| high | exclusive_c2048_r64 | 60.0 | 0.83 |",
+    ]
 
 
 def test_groups_capacities_and_a_further_oracle_are_reported(
     runner: Runner, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    met = {"default": (95, 45), "static_c2048_r64": (90, 60), "best_c512_r64": (100, 75)}
+    met = {"default": (95, 45), "exclusive_c2048_r64": (90, 60), "best_c512_r64": (100, 75)}
     runner.answer = lambda index, arm: (row(arm.name, met[arm.name][index // 3]), 2.5)
     grid = "{grid: {prefill_chunk_tokens: [512], max_running_requests: [64]}, oracle: best}"
     assert main([*command, f"+arms.other={grid}", "group_by=load"]) == 0
     shown = capsys.readouterr()
     assert "at load = high: goodput / goodput of the best fixed setting, 1 of 1 cells" in shown.out
     result = json.loads(shown.out.splitlines()[-1])
-    assert result["oracles"] == {"fixed": ["static_c2048_r64"], "best": ["best_c512_r64"]}
+    assert result["oracles"] == {"fixed": ["exclusive_c2048_r64"], "best": ["best_c512_r64"]}
     assert [(group["value"], group["summary"][0]["median"]) for group in result["groups"]] == [
         ("low", pytest.approx(95 / 90)), ("high", 0.75)
     ]  # fmt: skip
     assert result["summary"][0]["against"]["best"]["min"] == 0.6
     assert [place["arms"]["default"]["text"] for place in result["capacity"]["places"]] == ["1.1"]
     (place,) = result["capacity"]["places"]
-    assert place["arms"]["static_c2048_r64"]["rate_scale"] == 1.0
+    assert place["arms"]["exclusive_c2048_r64"]["rate_scale"] == 1.0
     assert result["capacity"]["summary"][2]["median"] == pytest.approx(1.4 / 1.1)
 
 
@@ -119,7 +135,7 @@ def test_what_is_there_is_not_run_again(
     assert (runner.asked, shown.out.splitlines()[-1]) == ([], first)
     assert "4 of 4 results are in" in shown.err
     assert main([*command, "axes.load.high=['traffic.rate_scale=3']"]) == 0
-    assert runner.asked == ["default", "static_c2048_r64"]
+    assert runner.asked == ["default", "exclusive_c2048_r64"]
     assert len(lines(tmp_path)) == 6  # the stale ones stay, unused
     told = capsys.readouterr().err
     assert ("2 of 4 results are in" in told, "and 2 of other settings or other code" in told) == (True, True)
@@ -144,7 +160,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     runner.answer = lambda index, arm: calm(index + 2, arm)
     runner.asked.clear()
     assert main(command) == 0
-    assert runner.asked == ["default", "static_c2048_r64"]
+    assert runner.asked == ["default", "exclusive_c2048_r64"]
     assert len({line["key"] for line in lines(tmp_path)}) == 4
 
 
@@ -188,9 +204,9 @@ def test_units_that_all_the_same_decides_run_once(
     """Two names of one cell, two names of one arm."""
     twins = ["+arms.again={}", "axes.load.high=['traffic.rate_scale=1']"]
     assert main([*command, *twins]) == 0
-    assert runner.asked == ["default", "static_c2048_r64"]
+    assert runner.asked == ["default", "exclusive_c2048_r64"]
     result = json.loads(last_line(capsys))
-    assert [list(cell["arms"]) for cell in result["cells"]] == [["default", "static_c2048_r64", "again"]] * 2
+    assert [list(cell["arms"]) for cell in result["cells"]] == [["default", "exclusive_c2048_r64", "again"]] * 2
     assert result["cells"][1]["arms"]["again"]["ratio"] == 0.5
 
 
@@ -200,11 +216,11 @@ def test_what_nothing_aims_runs_once_for_all_that_judge_it(
     """Two cells that differ in their SLO: fixed settings run once, a policy aims and runs in each."""
     grid = ["axes.load.high=['traffic.rate_scale=1','slo.ttft_s=9']", "+arms.ours={policy: adaptive}"]
     assert main([*command, *grid]) == 0
-    assert runner.asked == ["default", "static_c2048_r64", "ours", "ours"]
+    assert runner.asked == ["default", "exclusive_c2048_r64", "ours", "ours"]
     assert [[slo.ttft_s for slo in slos] for slos in runner.judged] == [[2.0, 9.0], [2.0, 9.0], [2.0], [9.0]]
     assert "2/6 low: default, 2.5 s of one core" in capsys.readouterr().err
     assert [(line["cell"], line["row"]["arm"]) for line in lines(tmp_path)] == [
-        ("low", "default"), ("high", "default"), ("low", "static_c2048_r64"), ("high", "static_c2048_r64"),
+        ("low", "default"), ("high", "default"), ("low", "exclusive_c2048_r64"), ("high", "exclusive_c2048_r64"),
         ("low", "ours"), ("high", "ours"),
     ]  # fmt: skip
     runner.judged.clear()

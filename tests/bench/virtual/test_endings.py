@@ -1,4 +1,4 @@
-"""Answers that the scheduler cuts or gives up, and chunks of several tokens, on the virtual clock."""
+"""Answers that the scheduler cuts or aborts, and chunks of several tokens, on the virtual clock."""
 
 from __future__ import annotations
 

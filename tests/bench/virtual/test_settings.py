@@ -142,8 +142,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ([], "virtual: arms = []: needs at least one arm; allowed: "),
         ({}, "virtual: arms = {}: needs at least one arm; allowed: "),
         (["default", "default"], "virtual: arms = ['default', 'default']: has two arms of one name"),
-        ({"a": {"grid": {"prefill_chunk_tokens": [8], "max_running_requests": [1]}}, "static_c8_r1": {}},
-         "virtual: arms = 'static_c8_r1': has two arms of one name"),
+        ({"a": {"grid": {"prefill_chunk_tokens": [8], "max_running_requests": [1]}}, "exclusive_c8_r1": {}},
+         "virtual: arms = 'exclusive_c8_r1': has two arms of one name"),
         ({"a/b": {}}, "arms.a/b: name = 'a/b': cannot name a file; allowed: letters, digits, _ and -"),
         ({"a": [1]}, "arms.a: [1]: is not a section of keys and values; allowed: key: value pairs"),
         ({"a": {"chunk": 1}}, "arms.a: chunk = 1: unknown key; allowed: server_args, policy, policy_set, grid"),
@@ -177,7 +177,7 @@ def test_arms_that_cannot_be_used_are_refused(arms: object, message: str) -> Non
 
 
 def test_every_shipped_arm_loads() -> None:
-    grids = {"static_grid", "ordered_grid", "study_grid", "study_small", "ordered_study"}
+    grids = {"fixed_grid", "ordered_grid", "study_grid", "study_small", "ordered_study"}
     # The study's grids are parts of the whole ones, under the same names.
     for name in grids:
         assert len(read_arms([name], SLO)) > 1
@@ -227,12 +227,12 @@ def test_a_grid_is_an_arm_per_combination_and_those_are_fixed() -> None:
         return ("--page-size", "16", "--chunked-prefill-size", chunk, "--max-running-requests", "64", *more)
 
     assert arms == (
-        VirtualArm("static_c512_r64", flags("512"), oracle="fixed"),
-        VirtualArm("static_c2048_r64", flags("2048"), oracle="fixed"),
+        VirtualArm("exclusive_c512_r64", flags("512"), oracle="fixed"),
+        VirtualArm("exclusive_c2048_r64", flags("2048"), oracle="fixed"),
         VirtualArm("mixed_c512_r64", flags("512", "--enable-mixed-chunk"), oracle="fixed"),
         VirtualArm("mixed_c2048_r64", flags("2048", "--enable-mixed-chunk"), oracle="fixed"),
     )
-    assert len(read_arms(["static_grid"], SLO)) == 36
+    assert len(read_arms(["fixed_grid"], SLO)) == 36
 
 
 def test_an_interval_between_prefill_steps_is_a_way_of_its_own_beside_mixing() -> None:
@@ -256,11 +256,11 @@ def test_a_grid_of_another_oracle_is_named_after_it_and_is_not_fixed() -> None:
     assert {arm.policy for arm in arms[:4]} == {"static"}
 
 
-def test_the_ordered_grid_is_the_static_one_in_another_order() -> None:
+def test_the_ordered_grid_is_the_fixed_one_in_another_order() -> None:
     def grid(name: str) -> object:
         return yaml.safe_load((ROOT / "conf" / "bench" / "arm" / f"{name}.yaml").read_text())["grid"]
 
-    assert grid("ordered_grid") == grid("static_grid")
+    assert grid("ordered_grid") == grid("fixed_grid")
 
 
 def test_arms_of_ones_own_can_be_given_on_the_command_line() -> None:

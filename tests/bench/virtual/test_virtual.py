@@ -33,7 +33,7 @@ TRAFFIC = f"traffic.phases=[{{name: chat, {CHAT}}}, {{name: long, {LONG}}}]"
 GRID = "grid: {prefill_chunk_tokens: [512, 8192], max_running_requests: [64]}"
 ARMS = f"default: {{}}, adaptive: {{policy: adaptive}}, broken: {{server_args: [--no-such-flag]}}, few: {{{GRID}}}"
 CHOSEN = (TRAFFIC, "~arms", f"+arms={{{ARMS}}}", "slo.itl_s=0.03", "usd_per_h=3", "price.noise=0.05")
-NAMES = ["default", "adaptive", "broken", "static_c512_r64", "static_c8192_r64"]
+NAMES = ["default", "adaptive", "broken", "exclusive_c512_r64", "exclusive_c8192_r64"]
 
 
 @pytest.fixture(autouse=True)

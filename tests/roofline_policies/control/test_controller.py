@@ -257,7 +257,7 @@ def test_decisions_are_counted_and_no_more_frequent_than_asked_for():
 def test_a_policy_that_is_given_up_goes_back_at_once_however_seldom_it_decides():
     loop = controller(Says(Knob.MAX_RUNNING_REQUESTS, 16), decide_every_s=100.0)
     assert loop.decide(0.0, BUSY).knobs.max_running_requests == 16
-    loop.give_up("it broke")
+    loop.fall_back("it broke")
     assert loop.decide(0.1, BUSY).knobs == LAUNCH
 
 

@@ -132,7 +132,7 @@ def test_the_log_line_is_one_line_for_people(controller):
         "defer_prefill=False, mixed_chunk=False, deadline_order=False, relegate_for_s=0, speculation_window=None, "
         "quant_tier=None, #changes: 1"
     )
-    controller.give_up("it broke")
+    controller.fall_back("it broke")
     assert log_line(controller, 104.0).endswith(", FALLBACK (it broke)")
 
 

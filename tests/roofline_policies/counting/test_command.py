@@ -11,6 +11,7 @@ import pytest
 from triton import knobs
 
 from roofline_policies.counting.__main__ import main
+from roofline_policies.counting.triton_versions import HAS_BLOCK_POINTERS
 from roofline_policies.errors import EXIT_BAD_INPUT
 
 COMMAND = [sys.executable, "-m", "roofline_policies.counting"]
@@ -273,6 +274,9 @@ def test_nearly_all_kernels_of_sglang_are_rewritten(capsys):
         print("\n", told["kernels"], told["sites"])
         for one in told["not exact or not rewritten"]:
             print(f"{one['file']}:{one['line']}: {one['kernel'].partition(':')[2]}: {one['why']}")
-    assert told["kernels"]["obtained"] >= 700
-    assert told["kernels"]["rewritten"] >= 0.99 * told["kernels"]["obtained"]
-    assert told["kernels"]["exact"] >= 0.98 * told["kernels"]["obtained"]
+    lack = [one for one in told["not exact or not rewritten"] if "boundary_check" in one["why"]]
+    assert bool(lack) is not HAS_BLOCK_POINTERS  # a Triton without block pointers cannot compile these either
+    obtained = told["kernels"]["obtained"] - len(lack)
+    assert obtained >= 700
+    assert told["kernels"]["rewritten"] >= 0.99 * obtained
+    assert told["kernels"]["exact"] >= 0.98 * obtained

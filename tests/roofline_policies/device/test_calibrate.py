@@ -52,6 +52,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_calibration_of_this_cpu_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cpu_busy", lambda: 0.0)  # stands in for a machine of one's own
     said: list[str] = []
     threads_before, precision_before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     found = module.calibrated("cpu", threads=1, budget_s=1.0, progress=said.append)
@@ -62,7 +63,8 @@ def test_calibration_of_this_cpu_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.bytes_per_s > 0
     assert found.memory_bytes > 2**28
     assert found.usd_per_h is None
-    assert found.source.endswith(f"torch {torch.__version__}, 1 thread")
+    command = "python -m roofline_policies.device.calibrate --device cpu --threads 1"
+    assert found.source.endswith(f" by {command}, torch {torch.__version__}, 1 thread")
     told = [line.split(":")[0] for line in said if "measured again" not in line]
     assert list(dict.fromkeys(told)) == ["fp32", "bf16", "fp16", "copy", "sum", "dot"]
     assert found.clock_hz is None
@@ -198,12 +200,18 @@ def test_a_noisy_measurement_is_kept_with_its_mark_and_measured_anew_the_next_ti
         asked.append(attempts)
         return Calibration(outcomes[len(asked) - 1], {"fp32": 0.34})
 
+    busy = [0.0]
+    monkeypatch.setattr(module, "cpu_busy", lambda: busy[0])
     monkeypatch.setattr(module, "calibrate", fake)
     assert module.main(["--threads", "1", "--json"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["caveat"] == NOISY.caveat
-    assert told.err == f"these ceilings may be too low: {NOISY.caveat}; they are measured anew the next time\n"
+    assert told.err == f"these ceilings may be too low: {NOISY.caveat}; {module.ANEW}\n"
     assert module.cached("cpu", 1) == NOISY
+    busy[0] = 0.4  # measured now, it would be marked again
+    assert module.calibrated("cpu", 1) == NOISY
+    assert asked == [3]
+    busy[0] = 0.09
     assert module.calibrated("cpu", 1) == NOISY
     assert module.calibrated("cpu", 1) == KNOWN
     assert module.calibrated("cpu", 1) == KNOWN
@@ -234,6 +242,17 @@ def test_a_device_that_another_process_uses_is_marked(watched: FakePynvml) -> No
     assert ceilings.caveat == "the device was 37% busy before it was measured"
     watched.every = 999
     assert module.calibrate("cpu", budget_s=0.5).ceilings.caveat is None  # nobody can tell
+
+
+def test_a_cpu_that_other_processes_use_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steady load makes no repeat differ from another."""
+    monkeypatch.setattr(module, "cpu_timer", FakeTimer(1e-3))
+    caveats = []
+    for busy in (0.0, 0.09, 0.1, 0.65, None):
+        monkeypatch.setattr(module, "cpu_busy", lambda share=busy: share)
+        caveats.append(module.calibrate("cpu", budget_s=0.5).ceilings.caveat)
+    said = "the device was {} busy before it was measured"
+    assert caveats == [None, None, said.format("10%"), said.format("65%"), None]
 
 
 @pytest.mark.parametrize(("percent", "mask", "clock_hz"), [(90, 0x4, 1.5e9), (90, 0x1, None), (0, 0x0, None)])

@@ -1,5 +1,7 @@
 """A figure above its roof comes with what is wrong; a ceiling that is another's says whose."""
 
+from dataclasses import replace
+
 import pytest
 
 from roofline_policies.device.hardware import Ceilings, from_catalogue
@@ -26,8 +28,16 @@ def test_114_percent_of_a_ceiling_says_which_ceiling_count_and_time():
     said = doubt(point(1.14, 0.3), H200, Precision.BF16, CLOSED, "device events")
     assert said.startswith("114% of the compute ceiling of 989 TFLOP/s (bf16) cannot be: first suspect a ceiling that ")
     assert H200.source in said
-    assert "at 1.83 GHz; measure again with python -m roofline_policies.device.calibrate --force" in said
+    assert "at 1.83 GHz; to measure again: python -m roofline_policies.device.calibrate --force" in said
     assert said.endswith("else the count (closed_form) or the time (device events) is wrong")
+
+
+def test_a_measured_ceiling_says_the_command_that_measures_this_device_and_no_other():
+    measured = replace(
+        H200, source="calibrated 2026-11-30 by python -m roofline_policies.device.calibrate --device cuda:1"
+    )
+    said = doubt(point(1.14, 0.3), measured, Precision.BF16, CLOSED, "device events")
+    assert "calibrate --device cuda:1; at 1.83 GHz; to measure again: that command --force)" in said
 
 
 def test_a_bandwidth_above_its_ceiling_and_a_clock_that_nobody_noted():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from roofline_policies.errors import InputError
 from roofline_policies.settings.loading import load
-from roofline_policies.settings.overrides import SHIPPED, _written, composed
+from roofline_policies.settings.overrides import SHIPPED_GROUPS, _written, composed
 from sglang_patches.launch.policy_source import words
 
 TRAFFIC = "azure, bailian, burstgpt, lmsys, long_output, mooncake, phased, recorded, sharegpt, timed, trace"
@@ -25,7 +25,9 @@ MODEL = "model_path=/m"
 
 def live(*overrides: str) -> dict[str, object]:
     with initialize_config_module("roofline_policies.conf.bench", version_base="1.3"):
-        return composed(lambda given: compose("live", overrides=[*given, SHIPPED]), [MODEL, *overrides], where="live")
+        return composed(
+            lambda given: compose("live", overrides=[*given, SHIPPED_GROUPS]), [MODEL, *overrides], where="live"
+        )
 
 
 def told(*overrides: str) -> str:

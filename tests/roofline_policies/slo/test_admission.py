@@ -1,4 +1,4 @@
-"""The order of admission: that it is kept, and that who is given up lets the most be in time."""
+"""The order of admission: that it is kept, and that who is passed over lets the most be in time."""
 
 import random
 from collections import Counter

@@ -1,7 +1,7 @@
 """Who is promised what: a request's own targets, then its class's, then the server's."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from roofline_policies.errors import FieldError
@@ -92,6 +92,7 @@ junk = st.recursive(
 
 
 @settings(deadline=None)
+@example({"\n": None})
 @given(st.one_of(junk, st.dictionaries(st.sampled_from(["ttft_s", "itl_s", "itl_kind", "e2e_s"]), junk)))
 def test_whatever_a_request_brings_is_an_objective_or_a_field_error(own):
     try:

@@ -31,7 +31,7 @@ class Guarded:
         self.spent_s = 0.0
         self.given_up = []
 
-    def give_up(self, reason, error=None):
+    def fall_back(self, reason, error=None):
         self.given_up.append((reason, error))
 
     @timed
@@ -263,7 +263,7 @@ def test_a_policy_that_is_given_up_gives_the_queue_back_as_it_came(clock, schedu
     decider.decide()
     come(decider, Waits("second", 100, 5.0))
     assert names(decider) == ["second", "first"]
-    decider.give_up("broken on purpose")
+    decider.fall_back("broken on purpose")
     decider.applier.apply(decider.decide())
     assert names(decider) == ["first", "second"]
     assert decider.applier.chunk_limit(scheduler.waiting_queue[0], 2048, 16) is None

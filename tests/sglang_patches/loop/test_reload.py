@@ -263,7 +263,7 @@ def test_a_loop_that_had_given_up_observes_and_decides_again(start, in_front_of,
     shown = page(decider)
     assert (shown["state"], shown["fallback_reason"], shown["reloads"]) == ("active", None, 1)
     assert shown["revived_from"] == "Raises raised ZeroDivisionError: no seconds"
-    assert "had been given up: Raises raised" in caplog.text
+    assert "had failed: Raises raised" in caplog.text
     ran(decider, clock, SglangMode.DECODE, request, 3)
     assert decider.decide().knobs.max_running_requests == 4
     assert decider.controller.iterations == was + 1

@@ -62,7 +62,7 @@ def test_the_page_is_of_the_moment_in_which_it_is_asked_for(clock, scheduler):
 
 def test_after_a_fallback_the_page_still_shows_the_queues_of_the_moment(clock, scheduler):
     decider = loop_after_two_steps(clock, scheduler, Listens())
-    decider.give_up("a test says so")
+    decider.fall_back("a test says so")
     decider.decide()
     scheduler.running_batch.size, scheduler.waiting_queue, scheduler.pool_stats_observer = 3, [], pool(0.125)
     page = decider.status()

@@ -146,7 +146,7 @@ def test_a_policy_that_failed_is_replaced_without_a_restart(served, token_ids, e
     assert (page["policy"]["state"], page["policy"]["fallback_reason"]) == ("active", None)
     assert page["changes_total"]["mixed_chunk"] > was["changes_total"]["mixed_chunk"]
     assert page["iterations"] > was["iterations"]
-    assert "had been given up: BreaksAfterAWhile" in "\n".join(served.log_tail(10_000))
+    assert "had failed: BreaksAfterAWhile" in "\n".join(served.log_tail(10_000))
 
 
 @pytest.mark.parametrize(

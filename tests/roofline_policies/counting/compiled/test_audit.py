@@ -24,6 +24,7 @@ from roofline_policies.counting.compiled.audit import audit
 from roofline_policies.counting.compiled.machine_code import Launch, compile_launch, record_launches
 from roofline_policies.counting.sites import Audit
 from roofline_policies.counting.tracing import traced
+from roofline_policies.counting.triton_versions import ATOMIC_ACCESSES
 from tests.interpreted.combinations.programs import COMBINATIONS
 from tests.interpreted.mutations.mutating import edit_source, is_counting, wrap
 from tests.interpreted.zoo import ZOO
@@ -288,6 +289,44 @@ def test_a_problem_is_told_by_the_users_line_when_another_installation_filled_th
     (problem,) = audited(sum_of_products, x, x, x, BLOCK=32).problems
     assert moved > [0]
     assert "total = tl.sum(left[:, :, None] * right[None, :, :], axis=1): the compiler makes a tt.dot of it" in problem
+
+
+@triton.jit
+def kernel_between_others(x, out, BLOCK: tl.constexpr):
+    tl.extra.cuda.gdc_wait()
+    lane = tl.arange(0, BLOCK)
+    tl.store(out + lane, tl.load(x + lane))
+    tl.extra.cuda.gdc_launch_dependents()
+
+
+def test_waiting_for_the_launch_before_moves_no_bytes() -> None:
+    """Inline assembly under Triton 3.8, operations of their own from 3.9 on."""
+    x = torch.zeros(32)
+    told = audited(kernel_between_others, x, x, BLOCK=32)
+    assert (told.traced, told.kept, told.problems) == (2, 2, ())
+
+
+@triton.jit
+def relay(x, out, n, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    tl.atomic_store(out + lane, tl.atomic_load(x + lane, mask=lane < n), mask=lane < n)
+    (out + BLOCK).atomic_store(x.atomic_load())
+
+
+@pytest.mark.skipif(not ATOMIC_ACCESSES, reason="the installed Triton has no atomic loads and stores")
+def test_atomic_loads_and_stores_are_known() -> None:
+    x = torch.zeros(64, dtype=torch.int32)
+    told = audited(relay, x, x, 7, BLOCK=32)
+    assert (told.traced, told.kept, told.problems) == (4, 4, ())
+
+
+@pytest.mark.skipif(not ATOMIC_ACCESSES, reason="the installed Triton has no atomic loads and stores")
+def test_an_atomic_load_that_nobody_counts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    without("atomic")(monkeypatch)
+    x = torch.zeros(64, dtype=torch.int32)
+    problems = audited(relay, x, x, 7, BLOCK=32).problems
+    assert len(problems) == 4
+    assert all("is not counted" in problem for problem in problems)
 
 
 # --- when a kernel is launched ----------------------------------------------------------------------------------------

@@ -58,15 +58,16 @@ def test_a_cap_the_caller_sets_is_left_alone(launch, compile_only_driver):
 def test_a_twin_that_would_lose_a_block_is_held_to_the_registers(
     launch, compile_only_driver, monkeypatch, spills, held
 ):
-    """No kernel here loses one with this Triton, so the twin is said to; unless holding it makes it spill."""
+    """No kernel here loses one, so the twin is said to, unless holding it makes it spill. That is said as well, because
+    ptxas chooses whether it does: with Triton 3.9.0's the first kernel spills 4 bytes when it is held."""
     read_so_far = []
 
     def told(kernel, *, capability):
         code = read(kernel, capability=capability)
         read_so_far.append(code)
         if len(read_so_far) == 2:  # the original is read first, then the twin
-            return replace(code, resident_blocks=read_so_far[0].resident_blocks - 1)
-        return replace(code, spill_store_bytes=code.spill_store_bytes + spills) if len(read_so_far) == 3 else code
+            return replace(code, resident_blocks=read_so_far[0].resident_blocks - 1, spill_store_bytes=0)
+        return replace(code, spill_store_bytes=spills) if len(read_so_far) == 3 else code
 
     monkeypatch.setattr(occupancy, "read", told)
     twin = counted(launch.kernel).twin
