@@ -1,6 +1,6 @@
 """Tiny checkpoints with random weights, one of each kind that SGLang serves: experts, latents, windows, states, quantized.
 
-python -m bench.tiny_models KIND FOLDER [--seed 0]
+python -m bench.tiny_models KIND FOLDER [--seed 0] [--dtype bfloat16|float32]
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ _LATENT: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 32,
     "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "scoring_func": "softmax",
     "topk_method": "greedy",
     "n_group": 1,
     "topk_group": 1,
@@ -64,7 +66,19 @@ KINDS: Mapping[str, dict[str, Any]] = {
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
     },
-    "deepseek_mla": {"model_type": "deepseek_v2", "q_lora_rank": 48} | _LATENT,
+    "deepseek_mla": {
+        "model_type": "deepseek_v2",
+        "q_lora_rank": 48,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": CONTEXT // 4,
+            "mscale": 0.707,
+            "mscale_all_dim": 0.707,
+        },
+    }
+    | _LATENT,
     "deepseek_mla_no_q_lora": {"model_type": "deepseek_v2", "q_lora_rank": None} | _LATENT,
     "gpt_oss": {
         "model_type": "gpt_oss",
@@ -116,8 +130,10 @@ def draw(model: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(noise / min(parameter.shape[-1], 128) ** 0.5)
 
 
-def build(folder: Path, kind: str, *, seed: int = 0) -> Path:
+def build(folder: Path, kind: str, *, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
     """Write the checkpoint of a kind to a new `folder` and return it; equal arguments give equal weights.
+
+    dtype: of the weights as they are stored; their values are those of bfloat16 whatever it is.
 
     Raises:
         KeyError: no such kind.
@@ -131,7 +147,7 @@ def build(folder: Path, kind: str, *, seed: int = 0) -> Path:
         raise FileExistsError(f"{folder} exists")
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     draw(model, seed)
-    model = model.to(torch.bfloat16)
+    model = model.to(torch.bfloat16).to(dtype)
     with torch.no_grad():
         # A logit of zero never wins an argmax: every greedy token is a word, and answers run to their length limit.
         model.get_output_embeddings().weight[: len(SPECIAL_TOKENS)] = 0
@@ -153,8 +169,9 @@ def main() -> None:
     parser.add_argument("kind", choices=sorted(KINDS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     args = parser.parse_args()
-    folder = build(args.folder, args.kind, seed=args.seed)
+    folder = build(args.folder, args.kind, seed=args.seed, dtype=getattr(torch, args.dtype))
     config = json.loads((folder / "config.json").read_text())
     print(f"{folder}: {args.kind}, {config['architectures'][0]}, seed {args.seed}")
 

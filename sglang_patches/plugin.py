@@ -18,9 +18,9 @@ def activate() -> None:
 
     hook.apply(cli.CLI_HOOKS)
     if standin.is_installed():
-        from sglang_patches.cpu import attention
+        from sglang_patches.cpu import attention, rotary
 
-        hook.apply([attention.HOOK])
+        hook.apply([*attention.HOOKS, *rotary.HOOKS])
     engine = sys.modules.get("sglang.srt.entrypoints.engine")
     if engine is not None:
         cli.accept_in_engine(engine.Engine)
