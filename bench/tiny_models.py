@@ -90,6 +90,7 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "gemma": {"model_type": "gemma3_text", "query_pre_attn_scalar": 16, "tie_word_embeddings": True} | _WINDOWS,
     "qwen3_next": {
         "model_type": "qwen3_next",
+        "full_attention_interval": 2,
         "layer_types": ["linear_attention", "full_attention"],
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
@@ -117,9 +118,9 @@ def draw(model: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
             elif name == "model.norm.weight":
                 # With tied weights and a norm near one, every token would be followed by itself.
-                parameter.copy_(0.5 * noise)
-            elif "norm" in name:
                 # Gemma's and Qwen3-Next's norms multiply by one plus the weight.
+                parameter.copy_(parameter.round() - 1 + 0.5 * noise)
+            elif "norm" in name:
                 parameter.copy_(parameter.round() + 0.1 * noise)
             elif parameter.ndim == 1 or name.endswith("bias"):
                 parameter.copy_(0.1 * noise)

@@ -23,7 +23,7 @@ from rich.table import Table
 from roofline_policies.errors import IncompatibleServer
 
 try:
-    from sglang_patches.cpu import attention, rotary
+    from sglang_patches.cpu import attention, branches, rotary
     from sglang_patches.hooks import SCHEDULER_HOOKS
     from sglang_patches.launch.flags import CLI_HOOKS
     from sglang_patches.launch.reload import MANAGER_HOOKS
@@ -38,7 +38,7 @@ except ImportError as error:  # the installed SGLang lacks a name that is import
     print(json.dumps({"fits": False, "problems": [{"kind": "import", "target": error.name, "problem": str(error)}]}))
     sys.exit(1)
 
-HOOKS = (*CLI_HOOKS, *SCHEDULER_HOOKS, *MANAGER_HOOKS, *attention.HOOKS, *rotary.HOOKS)
+HOOKS = (*CLI_HOOKS, *SCHEDULER_HOOKS, *MANAGER_HOOKS, *attention.HOOKS, *rotary.HOOKS, *branches.HOOKS)
 """All that any process of a server applies."""
 
 

@@ -18,9 +18,11 @@ def activate() -> None:
 
     hook.apply(cli.CLI_HOOKS)
     if standin.is_installed():
-        from sglang_patches.cpu import attention, rotary
+        from sglang_patches.cpu import attention, branches, devices, rotary
 
-        hook.apply([*attention.HOOKS, *rotary.HOOKS])
+        hook.apply([*attention.HOOKS, *rotary.HOOKS, *branches.HOOKS])
+        devices.choose()
+        branches.choose()
     engine = sys.modules.get("sglang.srt.entrypoints.engine")
     if engine is not None:
         cli.accept_in_engine(engine.Engine)

@@ -64,3 +64,9 @@ class ForwardBatch(Protocol):
     extend_prefix_lens: torch.Tensor | None  # int [requests]; None in decode
     extend_seq_lens: torch.Tensor | None  # int [requests], new rows; None in decode
     encoder_lens: torch.Tensor | None  # None: there is no encoder
+
+
+class QuantizedLayer(Protocol):
+    """A linear layer or a layer of experts whose weights are stored in fewer bits."""
+
+    use_intel_amx_backend: bool  # it is computed by an operation of sgl_kernel for CPUs
