@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from bench.demo_tokenizer import BOS_ID, EOS_ID, SPECIAL_TOKENS, write_tokenizer
+from bench.stored_weights import FORMATS
 
 VOCABULARY, CONTEXT, WINDOW = 512, 2048, 16
 
@@ -54,9 +58,18 @@ _LATENT: dict[str, Any] = {
 }
 _WINDOWS = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 
-KINDS: Mapping[str, dict[str, Any]] = {
+@dataclass(frozen=True)
+class Kind:
+    """sizes: what its config.json has beside those that all share. stored: a name of `bench.stored_weights.FORMATS`."""
+
+    sizes: Mapping[str, Any]
+    stored: str | None = None
+
+
+_ARCHITECTURES: Mapping[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "tie_word_embeddings": True},
     "llama_untied": {"model_type": "llama"},
+    "qwen3": {"model_type": "qwen3"},
     "qwen3_moe": {
         "model_type": "qwen3_moe",
         "num_experts": 8,
@@ -103,7 +116,17 @@ KINDS: Mapping[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 32,
     },
 }
-"""By name: what a kind's config.json has beside the sizes that all share."""
+KINDS: Mapping[str, Kind] = {
+    **{name: Kind(sizes) for name, sizes in _ARCHITECTURES.items()},
+    "fp8": Kind(_ARCHITECTURES["qwen3"], "fp8_blocks"),
+    "fp8_whole": Kind(_ARCHITECTURES["llama_untied"], "fp8_whole"),
+    "fp8_moe": Kind(_ARCHITECTURES["qwen3_moe"], "fp8_blocks"),
+    "int4": Kind(_ARCHITECTURES["llama_untied"], "gptq"),
+    "int4_awq": Kind(_ARCHITECTURES["llama_untied"], "awq"),
+}
+
+_QUANTIZED = re.compile(r"(.*_proj)\.weight")
+"""Weights that quantized checkpoints store in fewer bits; embeddings, head, norms and routers stay as they are."""
 
 
 def draw(model: torch.nn.Module, seed: int) -> None:
@@ -131,10 +154,13 @@ def draw(model: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(noise / min(parameter.shape[-1], 128) ** 0.5)
 
 
-def build(folder: Path, kind: str, *, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
+def build(
+    folder: Path, kind: str, *, seed: int = 0, dtype: torch.dtype = torch.bfloat16, as_stored: bool = True
+) -> Path:
     """Write the checkpoint of a kind to a new `folder` and return it; equal arguments give equal weights.
 
-    dtype: of the weights as they are stored; their values are those of bfloat16 whatever it is.
+    dtype: of the weights that are not quantized; their values are those of bfloat16 whatever it is. as_stored: False
+    writes the values that quantized weights stand for, in `dtype`.
 
     Raises:
         KeyError: no such kind.
@@ -142,7 +168,8 @@ def build(folder: Path, kind: str, *, seed: int = 0, dtype: torch.dtype = torch.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = _DECODER | KINDS[kind]
+    wanted = KINDS[kind]
+    sizes = _DECODER | dict(wanted.sizes)
     config = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     if folder.exists():
         raise FileExistsError(f"{folder} exists")
@@ -156,12 +183,35 @@ def build(folder: Path, kind: str, *, seed: int = 0, dtype: torch.dtype = torch.
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         model.save_pretrained(staging)
+        if wanted.stored is not None:
+            _store(staging, wanted.stored, dtype, as_stored)
         write_tokenizer(staging, size=VOCABULARY, context=CONTEXT)
         staging.chmod(0o755)
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+def _store(folder: Path, name: str, dtype: torch.dtype, as_stored: bool) -> None:
+    """Quantize the checkpoint in a folder, in place; or only round its weights as that would."""
+    stored, path = FORMATS[name], folder / "model.safetensors"
+    tensors: dict[str, torch.Tensor] = {}
+    for key, tensor in load_file(path).items():
+        match = _QUANTIZED.fullmatch(key)
+        if match is None:
+            tensors[key] = tensor
+            continue
+        parts, stands_for = stored.store(tensor)
+        if as_stored:
+            tensors |= {f"{match[1]}.{end}": part.contiguous() for end, part in parts.items()}
+        else:
+            tensors[key] = stands_for.to(dtype).contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    if as_stored:
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = dict(stored.config)
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:
