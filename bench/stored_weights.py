@@ -106,7 +106,5 @@ FORMATS: Mapping[str, Format] = {
         },
         gptq,
     ),
-    "awq": Format(
-        {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}, awq
-    ),
+    "awq": Format({"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}, awq),
 }

@@ -1,4 +1,4 @@
-"""Tiny checkpoints with random weights, one of each kind that SGLang serves: experts, latents, windows, states, quantized.
+"""Tiny checkpoints with random weights, one of each kind: experts, latents, windows, states, quantized weights.
 
 python -m bench.tiny_models KIND FOLDER [--seed 0] [--dtype bfloat16|float32]
 """
@@ -57,6 +57,7 @@ _LATENT: dict[str, Any] = {
     "routed_scaling_factor": 1.0,
 }
 _WINDOWS = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -3,8 +3,8 @@
 SGLang's ``torch_native`` backend knows no sinks and no capped scores, looks for a windowed layer's rows in the slots of
 the others, and for the rows of a latent cache's first prefill in the cache, where they are latents. It also pads the
 queries of a chunk to the whole context: a late chunk of a prompt costs as much as the prompt up to there, and FLOPs
-counted from shapes would be wrong. Here n new rows behind a prefix of p cost n x (p + n) scores, behind a window no more
-than that. Encoders and cross attention keep SGLang's own path.
+counted from shapes would be wrong. Here n new rows behind a prefix of p cost n x (p + n) scores; with a window of w,
+what lies more than w before the first of them is left out. Encoders and cross attention keep SGLang's own path.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from sglang.srt.plugins.hook_registry import HookType
 
 from sglang_patches.cpu.scores import attend
+from sglang_patches.needs.attributes import find
 from sglang_patches.needs.hook import Hook
 from sglang_patches.needs.layers import AttentionLayer, ForwardBatch, NativeBackend
 
@@ -65,9 +66,8 @@ def forward_decode(
         return original(backend, q, k, v, layer, forward_batch, save_kv_cache)
     _refuse(layer, unknown)
     prefixes = (forward_batch.seq_lens - 1).tolist()
-    return _attention(
-        backend, q, k, v, layer, forward_batch, save_kv_cache, sinks, prefixes, [1] * len(prefixes)
-    )  # fmt: skip
+    news = [1] * len(prefixes)
+    return _attention(backend, q, k, v, layer, forward_batch, save_kv_cache, sinks, prefixes, news)
 
 
 def _of_an_encoder(layer: AttentionLayer, batch: ForwardBatch) -> bool:
@@ -82,8 +82,8 @@ def _refuse(layer: AttentionLayer, unknown: dict[str, object]) -> None:
         wanted.append(f"logit_capping_method={layer.logit_capping_method}")
     if wanted:
         raise NotImplementedError(
-            f"attention layer {layer.layer_id} asks for {', '.join(wanted)}, which sglang_patches.cpu.attention does not "
-            f"provide; --attention-backend torch_native has no more without a CUDA driver"
+            f"attention layer {layer.layer_id} asks for {', '.join(wanted)}: sglang_patches.cpu.attention does not "
+            f"provide it, and --attention-backend torch_native is what a server without a CUDA driver runs"
         )
 
 
@@ -103,30 +103,22 @@ def _attention(
     pool, query = backend.token_to_kv_pool, q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
     if save and k is not None and v is not None:
         pool.set_kv_buffer(layer, _slots_to_write(backend, batch), k, v)
-    given = k is not None and v is not None and not save and not any(prefixes)
-    keys, values = (None, None) if given else (pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id))
-    output = q.new_zeros(query.shape[0], layer.tp_q_head_num, layer.v_head_dim)
     window = layer.sliding_window_size if layer.sliding_window_size > -1 else None
+    output = q.new_zeros(query.shape[0], layer.tp_q_head_num, layer.v_head_dim)
     start = 0
     for row, prefix, new in zip(batch.req_pool_indices.tolist(), prefixes, news, strict=True):
         rows = slice(start, start + new)
-        # Rows behind the window are not read: their slots may be another request's by now.
-        first = 0 if window is None else max(0, prefix - window)
-        if given:
-            context_keys, context_values = k[rows], v[rows]
+        if k is not None and v is not None and not save and not any(prefixes):
+            keys, values = k[rows], v[rows]
         else:
+            # Rows behind the window are not read: their slots may be another request's by now.
+            first = 0 if window is None else max(0, prefix - window)
             slots = backend.req_to_token_pool.req_to_token[row, first : prefix + new].long()
             if _has_slots_of_its_own(backend, layer):
                 slots = pool.translate_loc_from_full_to_swa(slots).long()
-            context_keys, context_values = keys[slots], values[slots]
+            keys, values = pool.get_key_buffer(layer.layer_id)[slots], pool.get_value_buffer(layer.layer_id)[slots]
         output[rows] = attend(
-            query[rows],
-            context_keys,
-            context_values,
-            scale=layer.scaling,
-            window=window,
-            cap=layer.logit_cap,
-            sinks=sinks,
+            query[rows], keys, values, scale=layer.scaling, window=window, cap=layer.logit_cap, sinks=sinks
         )
         start += new
     return output.flatten(1)
@@ -140,6 +132,18 @@ def _slots_to_write(backend: NativeBackend, batch: ForwardBatch) -> Any:
 
 def _has_slots_of_its_own(backend: NativeBackend, layer: AttentionLayer) -> bool:
     return backend.use_sliding_window_kv_pool and backend.token_to_kv_pool.layers_mapping[layer.layer_id][1]
+
+
+def get_cpu_graph_seq_len_fill_value(backend: NativeBackend) -> int:
+    """Length of rows that fill a batch up where ranks must have equally many: they see one token, no matter whose."""
+    return 1
+
+
+def complete() -> None:
+    """Give SGLang's backend, in this process, what its base class asks of a CPU's where attention is data-parallel."""
+    backend = find(BACKEND)
+    if not hasattr(backend, get_cpu_graph_seq_len_fill_value.__name__):
+        backend.get_cpu_graph_seq_len_fill_value = get_cpu_graph_seq_len_fill_value
 
 
 BACKEND = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"

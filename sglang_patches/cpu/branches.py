@@ -27,7 +27,7 @@ def as_stored(layer: QuantizedLayer, weight_names: Sequence[str], *packing: obje
 def with_their_scales(
     weight: torch.Tensor, weight_scale: torch.Tensor, logical_widths: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Instead of rounding the parts of a fused weight [out, in] again to one scale: a scale for each row, and the weight.
+    """Instead of rounding the parts of a fused weight [out, in] again to one scale: a scale for each row.
 
     weight_scale: one for each part; logical_widths: rows of each part. The scales are float32 [out, 1].
     """

@@ -31,8 +31,8 @@ class RooflineCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]  # SGLang is no
         if server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
             server_args.max_total_tokens = DEFAULT_KV_TOKENS
         if server_args.moe_runner_backend == "auto":
-            # gpt-oss would take a package of kernels for GPUs, with its weights laid out for them; in CPU mode a layer of
-            # experts runs in torch whatever is named here.
+            # gpt-oss would take a package of kernels for GPUs, with its weights laid out for them; in CPU mode a layer
+            # of experts runs in torch whatever is named here.
             server_args.moe_runner_backend = "triton"
         # SGLang imports this class while `utils.common` is only half imported.
         from sglang.srt.utils.common import get_cpu_ids_by_node

@@ -21,4 +21,4 @@ def choose() -> None:
     A build of torch for CUDA answers with `torch.cuda` even where there is no driver, and models that ask there for the
     current device then fail.
     """
-    torch.get_device_module = get_device_module
+    torch.get_device_module = get_device_module  # type: ignore[assignment]  # torch's own has a cache around it

@@ -1,4 +1,4 @@
-"""Layers of experts with stored weights of 8 and 4 bits in plain torch, expert by expert, each with the rows that chose it."""
+"""Layers of experts in plain torch, with weights of 8 and 4 bits: each expert with the rows that chose it."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def fused_experts_cpu(
     """The weighted sum of what its experts make of each row: [rows, hidden], in the rows' dtype.
 
     hidden_states: [rows, hidden]. topk_weights float32, topk_ids int: [rows, experts of a row], an id below zero for
-    none. w1: gate and up of each expert, [experts, 2 x intermediate, hidden]; w2: [experts, hidden, intermediate]; with 4
-    bits in the layout of ``convert_weight_packed_scale_zp``. block_size: of fp8 scales; None: one scale an expert.
+    none. w1: gate and up of each expert, [experts, 2 x intermediate, hidden]; w2: [experts, hidden, intermediate];
+    with 4 bits in the layout of ``convert_weight_packed_scale_zp``. block_size: of fp8 scales; None: one an expert.
 
     Raises:
         NotImplementedError: weights or an activation that are not supplied here; the message names them.
@@ -110,7 +110,9 @@ def shared_expert_cpu(
     block_size: list[int] | None,
     is_vnni: bool,
 ) -> torch.Tensor:
-    """What the expert of all rows makes of them, and `routed_scaling_factor` times what the chosen ones made: [rows, hidden].
+    """What the expert of all rows makes of them, and `routed_scaling_factor` times what the chosen ones did.
+
+    Both are [rows, hidden]; weights as of ``fused_experts_cpu``, for the one expert.
 
     Raises:
         NotImplementedError: weights of int8.

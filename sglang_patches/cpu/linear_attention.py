@@ -136,8 +136,8 @@ def causal_conv1d_fn_cpu(
 ) -> torch.Tensor:
     """Each channel's convolution with its own past, over the new tokens of every request: [channels, tokens].
 
-    mixed_qkv_transposed: [channels, tokens]. conv_weights: [channels, width]. conv_states: [slots, channels, width - 1],
-    the last inputs of each request, changed in place; not read where has_initial_state (bool [requests]) is false.
+    mixed_qkv_transposed: [channels, tokens]. conv_weights: [channels, width]. conv_states: [slots, channels, width - 1]
+    has the last inputs of each request, changed in place; not read where has_initial_state (bool [requests]) is false.
     """
     x, width = mixed_qkv_transposed, conv_weights.shape[1]
     output, fresh = torch.zeros_like(x), (~has_initial_state).tolist()
@@ -190,8 +190,7 @@ def fused_rmsnorm_gated_cpu(x: torch.Tensor, weight: torch.Tensor, gate: torch.T
 
 
 KERNELS: dict[str, Callable[..., Any]] = {
-    kernel.__name__: kernel
-    for kernel in (causal_conv1d_fn_cpu, causal_conv1d_update_cpu, chunk_gated_delta_rule_cpu)
+    kernel.__name__: kernel for kernel in (causal_conv1d_fn_cpu, causal_conv1d_update_cpu, chunk_gated_delta_rule_cpu)
 }
 """What `sgl_kernel.mamba` has, by name."""
 

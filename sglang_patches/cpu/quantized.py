@@ -22,9 +22,9 @@ Source: https://arxiv.org/abs/2306.00978, its released packing: columns 0, 2, 4,
 
 def by_blocks(weight: torch.Tensor, scales: torch.Tensor, block: list[int], dtype: torch.dtype) -> torch.Tensor:
     """A weight [rows, columns] whose blocks of block[0] x block[1] elements have a scale each, in `dtype`."""
-    rows, columns = weight.shape[-2:]
-    spread = scales.repeat_interleave(block[0], dim=-2)[..., :rows, :]
-    return (weight.float() * spread.repeat_interleave(block[1], dim=-1)[..., :columns]).to(dtype)
+    rows, columns = weight.shape
+    spread = scales.repeat_interleave(block[0], dim=0)[:rows].repeat_interleave(block[1], dim=1)[:, :columns]
+    return (weight.float() * spread).to(dtype)
 
 
 def fp8_scaled_mm_cpu(
@@ -53,14 +53,12 @@ def fp8_per_tensor_scaled_mm_cpu(
     return _product(x, (weight.float() * spread).to(x.dtype), bias, out_dtype)
 
 
-def _product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out_dtype: torch.dtype
-) -> torch.Tensor:
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out_dtype: torch.dtype) -> torch.Tensor:
     return linear(x, weight, None if bias is None else bias.to(x.dtype)).to(out_dtype)
 
 
 def fours(packed: torch.Tensor, dim: int) -> torch.Tensor:
-    """The eight numbers of 4 bits in each int32, lowest bits first, laid out along `dim`; int32, eight times as long."""
+    """The eight numbers of 4 bits in each int32, lowest bits first along `dim`: int32, eight times as long."""
     shifts = torch.arange(0, 4 * _PER_INT32, 4, dtype=torch.int32)
     apart = (packed.unsqueeze(-1) >> shifts) & 0xF
     return apart.movedim(-1, dim + 1).flatten(dim, dim + 1)
@@ -69,18 +67,18 @@ def fours(packed: torch.Tensor, dim: int) -> torch.Tensor:
 def packed(numbers: torch.Tensor, dim: int) -> torch.Tensor:
     """The inverse of ``fours``."""
     apart = numbers.to(torch.int64).unflatten(dim, (-1, _PER_INT32)).movedim(dim + 1, -1)
-    joined = (apart << torch.arange(0, 4 * _PER_INT32, 4)).sum(-1)
+    joined: torch.Tensor = (apart << torch.arange(0, 4 * _PER_INT32, 4)).sum(-1)
     return (joined - ((joined >> 31) << 32)).to(torch.int32)
 
 
 def convert_weight_packed_scale_zp(
     qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, algorithm: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Bring AWQ (0) and GPTQ (1) to one layout of the same bytes: rows of eight inputs to an int32, zero points as they are.
+    """Bring AWQ (0) and GPTQ (1) to one layout of the same bytes: eight inputs to an int32, zero points as they are.
 
     AWQ: qweight int32 [in, out / 8], columns interleaved; qzeros int32 [groups, out / 8], likewise. GPTQ: qweight int32
-    [in / 8, out]; qzeros int32 [groups, out / 8], one less than they are, below zero taken as 15. Experts may come before.
-    scales: [groups, out]. Returns qweight int32 [in / 8, out], qzeros int32 [groups, out / 8], and the scales.
+    [in / 8, out]; qzeros int32 [groups, out / 8], one less than they are, 15 for none. A dimension of experts may come
+    first. scales: [groups, out]. Returns qweight int32 [in / 8, out], qzeros int32 [groups, out / 8], and the scales.
     """
     dim = qweight.ndim - 1
     if algorithm == 0:
@@ -90,7 +88,8 @@ def convert_weight_packed_scale_zp(
 
 
 def _columns_in_order(columns: torch.Tensor) -> torch.Tensor:
-    return columns.unflatten(-1, (-1, _PER_INT32))[..., list(_AWQ_ORDER)].flatten(-2)
+    ordered: torch.Tensor = columns.unflatten(-1, (-1, _PER_INT32))[..., list(_AWQ_ORDER)].flatten(-2)
+    return ordered
 
 
 def by_groups(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

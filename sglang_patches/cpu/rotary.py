@@ -23,7 +23,7 @@ def get_rope_cpu(
     partial_rotary_factor: float = 1.0,
     device: str | None = None,
 ) -> Any:
-    """A module that turns queries and keys by their positions: SGLang's general one where its CPU one does not serve."""
+    """What turns queries and keys by their positions: SGLang's general module where its CPU one does not serve."""
     from sglang.srt.layers.rotary_embedding.factory import get_rope
 
     common = (head_size, rotary_dim, max_position, base, is_neox_style, rope_scaling, dtype, partial_rotary_factor)

@@ -1,4 +1,4 @@
-"""Attention of one request's new rows over its context, in plain torch: causal, with a window, sinks or capped scores."""
+"""Attention of one request's new rows over its context in plain torch; with a window, sinks or capped scores."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def attend(
 ) -> torch.Tensor:
     """What the last rows of a context attend to: [new, heads, value size], in the query's dtype.
 
-    query: [new, heads, head size]. keys: [context, KV heads, head size] and values: [context, KV heads, value size], the
-    new rows last; heads are a multiple of KV heads. window: a row sees itself and so many before it; None: all. cap:
-    scores are squeezed smoothly into -cap..cap, 0: they are not. sinks: [heads], a score that takes its share of every
+    query: [new, heads, head size]. keys: [context, KV heads, head size] and values: [context, KV heads, value size],
+    the new rows last; heads are a multiple of KV heads. window: how many rows before itself a row sees; None: all. cap:
+    scores are squeezed smoothly into -cap..cap; 0: they are not. sinks: [heads], a score that takes its share of every
     row's softmax and adds nothing (source: https://arxiv.org/abs/2309.17453, learned as in gpt-oss).
     """
     new, context = query.shape[0], keys.shape[0]

@@ -1,4 +1,4 @@
-"""Every attribute that `sglang_patches/cpu` reads on the parts of a model and on the KV cache, as `needs.objects` does."""
+"""Every attribute that `sglang_patches/cpu` reads on a model's layers and on the KV cache; see `needs.objects`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ class AttentionLayer(Protocol):
 
     layer_id: int  # among all layers of the model
     tp_q_head_num: int  # query heads
-    tp_k_head_num: int  # KV heads
     qk_head_dim: int  # elements of a query and of a key
     v_head_dim: int  # elements of a value
     scaling: float  # of the scores
@@ -29,7 +28,9 @@ class KvPool(Protocol):
 
     def get_key_buffer(self, layer_id: int) -> torch.Tensor: ...  # [slots, KV heads, key size]
     def get_value_buffer(self, layer_id: int) -> torch.Tensor: ...  # [slots, KV heads, value size]
-    def set_kv_buffer(self, layer: AttentionLayer, loc_info: Any, cache_k: Any, cache_v: Any) -> None: ...  # stores rows
+    def set_kv_buffer(
+        self, layer: AttentionLayer, loc_info: Any, cache_k: Any, cache_v: Any
+    ) -> None: ...  # stores rows
 
 
 class WindowPool(KvPool, Protocol):
@@ -37,7 +38,9 @@ class WindowPool(KvPool, Protocol):
 
     layers_mapping: dict[int, tuple[int, bool]]  # by layer: its place in its pool, and whether that is the window's
 
-    def translate_loc_from_full_to_swa(self, kv_indices: torch.Tensor) -> torch.Tensor: ...  # slots of the window's pool
+    def translate_loc_from_full_to_swa(
+        self, kv_indices: torch.Tensor
+    ) -> torch.Tensor: ...  # slots of the window's pool
 
 
 class RowsOfRequests(Protocol):

@@ -33,7 +33,7 @@ ROOMS = {
         {"compat", "plugin"},
     ],
     "bench": [
-        {"checks", "composition", "demo_model", "demo_tokenizer"},
+        {"checks", "composition", "demo_model", "demo_tokenizer", "stored_weights", "tiny_models"},
         {"kernels", "rivals", "slo", "traffic"},
         {"gpu", "report"},
         {"fit", "live"},
