@@ -223,7 +223,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     args = parser.parse_args()
-    folder = build(args.folder, args.kind, seed=args.seed, dtype=getattr(torch, args.dtype))
+    try:
+        folder = build(args.folder, args.kind, seed=args.seed, dtype=getattr(torch, args.dtype))
+    except FileExistsError as error:
+        parser.error(f"FOLDER: {error}; a new one is needed")
     config = json.loads((folder / "config.json").read_text())
     print(f"{folder}: {args.kind}, {config['architectures'][0]}, seed {args.seed}")
 

@@ -35,6 +35,11 @@ def with_their_scales(
     return weight_scale.reshape(-1).repeat_interleave(widths)[:, None], weight
 
 
+def without_snapshots(view: object, hf_config: object) -> bool:
+    """Whether a prefix cache of states may take snapshots of them: SGLang refuses that on a CPU after choosing it."""
+    return False
+
+
 FP8 = "sglang.srt.layers.quantization.fp8"
 _FUSED_NORMS = "sglang.kernels.ops.attention.fla"
 _ELEMENTWISE = "sglang.kernels.ops.elementwise.elementwise"
@@ -43,6 +48,7 @@ REPLACED: Mapping[str, object] = {
     f"{FP8}._is_cpu_amx_available": True,
     f"{FP8}._amx_process_weight_after_loading": as_stored,
     f"{FP8}.requantize_with_max_scale": with_their_scales,
+    "sglang.srt.arg_groups.overrides.supports_mamba_cache_extra_buffer": without_snapshots,
     f"{_FUSED_NORMS}.fused_norm_gate._use_cpu": True,
     f"{_FUSED_NORMS}.layernorm_gated._use_cpu": True,
 }

@@ -158,7 +158,9 @@ def test_arguments_that_are_read_by_name_are_declared():
 
 def test_every_protocol_has_its_class():
     protocols = {
-        kind for module in (objects, layers) for _, kind in inspect.getmembers(module, inspect.isclass)
+        kind
+        for module in (objects, layers)
+        for _, kind in inspect.getmembers(module, inspect.isclass)
         if kind.__module__ == module.__name__
     } - {layers.QuantizedLayer}  # SGLang sets its attribute where it needs it
     assert protocols == CLASSES.keys() | OTHER_CLASSES.keys()
