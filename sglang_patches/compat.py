@@ -23,13 +23,14 @@ from rich.table import Table
 from roofline_policies.errors import IncompatibleServer
 
 try:
-    from sglang_patches.cpu import attention
+    from sglang_patches.cpu import branches, setup
     from sglang_patches.hooks import SCHEDULER_HOOKS
     from sglang_patches.launch.flags import CLI_HOOKS
     from sglang_patches.launch.reload import MANAGER_HOOKS
     from sglang_patches.loop import messages
     from sglang_patches.needs.attributes import find, missing, needed, readers
-    from sglang_patches.needs.classes import CLASSES, OTHER_CLASSES, REPLACED
+    from sglang_patches.needs.classes import CLASSES, OTHER_CLASSES
+    from sglang_patches.needs.classes import REPLACED as REPLACED_BY_THE_VIRTUAL_SERVER
     from sglang_patches.needs.sglang_version import TESTED_VERSIONS
 except ImportError as error:  # the installed SGLang lacks a name that is imported, or there is none
     if __name__ != "__main__":
@@ -38,8 +39,10 @@ except ImportError as error:  # the installed SGLang lacks a name that is import
     print(json.dumps({"fits": False, "problems": [{"kind": "import", "target": error.name, "problem": str(error)}]}))
     sys.exit(1)
 
-HOOKS = (*CLI_HOOKS, *SCHEDULER_HOOKS, *MANAGER_HOOKS, attention.HOOK)
+HOOKS = (*CLI_HOOKS, *SCHEDULER_HOOKS, *MANAGER_HOOKS, *setup.HOOKS)
 """All that any process of a server applies."""
+
+REPLACED = (*REPLACED_BY_THE_VIRTUAL_SERVER, *branches.REPLACED)
 
 
 @dataclass(frozen=True, slots=True)

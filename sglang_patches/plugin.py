@@ -7,7 +7,7 @@ import sys
 
 
 def activate() -> None:
-    """Add the options everywhere, the scheduler's hooks where a policy is set, our attention where CPU mode is ours.
+    """Add the options everywhere, the scheduler's hooks where a policy is set, what a CPU runs where CPU mode is ours.
 
     SGLang logs and swallows what is raised here. In a launching process the hooks are verified again before the server
     starts (``launch.prepare``), in a scheduler process before the loop is attached (``hooks.attach``).
@@ -18,9 +18,9 @@ def activate() -> None:
 
     hook.apply(cli.CLI_HOOKS)
     if standin.is_installed():
-        from sglang_patches.cpu import attention
+        from sglang_patches.cpu import setup
 
-        hook.apply([attention.HOOK])
+        setup.prepare()
     engine = sys.modules.get("sglang.srt.entrypoints.engine")
     if engine is not None:
         cli.accept_in_engine(engine.Engine)

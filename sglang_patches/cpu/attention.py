@@ -1,84 +1,155 @@
-"""Prefill attention on a CPU that computes the new rows alone.
+"""SGLang's attention in plain torch, made to serve what it leaves out and to compute no more than it must.
 
-SGLang's ``torch_native`` backend pads the queries of a chunk to the whole context: a late chunk of a prompt costs as
-much as the prompt up to there, and FLOPs counted from shapes would be wrong. Here a chunk of n tokens behind a prefix
-of p costs n x (p + n) scores. Encoder-decoder models, sliding windows and unmasked attention keep SGLang's own path.
+SGLang's ``torch_native`` backend knows no sinks and no capped scores, looks for a windowed layer's rows in the slots of
+the others, and for the rows of a latent cache's first prefill in the cache, where they are latents. It also pads the
+queries of a chunk to the whole context: a late chunk of a prompt costs as much as the prompt up to there, and FLOPs
+counted from shapes would be wrong. Here n new rows behind a prefix of p cost n x (p + n) scores; with a window of w,
+what lies more than w before the first of them is left out. Encoders and cross attention keep SGLang's own path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from sglang.srt.plugins.hook_registry import HookType
-from torch.nn.functional import scaled_dot_product_attention
 
+from sglang_patches.cpu.scores import attend
+from sglang_patches.needs.attributes import find
 from sglang_patches.needs.hook import Hook
+from sglang_patches.needs.layers import AttentionLayer, ForwardBatch, NativeBackend
 
 
-def extend(
+def forward_extend(
     original: Callable[..., torch.Tensor],
-    backend: object,
-    query: torch.Tensor,
-    output: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    req_to_token: torch.Tensor,
-    req_pool_indices: torch.Tensor,
-    seq_lens: torch.Tensor,
-    extend_prefix_lens: torch.Tensor,
-    extend_seq_lens: torch.Tensor,
-    encoder_lens: torch.Tensor | None = None,
-    scaling: float | None = None,
-    enable_gqa: bool = False,
-    causal: bool = False,
-    is_cross_attn: bool = False,
-    sliding_window_size: int | None = None,
+    backend: NativeBackend,
+    q: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
+    layer: AttentionLayer,
+    forward_batch: ForwardBatch,
+    save_kv_cache: bool = True,
+    sinks: torch.Tensor | None = None,
+    **unknown: object,
 ) -> torch.Tensor:
-    """Causal attention of each request's new rows over its whole context, into ``output``.
+    """Attention of new rows of prompts, and of decode rows that ride along: [new rows of all requests, heads x size].
 
-    query, output: [new tokens of all requests, heads, head size]. k_cache, v_cache: [slots, KV heads, head size].
-    req_to_token: [requests, context], the slot of each token. The lengths and indices: [requests].
+    q: [rows, heads x key size]. k, v: [rows, KV heads, size] of the new rows, None where another layer stored them.
+
+    Raises:
+        NotImplementedError: the layer asks for something that is not supplied here; the message names it.
     """
-    windowed = sliding_window_size is not None and sliding_window_size > -1
-    if encoder_lens is not None or is_cross_attn or windowed or not causal:
-        return original(
-            backend, query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens, extend_prefix_lens,
-            extend_seq_lens, encoder_lens, scaling, enable_gqa, causal, is_cross_attn, sliding_window_size,
-        )  # fmt: skip
-    start = 0
-    rows = zip(req_pool_indices.tolist(), extend_prefix_lens.tolist(), extend_seq_lens.tolist(), strict=True)
-    for row, prefix, new in rows:
-        slots = req_to_token[row, : prefix + new]
-        q, k, v = (x.transpose(0, 1) for x in (query[start : start + new], k_cache[slots], v_cache[slots]))
-        mask = visible(new, prefix) if prefix else None
-        attended = scaled_dot_product_attention(
-            q[None],
-            k.to(q.dtype)[None],
-            v.to(q.dtype)[None],
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scaling,
-            enable_gqa=enable_gqa,
+    if _of_an_encoder(layer, forward_batch):
+        return original(backend, q, k, v, layer, forward_batch, save_kv_cache)
+    prefixes, news = forward_batch.extend_prefix_lens, forward_batch.extend_seq_lens
+    assert prefixes is not None
+    assert news is not None
+    _refuse(layer, unknown)
+    return _attention(backend, q, k, v, layer, forward_batch, save_kv_cache, sinks, prefixes.tolist(), news.tolist())
+
+
+def forward_decode(
+    original: Callable[..., torch.Tensor],
+    backend: NativeBackend,
+    q: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
+    layer: AttentionLayer,
+    forward_batch: ForwardBatch,
+    save_kv_cache: bool = True,
+    sinks: torch.Tensor | None = None,
+    **unknown: object,
+) -> torch.Tensor:
+    """Attention of one new row of each request; the rest as of ``forward_extend``."""
+    if _of_an_encoder(layer, forward_batch):
+        return original(backend, q, k, v, layer, forward_batch, save_kv_cache)
+    _refuse(layer, unknown)
+    prefixes = (forward_batch.seq_lens - 1).tolist()
+    news = [1] * len(prefixes)
+    return _attention(backend, q, k, v, layer, forward_batch, save_kv_cache, sinks, prefixes, news)
+
+
+def _of_an_encoder(layer: AttentionLayer, batch: ForwardBatch) -> bool:
+    return layer.is_cross_attention or batch.encoder_lens is not None or layer.attn_type.value == "encoder_only"
+
+
+def _refuse(layer: AttentionLayer, unknown: dict[str, object]) -> None:
+    wanted = [name for name, value in unknown.items() if value is not None]
+    if layer.xai_temperature_len > 0:
+        wanted.append("xai_temperature_len")
+    if layer.logit_cap and layer.logit_capping_method != "tanh":
+        wanted.append(f"logit_capping_method={layer.logit_capping_method}")
+    if wanted:
+        raise NotImplementedError(
+            f"attention layer {layer.layer_id} asks for {', '.join(wanted)}: sglang_patches.cpu.attention does not "
+            f"provide it, and --attention-backend torch_native is what a server without a CUDA driver runs"
         )
-        output[start : start + new] = attended[0].transpose(0, 1)
+
+
+def _attention(
+    backend: NativeBackend,
+    q: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
+    layer: AttentionLayer,
+    batch: ForwardBatch,
+    save: bool,
+    sinks: torch.Tensor | None,
+    prefixes: list[int],
+    news: list[int],
+) -> torch.Tensor:
+    """Store the new rows if asked to, and attend request by request. prefixes, news: rows of each request."""
+    pool, query = backend.token_to_kv_pool, q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+    if save and k is not None and v is not None:
+        pool.set_kv_buffer(layer, _slots_to_write(backend, batch), k, v)
+    window = layer.sliding_window_size if layer.sliding_window_size > -1 else None
+    output = q.new_zeros(query.shape[0], layer.tp_q_head_num, layer.v_head_dim)
+    start = 0
+    for row, prefix, new in zip(batch.req_pool_indices.tolist(), prefixes, news, strict=True):
+        rows = slice(start, start + new)
+        if k is not None and v is not None and not save and not any(prefixes):
+            keys, values = k[rows], v[rows]
+        else:
+            # Rows behind the window are not read: their slots may be another request's by now.
+            first = 0 if window is None else max(0, prefix - window)
+            slots = backend.req_to_token_pool.req_to_token[row, first : prefix + new].long()
+            if _has_slots_of_its_own(backend, layer):
+                slots = pool.translate_loc_from_full_to_swa(slots).long()
+            keys, values = pool.get_key_buffer(layer.layer_id)[slots], pool.get_value_buffer(layer.layer_id)[slots]
+        output[rows] = attend(
+            query[rows], keys, values, scale=layer.scaling, window=window, cap=layer.logit_cap, sinks=sinks
+        )
         start += new
-    return output
+    return output.flatten(1)
 
 
-def visible(new: int, prefix: int) -> torch.Tensor:
-    """[new, prefix + new] booleans: row i sees the prefix and the new tokens up to itself."""
-    return torch.ones(new, prefix + new, dtype=torch.bool).tril_(diagonal=prefix)
+def _slots_to_write(backend: NativeBackend, batch: ForwardBatch) -> Any:
+    from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+
+    return KVWriteLoc(batch.out_cache_loc, backend.swa_out_cache_loc)
+
+
+def _has_slots_of_its_own(backend: NativeBackend, layer: AttentionLayer) -> bool:
+    return backend.use_sliding_window_kv_pool and backend.token_to_kv_pool.layers_mapping[layer.layer_id][1]
+
+
+def get_cpu_graph_seq_len_fill_value(backend: NativeBackend) -> int:
+    """Length of rows that fill a batch up where ranks must have equally many: they see one token, no matter whose."""
+    return 1
+
+
+def complete() -> None:
+    """Give SGLang's backend, in this process, what its base class asks of a CPU's where attention is data-parallel."""
+    backend = find(BACKEND)
+    if not hasattr(backend, get_cpu_graph_seq_len_fill_value.__name__):
+        backend.get_cpu_graph_seq_len_fill_value = get_cpu_graph_seq_len_fill_value
 
 
 BACKEND = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
+_PARAMETERS = ("q", "k", "v", "layer", "forward_batch", "save_kv_cache")
 
-HOOK = Hook(
-    f"{BACKEND}._run_sdpa_forward_extend",
-    HookType.AROUND,
-    extend,
-    (
-        "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices", "seq_lens", "extend_prefix_lens",
-        "extend_seq_lens", "encoder_lens", "scaling", "enable_gqa", "causal", "is_cross_attn", "sliding_window_size",
-    ),
-)  # fmt: skip
+HOOKS = (
+    Hook(f"{BACKEND}.forward_extend", HookType.AROUND, forward_extend, _PARAMETERS),
+    Hook(f"{BACKEND}.forward_decode", HookType.AROUND, forward_decode, _PARAMETERS),
+)

@@ -23,11 +23,18 @@ class RooflineCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]  # SGLang is no
     """`CpuSRTPlatform` plus defaults; what the user sets on the command line or in the environment stays."""
 
     def apply_server_args_defaults(self, server_args: ServerArgs) -> None:
-        """Fill in the KV pool size and the cores of each rank; SGLang calls this while it resolves arguments."""
+        """Fill in the KV pool size, who runs experts and the cores of each rank.
+
+        SGLang calls this while it resolves arguments, before it looks at the model.
+        """
         if server_args.device != "cpu":
             return
         if server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
             server_args.max_total_tokens = DEFAULT_KV_TOKENS
+        if server_args.moe_runner_backend == "auto":
+            # gpt-oss would take a package of kernels for GPUs, with its weights laid out for them; in CPU mode a layer
+            # of experts runs in torch whatever is named here.
+            server_args.moe_runner_backend = "triton"
         # SGLang imports this class while `utils.common` is only half imported.
         from sglang.srt.utils.common import get_cpu_ids_by_node
 

@@ -1,6 +1,6 @@
 """An importable `sgl_kernel` for machines where the CUDA wheel cannot be loaded.
 
-Every public name imports. Those in `kernels.KERNELS` work; any other raises `NotImplementedError` by name when it is
+Every public name imports. Those in `operations.KERNELS` work; any other raises `NotImplementedError` by name when it is
 used, so that what a model really lacks is reported where it is needed and not while modules load.
 """
 
@@ -23,8 +23,7 @@ PURE_PYTHON = ("scalar_type", "version")
 def _refuse(operation: str) -> NoReturn:
     raise NotImplementedError(
         f"{operation} is not available without a CUDA driver: the {PACKAGE} wheel holds CUDA kernels only, and "
-        f"sglang_patches.cpu.kernels does not provide it. Dense models on the torch_native attention backend work; "
-        f"this model or option needs a GPU, or a CPU build of {PACKAGE}."
+        f"sglang_patches.cpu does not provide it: this model or option needs a GPU, or a CPU build of {PACKAGE}."
     )
 
 
@@ -64,7 +63,7 @@ class StandInModule(ModuleType):
         # Private and dunder names stay absent: import machinery and inspect probe for them on every module.
         if name.startswith("_"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        from sglang_patches.cpu.kernels import KERNELS
+        from sglang_patches.cpu.operations import KERNELS
 
         value: Any
         if name in KERNELS:
@@ -100,7 +99,11 @@ class StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return StandInModule(spec.name, "Stand-in for a compiled module that needs a CUDA driver.")
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to execute: names are made when they are asked for."""
+        """Names are made when they are asked for; torch is told of its operations with the package itself."""
+        if module.__name__ == PACKAGE:
+            from sglang_patches.cpu import operations
+
+            operations.register()
 
 
 def is_installed() -> bool:

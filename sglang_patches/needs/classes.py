@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from sglang_patches.needs.layers import AttentionLayer, ForwardBatch, KvPool, NativeBackend, RowsOfRequests, WindowPool
 from sglang_patches.needs.objects import (
     Adder,
     Batch,
@@ -78,8 +79,17 @@ OTHER_CLASSES: Mapping[type, str] = MappingProxyType({
     VirtualScheduler: f"{SRT}.managers.scheduler.Scheduler",
     VirtualBatch: f"{SRT}.managers.schedule_batch.ScheduleBatch",
     StreamedRequest: f"{SRT}.managers.schedule_batch.Req",
+    AttentionLayer: f"{SRT}.layers.radix_attention.RadixAttention",
+    KvPool: f"{SRT}.mem_cache.memory_pool.KVCache",
+    WindowPool: f"{SRT}.mem_cache.swa_memory_pool.SWAKVPool",
+    RowsOfRequests: f"{SRT}.mem_cache.memory_pool.ReqToTokenPool",
+    NativeBackend: f"{SRT}.layers.attention.torch_native_backend.TorchNativeAttnBackend",
+    ForwardBatch: f"{SRT}.model_executor.forward_batch_info.ForwardBatch",
 })  # fmt: skip
-"""Those that not every server needs: its ways to be started, and the virtual one. ``sglang_patches.compat`` looks."""
+"""Those that not every server needs: its ways to be started, the virtual one, and what a CPU runs.
+
+``sglang_patches.compat`` looks.
+"""
 
 REPLACED = (
     f"{SRT}.managers.scheduler_components.ipc_channels.SchedulerIpcChannels.create",

@@ -26,6 +26,7 @@ class ServerArgs(Protocol):
     max_total_tokens: int | None  # slots of the KV cache; None: as many as fit in memory
     mem_fraction_static: float | None  # share of memory for weights and KV cache
     kv_cache_dtype: str  # "auto", or a type's name
+    moe_runner_backend: str  # what runs experts: "auto", or a name
     schedule_policy: str  # the order of SGLang's own queue; only "fcfs" leaves it alone
     attention_backend: str | None  # of both phases, where they have none of their own
     prefill_attention_backend: str | None  # of prefill

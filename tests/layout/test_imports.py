@@ -33,7 +33,7 @@ ROOMS = {
         {"compat", "plugin"},
     ],
     "bench": [
-        {"checks", "command", "composition", "demo_model", "demo_tokenizer"},
+        {"checks", "command", "composition", "demo_model", "demo_tokenizer", "stored_weights", "tiny_models"},
         {"kernels", "rivals", "slo", "traffic"},
         {"gpu", "report"},
         {"fit", "live"},

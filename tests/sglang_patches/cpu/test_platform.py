@@ -229,6 +229,7 @@ from types import SimpleNamespace
 kind = type(platforms.current_platform)
 def kv_tokens(**given):
     defaults = dict(device="cpu", max_total_tokens=None, mem_fraction_static=None, tp_size=1, pp_size=1, dp_size=1)
+    defaults["moe_runner_backend"] = "auto"
     arguments = SimpleNamespace(**(defaults | given))
     platforms.current_platform.apply_server_args_defaults(arguments)
     return arguments.max_total_tokens
