@@ -14,7 +14,8 @@ from roofline_policies.contract.decision import Bounds
 from roofline_policies.control.controller import Controller
 from roofline_policies.settings.loading import load
 from roofline_policies.steps.roofline_steps import RooflineSteps
-from sglang_patches.loop.actuator import Actuator, launch_knobs, launch_ranges
+from sglang_patches.loop.actuator import Actuator
+from sglang_patches.loop.layout import launch_knobs, launch_ranges
 from sglang_patches.observe.clocks import HostInterval
 from sglang_patches.observe.observer import Observer
 from sglang_patches.requests.output_watch import OutputWatch

@@ -79,10 +79,19 @@ class StandInTree:
         return self.shares
 
 
+class StandInArguments(SimpleNamespace):
+    """Server arguments that SGLang has nothing to add to."""
+
+    def resolved_dict(self):
+        return vars(self)
+
+
 def arguments(**changed):
-    return SimpleNamespace(**{
+    return StandInArguments(**{
         "enable_two_batch_overlap": False, "enable_hisparse": False, "attn_cp_size": 1, "schedule_policy": "fcfs",
-        **changed,
+        "pp_size": 1, "attn_dp_size": 1, "enable_pd_role_switch": False, "dllm_algorithm": None, "enable_pdmux": False,
+        "enable_dynamic_chunking": False, "enable_prefill_delayer": False, "enable_lora": None,
+        "enable_megamoe_for_layernorm_sp": False, "enable_encoder_swa_bounded_replay": False, **changed,
     })  # fmt: skip
 
 
@@ -92,5 +101,6 @@ def stand_in_scheduler(running=4, **fields):
         "truncation_align_size": None, "disaggregation_mode": DisaggregationMode.NULL, "is_mixed_chunk": False,
         "spec_algorithm": StandInSpeculation(), "tree_cache": StandInTree(),
         "server_args": arguments(), "enable_priority_scheduling": False, "policy": SimpleNamespace(),
+        "is_generation": True, "model_config": SimpleNamespace(is_multimodal=False),
         "running_batch": StandInRunningBatch(running), **fields,
     })  # fmt: skip

@@ -5,7 +5,8 @@ from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from roofline_policies.contract.decision import Knob, Knobs, Range
 from roofline_policies.control.transitions import COSTLY_KNOBS
-from sglang_patches.loop.actuator import Actuator, launch_knobs, launch_ranges
+from sglang_patches.loop.actuator import Actuator
+from sglang_patches.loop.layout import launch_knobs, launch_ranges
 from tests.sglang_patches.stand_ins import StandInRunningBatch, StandInSpeculation, arguments, stand_in_scheduler
 
 
