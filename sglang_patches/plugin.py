@@ -18,8 +18,9 @@ def activate() -> None:
 
     hook.apply(cli.CLI_HOOKS)
     if standin.is_installed():
-        from sglang_patches.cpu import attention
+        from sglang_patches.cpu import attention, padding
 
+        padding.install()
         hook.apply([attention.HOOK])
     engine = sys.modules.get("sglang.srt.entrypoints.engine")
     if engine is not None:
