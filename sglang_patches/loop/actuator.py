@@ -8,13 +8,7 @@ from roofline_policies.contract.decision import Knobs
 from roofline_policies.control.chunk import chunk_of_pass
 from sglang_patches.loop.layout import launch_knobs
 from sglang_patches.needs.objects import Batch, Scheduler
-
-
-def micro_batches(scheduler: Scheduler) -> list[Batch]:
-    """The running batches of a scheduler: one, or with a pipeline one per batch that is under way in it."""
-    # The event loop of a pipeline makes the list when it starts; no other scheduler has one.
-    batches = [scheduler.running_batch, *getattr(scheduler, "running_mbs", ())]
-    return list({id(batch): batch for batch in batches}.values())
+from sglang_patches.requests.batches import running_batches
 
 
 class Actuator:
@@ -33,7 +27,7 @@ class Actuator:
         scheduler = self._scheduler
         if knobs.max_running_requests > self.knobs.max_running_requests:
             # A full batch stays closed until a request leaves it, unless it is told that there is room again.
-            for batch in micro_batches(scheduler):
+            for batch in running_batches(scheduler):
                 batch.batch_is_full = False
         self.knobs = knobs
         if self._only_decodes:

@@ -28,6 +28,7 @@ from sglang_patches.needs.objects import Batch, Request, Scheduler, StepResult
 from sglang_patches.observe.counters import InlineWork
 from sglang_patches.observe.observer import Observer
 from sglang_patches.observe.recorder import Recorder, of_rank
+from sglang_patches.requests.capacities import Capacities
 from sglang_patches.requests.output_watch import OutputWatch
 from sglang_patches.requests.prefill_rate import PrefillWatch
 from sglang_patches.requests.progress import Progress
@@ -56,7 +57,7 @@ class Decider:
         self.spent_s = 0.0
         self.timer = LoopTimer()
         self.loaded = Loaded()
-        self._queues = Queues(scheduler)
+        self._queues = Queues(scheduler, Capacities(scheduler, max(served.graph_sizes, default=None)))
         self._alone = alone()
         self._unreported = 0
         self._decided_s = float("-inf")

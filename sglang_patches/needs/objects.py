@@ -126,9 +126,23 @@ class TreeCache(Protocol):
 
 
 class PoolStats(Protocol):
-    """How full the KV pools are."""
+    """How full the pools are. What a model does not have is None."""
 
-    def get_kv_token_stats(self) -> tuple[int, float]: ...  # used tokens, and their share of all
+    full_num_used: int  # tokens of layers that attend to everything
+    full_capacity: int | None  # of those
+    swa_num_used: int | None  # tokens of layers with a sliding window
+    swa_capacity: int | None  # of those
+    mamba_num_used: int | None  # recurrent states
+    mamba_available_size: int | None  # free slots for those
+    mamba_evictable_size: int | None  # slots that only the prefix cache holds
+
+
+class RequestTable(Protocol):
+    """Where the slots of each request's tokens are written."""
+
+    size: int  # requests
+
+    def available_size(self) -> int: ...  # free rows
 
 
 class PoolStatsObserver(Protocol):
@@ -177,10 +191,19 @@ class Scheduler(Protocol):
     running_batch: Batch  # requests that decode
     last_batch: Batch | None  # the batch of the pass before
     chunked_req: Request | None  # the prompt part-way through its chunks
-    pool_stats_observer: PoolStatsObserver  # KV use
+    pool_stats_observer: PoolStatsObserver  # how full the pools are
+    req_to_token_pool: RequestTable  # rows of requests
     metrics_reporter: MetricsReporter  # whether series are served
     _request_dispatcher: Dispatcher  # control requests; our messages are added
     _engine_paused: bool  # paused by a control request
+
+
+class PipelineScheduler(Protocol):
+    """What a scheduler has besides once the event loop of a pipeline runs: lists by the batch that is under way."""
+
+    running_mbs: list[Batch]  # requests that decode
+    last_mbs: list[Batch | None]  # the batch of the pass before
+    mbs: list[Batch | None]  # the batch in flight
 
 
 class ForwardMode(Protocol):

@@ -86,6 +86,20 @@ class StandInArguments(SimpleNamespace):
         return vars(self)
 
 
+def pools(kv_use=0.5, kv_tokens=1000, **stats):
+    """The pools of a scheduler, of which the KV pool is so full; stats: fields of SGLang's PoolStats."""
+    found = {
+        "full_num_used": round(kv_use * kv_tokens), "full_capacity": kv_tokens, "swa_num_used": None,
+        "swa_capacity": None, "mamba_num_used": None, "mamba_available_size": None, "mamba_evictable_size": None,
+        **stats,
+    }  # fmt: skip
+    return SimpleNamespace(get_pool_stats=lambda: SimpleNamespace(**found))
+
+
+def request_table(size=64, held=0):
+    return SimpleNamespace(size=size, available_size=lambda: size - held)
+
+
 def arguments(**changed):
     return StandInArguments(**{
         "enable_two_batch_overlap": False, "enable_hisparse": False, "attn_cp_size": 1, "schedule_policy": "fcfs",
@@ -97,10 +111,11 @@ def arguments(**changed):
 
 def stand_in_scheduler(running=4, **fields):
     return SimpleNamespace(**{
-        "max_running_requests": 64, "chunked_prefill_size": 2048,  "page_size": 16,
-        "truncation_align_size": None, "disaggregation_mode": DisaggregationMode.NULL, "is_mixed_chunk": False,
-        "spec_algorithm": StandInSpeculation(), "tree_cache": StandInTree(),
-        "server_args": arguments(), "enable_priority_scheduling": False, "policy": SimpleNamespace(),
-        "is_generation": True, "model_config": SimpleNamespace(is_multimodal=False),
+        "max_running_requests": 64, "chunked_prefill_size": 2048, "page_size": 16, "truncation_align_size": None,
+        "disaggregation_mode": DisaggregationMode.NULL, "is_mixed_chunk": False, "is_generation": True,
+        "spec_algorithm": StandInSpeculation(), "tree_cache": StandInTree(), "server_args": arguments(),
+        "enable_priority_scheduling": False, "policy": SimpleNamespace(),
+        "model_config": SimpleNamespace(is_multimodal=False), "req_to_token_pool": request_table(),
+        "pool_stats_observer": pools(), "tp_worker": SimpleNamespace(forward_batch_embedding=lambda batch: None),
         "running_batch": StandInRunningBatch(running), **fields,
     })  # fmt: skip
