@@ -61,14 +61,13 @@ class BatchSize:
         found, now = self._wanted(view), view.knobs.max_running_requests
         if found is not None:
             found = within_capacities(view, found)
-        stays = self._target(now, "no target asks for another")
-        inside = within_graphs(view, found or stays)
-        if inside.value < (now if found is None else found.value):
+        inside = within_graphs(view, found or self._target(now, "no target asks for another"))
+        if inside.value < now and (found is None or inside.value < found.value):
             return (inside,)
         soon = REACH * (view.queue.running + view.queue.waiting)
-        if found is None or (now >= soon and found.value >= soon):
+        if found is None or (now >= soon and inside.value >= soon):
             return ()
-        return (found,)
+        return (inside,)
 
     def _wanted(self, view: SchedulerView) -> Proposal | None:
         limits, steps, running = view.bounds.ranges.get(Knob.MAX_RUNNING_REQUESTS), view.steps, view.queue.running

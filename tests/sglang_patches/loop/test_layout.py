@@ -1,4 +1,4 @@
-"""Which knobs move on which layout. Stand-ins take the place of SGLang's Scheduler; its arguments are real at the end."""
+"""Which knobs move on which layout. Stand-ins take the place of SGLang's Scheduler; arguments are real at the end."""
 
 import pytest
 from sglang.srt.disaggregation.utils import DisaggregationMode
