@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from roofline_policies.contract.decision import Bounds, Knobs
 from roofline_policies.device.roofline import OperatingPoint
+from roofline_policies.slo.capacity import Capacity
 from roofline_policies.slo.objectives import Slo
 from roofline_policies.steps.correction import CorrectedSteps
 from roofline_policies.steps.times import StepTimes
@@ -76,6 +77,9 @@ class QueueState(NamedTuple):
     prompt_due_s: seconds until the first token is due of the prompt that is next, or of the one part-way through
         its chunks, the earlier; below 0 it is late. None where there is no such prompt, or it is passed over.
     relegated: waiting requests that are passed over because they cannot be in time.
+    capacities: what requests can run out of here, each with its use and size; kv_use is the share of the fuller of the
+        first two. Empty where nothing is known.
+    peers_decoding: requests that decode on the other ranks of data-parallel attention and wait for this rank's step.
     """
 
     running: int = 0
@@ -95,6 +99,8 @@ class QueueState(NamedTuple):
     kv_use: float = 0.0
     retractions: int = 0
     cache_hit_rate: float | None = None
+    capacities: tuple[Capacity, ...] = ()
+    peers_decoding: int = 0
 
 
 class SchedulerView(NamedTuple):

@@ -13,6 +13,7 @@ from roofline_policies.control.window import Phase
 from roofline_policies.device.plausible import doubt
 from roofline_policies.device.roofline import OperatingPoint
 from roofline_policies.plain import type_name
+from roofline_policies.slo.capacity import Capacity, binding
 
 
 class LoopTimer:
@@ -128,12 +129,19 @@ def status(controller: Controller, now_s: float, queue: QueueState) -> dict[str,
         "running": queue.running,
         "waiting": queue.waiting,
         "kv_use": queue.kv_use,
+        "capacity": {one.resource.value: _capacity(one) for one in queue.capacities},
+        "binds": None if (first := binding(queue.capacities)) is None else first.resource.value,
         "decode_context_tokens": queue.decode_context_tokens,
         "slack_s": queue.slack_s,
         "retractions": queue.retractions,
         "cache_hit_rate": queue.cache_hit_rate,
         "uptime_s": now_s - controller.started_s,
     }
+
+
+def _capacity(one: Capacity) -> dict[str, Any]:
+    """Use and size of what requests can run out of, and how many more are expected to fit."""
+    return {"used": one.used, "size": one.size, "per_request": one.per_request, "more_requests": one.room}
 
 
 def _provenance(controller: Controller) -> dict[str, Any] | None:

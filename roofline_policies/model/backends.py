@@ -50,6 +50,9 @@ def backends(
     decode = decode or prefill
     full, window = model.full_attention, model.window_attention
     windowed = Windowed(named(prefill, window), named(decode, window)) if window is not None else None
+    if windowed is None and model.window is not None:  # keys that an indexer picks
+        picked = SeenOnly(*_latent_heads(model), model.window)
+        windowed = Windowed(picked, picked)
     name = " and ".join(dict.fromkeys((prefill, decode)))
     return Backends(named(prefill, full), named(decode, full), name, windowed)
 

@@ -131,16 +131,23 @@ class BatchShape(NamedTuple):
         )
 
     def within(self, window: int) -> BatchShape:
-        """The same batch with what its rows see of a window of keys, as if its requests were alike: of a mixture of
-        lengths it is at most too much, as fewer keys than that are seen where some requests are short."""
-        if not self.requests:
+        """The same batch with what its rows see of a window of keys, as if its requests were alike.
+
+        Of alike requests, and of those that the window holds, it is exact; of others it is at most too much, as what
+        a row sees is concave in where it stands. For the scores the request that stands for all is the mean weighted
+        by rows.
+        """
+        if not self.new_tokens:
             return self
-        new, cached = self.new_tokens / self.requests, (self.context_tokens - self.new_tokens) / self.requests
-        read = new + min(cached, window)
-        # Rows see cached + 1, cached + 2, ... keys, until the window ends it.
-        growing = min(new, max(0.0, window - cached))
-        seen = growing * cached + growing * (growing + 1) / 2 + (new - growing) * (window + 1)
-        tokens, pairs = round(self.requests * read), round(self.requests * seen)
+        cached = (self.context_tokens - self.new_tokens) / self.requests
+        tokens = self.new_tokens + round(self.requests * min(cached, window))
+        # Weighted by rows, prefix + new is pairs / rows, and (new - 1) / 2 is what the mask takes of it.
+        new = 1 + 2 * (self.pairs - self.causal_pairs) / self.new_tokens
+        prefix = self.pairs / self.new_tokens - new
+        # Rows see prefix + 1, prefix + 2, ... keys, until the window ends it.
+        growing = min(new, max(0.0, window - prefix))
+        seen = growing * prefix + growing * (growing + 1) / 2 + (new - growing) * (window + 1)
+        pairs = round(self.new_tokens * seen / new)
         return self._replace(window_tokens=min(tokens, self.context_tokens), window_pairs=min(pairs, self.causal_pairs))
 
     def __add__(self, other: BatchShape) -> BatchShape:  # type: ignore[override]  # shapes add, they do not concatenate

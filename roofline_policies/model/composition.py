@@ -97,7 +97,7 @@ class Composition:
         kv = sum(one.count * one.kv_bytes for one in full)
         window_kv = sum(one.count * one.kv_bytes for one in windowed)
         latent_kv = sum(one.count * one.kv_bytes for one in self.latent)
-        selected = next((one.selected for one in self.latent if one.selected is not None), None)
+        selected = next((one.selected - 1 for one in self.latent if one.selected is not None), None)
         for name, value in {
             "weight_bytes": weights
             + routed_bytes

@@ -10,6 +10,7 @@ from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal, Strength
+from roofline_policies.policies.room import within_capacities, within_graphs
 from roofline_policies.policies.shapes import NOT_PREDICTED, running_shape
 
 LOWEST_FILL, MIDDLE_FILL = 0.65, 0.8
@@ -32,6 +33,9 @@ class BatchSize:
     times the requests that run or wait, or more, it stays: no request would meet it, and the time that a few requests
     take says little about a batch many times as large.
 
+    It is not raised past what the server has room for (QueueState.capacities), and stays at the largest captured graph
+    where the steps without one are predicted to cost more than the requests beyond it bring.
+
     headroom: share of the tightest target between tokens that the decode step may take; the rest is for prefill.
 
     Raises:
@@ -52,15 +56,22 @@ class BatchSize:
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """A target for max_running_requests; nothing while no request decodes, or none would meet the cap."""
-        found = self._wanted(view)
-        soon = REACH * (view.queue.running + view.queue.waiting)
-        if found is None or (view.knobs.max_running_requests >= soon and found.value >= soon):
+        if view.decisions % LOOK_EVERY or view.queue.running == 0 or view.steps is None:
             return ()
-        return (found,)
+        found, now = self._wanted(view), view.knobs.max_running_requests
+        if found is not None:
+            found = within_capacities(view, found)
+        inside = within_graphs(view, found or self._target(now, "no target asks for another"))
+        if inside.value < now and (found is None or inside.value < found.value):
+            return (inside,)
+        soon = REACH * (view.queue.running + view.queue.waiting)
+        if found is None or (now >= soon and inside.value >= soon):
+            return ()
+        return (inside,)
 
     def _wanted(self, view: SchedulerView) -> Proposal | None:
         limits, steps, running = view.bounds.ranges.get(Knob.MAX_RUNNING_REQUESTS), view.steps, view.queue.running
-        if limits is None or steps is None or running == 0 or view.decisions % LOOK_EVERY:
+        if limits is None or steps is None:
             return None
         targets_s = [target for target in (view.queue.gap_s, view.queue.mean_s) if target is not None]
         target_s = min(targets_s, default=view.slo.itl_s)
@@ -141,7 +152,8 @@ class RidgeBatchSize:
         if cap == view.bounds.ranges[Knob.MAX_RUNNING_REQUESTS].high:
             return ()
         reason = f"decode is {view.decode.bound.value}-bound at {share} and {view.queue.waiting} requests wait"
-        return (self._towards(max(cap * self.grow, cap + 1), reason),)
+        found = within_graphs(view, within_capacities(view, self._towards(max(cap * self.grow, cap + 1), reason)))
+        return (found,) if found.value > cap else ()
 
     def _towards(self, value: float, reason: str, strength: Strength = Strength.OPTIMISER) -> Proposal:
         return Proposal("RidgeBatchSize", Knob.MAX_RUNNING_REQUESTS, max(1, int(value)), reason, strength=strength)

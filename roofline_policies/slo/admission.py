@@ -9,12 +9,14 @@ entries are inserted where they belong. Nothing here looks at more than LOOKED_A
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, MutableSequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heappush, heapreplace
 from math import inf
 from typing import Generic, TypeVar
+
+from roofline_policies.slo.capacity import Capacity, entering
 
 T = TypeVar("T")
 
@@ -82,22 +84,26 @@ class Admission(Generic[T]):
         return min(due) - now_s if due else None
 
     def kept_tokens(
-        self, now_s: float, part_way: T, queue: Iterable[T], tokens: Callable[[T], int], budget: int, page: int = 1
-    ) -> int:
+        self, now_s: float, part_way: T, queue: Iterable[T], tokens: Callable[[T], int], budget: int, page: int = 1,
+        *, capacities: Sequence[Capacity] = (),
+    ) -> int:  # fmt: skip
         """Tokens of a chunk to keep from the prompt part-way, for those that wait and are due before it.
 
-        Only prompts that fit beside it count, since one prompt at a time is part-way. A prompt part-way that is late is
-        due after everybody. tokens: of a waiting prompt, in whole pages. budget: tokens of the chunk.
+        Only prompts that fit beside it count, since one prompt at a time is part-way, and only those that every
+        capacity has room for: what is kept for others is lost. A prompt part-way that is late is due after everybody.
+        tokens: of a waiting prompt, in whole pages. budget: tokens of the chunk.
         """
         own = self._ticket(part_way)
         due_s = inf if own.due_s < now_s else own.due_s
         most, kept = budget - max(page, budget // LEAST_IN_FLIGHT), 0
+        sizes: list[int] = []
         for entry in queue:
             ticket, asked = self._ticket(entry), tokens(entry)
             if ticket.rank is Rank.RELEGATED or ticket.due_s >= due_s or kept + asked > most:
                 break
             kept += asked
-        return kept
+            sizes.append(asked)
+        return sum(sizes[: entering(capacities, sizes)]) if capacities else kept
 
     def insert(self, queue: MutableSequence[T], entry: T) -> None:
         """Put an entry where it belongs; O(log n) comparisons."""

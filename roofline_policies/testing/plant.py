@@ -4,10 +4,11 @@ As in SGLang, every pass first decides, then takes in what arrived, then runs on
 prompt that is part-way first, at most one of them part-way), with the running requests beside them or alone, or else a
 decode step. With overlap, a step is launched while the one before still runs, and results are seen one step late.
 
-What it does not model: page sizes and the prefix cache; retraction (KV is reserved for a whole answer when its prompt
-enters); captured graphs; the row that SGLang computes once more for a request that has just ended; host time; several
-ranks; speculation. Step times are whatever it is given. So it shows what a policy does with what it sees, and whether
-limits are kept; how much anything is worth is measured by ``bench.virtual``, on SGLang's own scheduler.
+What it does not model: page sizes and the prefix cache; retraction (KV, windows and slots are taken for a whole answer
+when its prompt enters); captured graphs, but for what ``times`` says of them; the row that SGLang computes once more
+for a request that has just ended; host time; several ranks; speculation. Step times are whatever it is given. So it
+shows what a policy does with what it sees, and whether limits are kept; how much anything is worth is measured by
+``bench.virtual``, on SGLang's own scheduler.
 """
 
 from __future__ import annotations

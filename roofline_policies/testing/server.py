@@ -14,6 +14,7 @@ from roofline_policies.control.chunk import chunk_of_pass
 from roofline_policies.control.controller import DECIDE_AT_LEAST_EVERY_S, STALLED_AFTER, Controller, State
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.slo.admission import NO_TARGET_S, Admission, Rank, Ticket
+from roofline_policies.slo.capacity import Capacity
 from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.slo.prefill_rate import PrefillRate
 from roofline_policies.slo.running_targets import RunningTargets
@@ -53,6 +54,11 @@ class _Job:
         return self.request.prompt_tokens + self.launched
 
     @property
+    def tokens(self) -> int:
+        """KV tokens that it has at its end."""
+        return self.request.prompt_tokens + self.request.output_tokens
+
+    @property
     def finished(self) -> bool:
         return len(self.token_s) == self.request.output_tokens
 
@@ -84,7 +90,8 @@ class Server:
         self.waiting: list[_Job] = []
         self.running: list[_Job] = []
         self.part_way: _Job | None = None
-        self.reserved = self.iterations = self.unreported = 0
+        self.iterations = self.unreported = 0
+        self.held: dict[_Job, int] = {}
         self.in_flight: deque[_Batch] = deque()
         self.records: deque[tuple[int, IterationRecord]] = deque()
         self.processed = 0
@@ -186,7 +193,19 @@ class Server:
             gap_s=need.gap_s, mean_s=need.mean_s, due_s=need.due_s,
             prompt_due_s=self.admission.due_s(self.now_s, part_way, waiting[0] if waiting else None),
             relegated=self.admission.relegated if self.ordered else 0, kv_use=used / self.machine.kv_tokens,
+            capacities=self.capacities(),
         )  # fmt: skip
+
+    def capacities(self) -> tuple[Capacity, ...]:
+        """What requests can run out of: room for a whole answer is taken when its prompt enters."""
+        first = self.waiting[0].tokens if self.waiting else 0
+        return self.machine.capacities([*self.held.values()], len(self.running), first)
+
+    def fits(self, job: _Job) -> bool:
+        """Whether every capacity that cannot be exceeded has room for a request."""
+        return all(
+            one.used + self.machine.takes(one.resource, job.tokens) <= one.size for one in self.capacities() if one.hard
+        )
 
     def take_in(self, request: Request) -> _Job:
         """What is kept of a request that has arrived."""
@@ -241,8 +260,7 @@ class Server:
         while self.waiting and budget > 0 and len(taken) < room:
             job = self.waiting[0]
             request = job.request
-            need = request.prompt_tokens + request.output_tokens
-            if self.reserved + need > self.machine.kv_tokens:
+            if not self.fits(job):
                 break
             tokens = min(budget, request.prompt_tokens)
             if tokens < request.prompt_tokens:
@@ -250,7 +268,7 @@ class Server:
                     break
                 self.part_way = job
             del self.waiting[0]
-            self.reserved += need
+            self.held[job] = job.tokens
             taken.append((job, tokens))
             budget -= tokens
         return taken
@@ -260,8 +278,9 @@ class Server:
         if not self.ordered:
             return budget
         return budget - self.admission.kept_tokens(
-            self.now_s, part_way, self.waiting, lambda job: job.request.prompt_tokens, budget
-        )
+            self.now_s, part_way, self.waiting, lambda job: job.request.prompt_tokens, budget,
+            capacities=self.capacities(),
+        )  # fmt: skip
 
     def launch(
         self, mode: ForwardMode, prefill: BatchShape, decode: BatchShape, taken: list[tuple[_Job, int]],
@@ -309,7 +328,7 @@ class Server:
         for job in (*batch.rows, *batch.joining):
             job.token_s.append(batch.done_s)
             if job.finished:
-                self.reserved -= job.request.prompt_tokens + job.request.output_tokens
+                del self.held[job]
                 self.lengths.append(job.request.output_tokens)
         if batch.mode is not ForwardMode.PREFILL:
             self.targets.step()

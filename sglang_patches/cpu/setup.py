@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sglang_patches.cpu import attention, branches, devices, rotary
+from sglang_patches.cpu import attention, branches, devices, padding, rotary
 from sglang_patches.needs import hook
 
 HOOKS = (*attention.HOOKS, *rotary.HOOKS, *branches.HOOKS)
@@ -16,5 +16,6 @@ def prepare() -> None:
     """
     hook.apply(HOOKS)
     attention.complete()
+    padding.install()
     devices.choose()
     branches.choose()

@@ -6,10 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from types import MappingProxyType
 
 from roofline_policies.contract.decision import Knob, Range
 from roofline_policies.device.calibrate import BUDGET_S, cpu_name
@@ -29,15 +27,6 @@ from sglang_patches.needs.hook import ACTIVE, apply
 from sglang_patches.needs.objects import ServerArgs
 from sglang_patches.needs.sglang_version import check_version
 from sglang_patches.observe import recorder
-
-UNSUPPORTED: Mapping[str, object] = MappingProxyType({
-    "pp_size": 1,
-    "enable_dp_attention": False,
-    "enable_pdmux": False,
-    "is_embedding": False,
-    "dllm_algorithm": None,
-})  # fmt: skip
-"""Launch arguments under which work would be counted wrongly or not at all, with the values that are fine."""
 
 
 def prepare(
@@ -71,17 +60,11 @@ def prepare(
 
 
 def check_server(server_args: ServerArgs, settings: Settings) -> None:
-    """Refuse what can be known to be impossible from the launch arguments alone, whatever the model is.
+    """Refuse bounds that can be known to be impossible from the launch arguments alone, whatever the model is.
 
     Raises:
-        InputError: a layout that is not covered, or bounds on a knob that cannot move.
+        InputError: bounds on a knob that cannot move.
     """
-    for key, allowed in UNSUPPORTED.items():
-        value = getattr(server_args, key)
-        if value != allowed:
-            raise InputError(
-                "is not supported with a policy", where="server", key=key, value=value, allowed=f"{allowed}"
-            )
     chunk = server_args.chunked_prefill_size
     if chunk is not None and chunk <= 0 and settings.bounds.of(Knob.PREFILL_CHUNK_TOKENS) is not None:
         raise InputError(

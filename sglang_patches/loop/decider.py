@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any
@@ -18,21 +18,22 @@ from roofline_policies.errors import InputError
 from roofline_policies.plain import plain
 from roofline_policies.settings.loading import Settings
 from roofline_policies.slo.admission import Rank
-from sglang_patches.loop.actuator import launch_knobs, launch_ranges
 from sglang_patches.loop.applier import Applier
 from sglang_patches.loop.guard import contained, timed
+from sglang_patches.loop.layout import launch_knobs, launch_ranges, not_counted
 from sglang_patches.loop.loaded import Loaded
 from sglang_patches.loop.reports import Reports
 from sglang_patches.needs.objects import Batch, Request, Scheduler, StepResult
 from sglang_patches.observe.counters import InlineWork
 from sglang_patches.observe.observer import Observer
 from sglang_patches.observe.recorder import Recorder, of_rank
+from sglang_patches.requests.capacities import Capacities
 from sglang_patches.requests.output_watch import OutputWatch
 from sglang_patches.requests.prefill_rate import PrefillWatch
 from sglang_patches.requests.progress import Progress
 from sglang_patches.requests.queues import Queues
 from sglang_patches.server import model as served_model
-from sglang_patches.server.agree import KnobsUpdate, alone, ranks
+from sglang_patches.server.agree import KnobsUpdate, alone, scheduler_index
 from sglang_patches.server.facts import Served, roofline_times
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Decider:
         self.spent_s = 0.0
         self.timer = LoopTimer()
         self.loaded = Loaded()
-        self._queues = Queues(scheduler)
+        self._queues = Queues(scheduler, Capacities(scheduler, max(served.graph_sizes, default=None)))
         self._alone = alone()
         self._unreported = 0
         self._decided_s = float("-inf")
@@ -74,6 +75,7 @@ class Decider:
             tree_cache=scheduler.tree_cache,
             attention=served.attention,
             linear=served.linear,
+            not_counted=not_counted(scheduler),
         )
         self._known, self._settle = served.known, served.settle
         self._ranges = launch_ranges(scheduler)  # now: the actuator moves what they are read from
@@ -107,9 +109,11 @@ class Decider:
 
     def _wrap_forward(self) -> None:
         """Time every forward pass where the scheduler calls its worker, draft and verify steps included."""
-        worker = self.scheduler.model_worker
-        forward = worker.forward_batch_generation
+        generates, target = self.scheduler.model_worker, self.scheduler.tp_worker
+        generates.forward_batch_generation = self._with_time(generates.forward_batch_generation)
+        target.forward_batch_embedding = self._with_time(target.forward_batch_embedding)
 
+    def _with_time(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(forward)
         def forward_with_time(*args: Any, **kwargs: Any) -> Any:
             self.forward_starts()
@@ -117,7 +121,7 @@ class Decider:
             self.forward_ends()
             return result
 
-        worker.forward_batch_generation = forward_with_time
+        return forward_with_time
 
     def fall_back(self, reason: str, error: BaseException | None = None) -> None:
         """Turn to the launch settings until a policy is loaded anew; the next decision tells every rank."""
@@ -194,10 +198,11 @@ class Decider:
         if controller is None:
             return
         launch = self.observer.launched(batch)
-        if launch is not None:
-            prefill, decode = launch.prefill, launch.decode
-            ends_s = 0.0 if decode.requests and not prefill.requests else controller.in_flight.free_s(time.monotonic())
-            self._progress.launched(batch, prefill.context_tokens + decode.context_tokens, ends_s)
+        if launch is None:
+            return  # it computes nothing, as where an attention rank only keeps others company
+        prefill, decode = launch.prefill, launch.decode
+        ends_s = 0.0 if decode.requests and not prefill.requests else controller.in_flight.free_s(time.monotonic())
+        self._progress.launched(batch, prefill.context_tokens + decode.context_tokens, ends_s)
         self._unreported += 1
         if self._unreported > STALLED_AFTER:
             self.fall_back(f"{self._unreported} iterations ran and none reported its work")
@@ -336,7 +341,7 @@ class Decider:
 def _recorder(settings: Settings) -> Recorder | None:
     if settings.record is None:
         return None
-    return Recorder(of_rank(settings.record, ranks().dp_rank or 0))
+    return Recorder(of_rank(settings.record, scheduler_index()))
 
 
 def _inline(served: Served, device: str) -> InlineWork | None:

@@ -11,7 +11,7 @@ from roofline_policies.settings.loading import Settings
 from sglang_patches.observe.device_watch import DeviceWatch
 from sglang_patches.observe.metrics import Metrics
 from sglang_patches.server import model as served_model
-from sglang_patches.server.agree import ranks
+from sglang_patches.server.agree import scheduler_index
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Reports:
         self._device = None if device_uuid is None else DeviceWatch(device_uuid)
         self._metrics: Metrics | None = None
         if series:
-            rank = ranks().dp_rank or 0
+            rank = scheduler_index()
             self._metrics = Metrics(controller, model_name=served_model.name(), dp_rank=rank)
 
     def adopt(self, settings: Settings) -> None:

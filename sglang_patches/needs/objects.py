@@ -42,10 +42,17 @@ class ServerArgs(Protocol):
     pp_size: int  # ranks of pipeline parallelism
     dp_size: int  # replicas
     attn_cp_size: int  # ranks over which one prompt is split
-    enable_dp_attention: bool  # attention is data-parallel
+    attn_dp_size: int  # groups of data-parallel attention
     enable_pdmux: bool  # prefill and decode share a device by streams
-    is_embedding: bool  # an embedding model
     dllm_algorithm: str | None  # a diffusion language model
+    enable_lora: bool | None  # adapters are served
+    enable_pd_role_switch: bool  # it may turn from prefill to decode while it runs
+    enable_prefill_delayer: bool  # attention ranks vote on when to prefill
+    enable_dynamic_chunking: bool  # a pipeline sizes its chunks by itself
+    enable_megamoe_for_layernorm_sp: bool  # prompts are split over ranks between layers
+    enable_encoder_swa_bounded_replay: bool  # windows are not cached, but computed anew
+
+    def resolved_dict(self) -> dict[str, Any]: ...  # by name, as SGLang understood them; attributes stay as typed
 
 
 class ModelConfig(Protocol):
@@ -53,6 +60,7 @@ class ModelConfig(Protocol):
 
     dtype: torch.dtype  # of the weights that are not quantized, and of activations
     hf_config: Any  # transformers' PretrainedConfig
+    is_multimodal: bool  # it has encoders of images, audio or video
 
 
 class ModelRunner(Protocol):
@@ -71,6 +79,9 @@ class TargetWorker(Protocol):
     """Runs the target model on one rank."""
 
     model_runner: ModelRunner  # with weights and KV cache
+    forward_batch_embedding: Callable[
+        ..., Any
+    ]  # runs a batch of a model that only embeds; replaced by one that is timed
 
     def get_decode_cuda_graph_bs(self) -> Sequence[int]: ...  # captured decode batch sizes
 
@@ -87,8 +98,12 @@ class Parallel(Protocol):
     tp_size: int  # ranks of tensor parallelism
     attn_tp_rank: int  # among the ranks that share a waiting queue
     attn_tp_size: int  # how many those are
+    attn_dp_rank: int  # among the groups of data-parallel attention, each with a waiting queue
+    attn_dp_size: int  # how many those are
     attn_cp_rank: int  # among the ranks over which one prompt is split
     attn_cp_size: int  # how many those are
+    pp_rank: int  # among the stages of the pipeline
+    pp_size: int  # how many those are
     dp_rank: int | None  # of this replica; None: there is one
     num_dp_ranks: int  # schedulers that answer the front end
 
@@ -114,9 +129,23 @@ class TreeCache(Protocol):
 
 
 class PoolStats(Protocol):
-    """How full the KV pools are."""
+    """How full the pools are. What a model does not have is None."""
 
-    def get_kv_token_stats(self) -> tuple[int, float]: ...  # used tokens, and their share of all
+    full_num_used: int  # tokens of layers that attend to everything
+    full_capacity: int | None  # of those
+    swa_num_used: int | None  # tokens of layers with a sliding window
+    swa_capacity: int | None  # of those
+    mamba_num_used: int | None  # recurrent states
+    mamba_available_size: int | None  # free slots for those
+    mamba_evictable_size: int | None  # slots that only the prefix cache holds
+
+
+class RequestTable(Protocol):
+    """Where the slots of each request's tokens are written."""
+
+    size: int  # requests
+
+    def available_size(self) -> int: ...  # free rows
 
 
 class PoolStatsObserver(Protocol):
@@ -153,21 +182,31 @@ class Scheduler(Protocol):
     tree_cache: TreeCache  # prefix cache
     spec_algorithm: Speculation  # what drafts
     disaggregation_mode: Any  # DisaggregationMode: whether prefill and decode share this server
+    is_generation: bool  # it makes tokens; False: embeddings or rewards
     enable_priority_scheduling: bool  # the queue is ordered by priority
     page_size: int  # tokens
     truncation_align_size: int | None  # tokens that chunks are cut to under deterministic inference
     max_prefill_tokens: int  # most prompt tokens of one step
-    max_running_requests: int  # at launch
+    max_running_requests: int  # at launch; set where decode is a server of its own, which alone reads it in every pass
     chunked_prefill_size: int | None  # tokens; read in every pass, and set
     is_mixed_chunk: bool  # decode rows ride in prefill steps; read in every pass, and set
     waiting_queue: list[Request]  # in the order of admission; reordered in place
     running_batch: Batch  # requests that decode
     last_batch: Batch | None  # the batch of the pass before
     chunked_req: Request | None  # the prompt part-way through its chunks
-    pool_stats_observer: PoolStatsObserver  # KV use
+    pool_stats_observer: PoolStatsObserver  # how full the pools are
+    req_to_token_pool: RequestTable  # rows of requests
     metrics_reporter: MetricsReporter  # whether series are served
     _request_dispatcher: Dispatcher  # control requests; our messages are added
     _engine_paused: bool  # paused by a control request
+
+
+class PipelineScheduler(Protocol):
+    """What a scheduler has besides once the event loop of a pipeline runs: lists by the batch that is under way."""
+
+    running_mbs: list[Batch]  # requests that decode
+    last_mbs: list[Batch | None]  # the batch of the pass before
+    mbs: list[Batch | None]  # the batch in flight
 
 
 class ForwardMode(Protocol):

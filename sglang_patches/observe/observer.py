@@ -67,6 +67,7 @@ class Observer:
     tree_cache: SGLang's prefix cache, which knows what running requests share.
     attention: the kernels that run; without them the scores that are seen are all that is counted as issued.
     linear: precision of the layers' products in steps with prompts and in those that only decode; None: the weights'.
+    not_counted: what runs beside what is counted, by name; work says ``estimated`` where there is any.
     """
 
     def __init__(
@@ -80,7 +81,9 @@ class Observer:
         tree_cache: TreeCache | None = None,
         attention: Backends | None = None,
         linear: tuple[Precision | None, Precision | None] = (None, None),
+        not_counted: Sequence[str] = (),
     ) -> None:
+        self.not_counted = tuple(not_counted)
         self._model = model
         self._interval = interval
         self._graph_sizes = graph_sizes
@@ -211,7 +214,7 @@ class Observer:
         step_s = seconds if last_s is None or launched.after_idle else done_s - last_s
         shape = self._padded(launched.shape) if graph and launched.mode is ForwardMode.DECODE else launched.shape
         work = self._work(launched, shape, graph)
-        if self._rows_per_request > 1:
+        if self._rows_per_request > 1 or self.not_counted:
             # The target model's verify step is exact, the draft model beside it is not counted.
             work = work._replace(provenance=frozenset({Provenance.ESTIMATED}))
         return IterationRecord(
@@ -330,6 +333,8 @@ def _mode(batch: Batch) -> ForwardMode | None:
         return ForwardMode.DECODE
     if forward is SglangMode.MIXED:
         return ForwardMode.MIXED
+    if forward is SglangMode.SPLIT_PREFILL:
+        return None  # a part of a model's layers, beside decode steps: neither its time nor its share is known
     if forward.is_extend() and batch.extend_lens:
         return ForwardMode.PREFILL
     return None

@@ -1,33 +1,40 @@
-"""The scheduler's queues and KV use, as a policy may know them."""
+"""The scheduler's queues and capacities, as a policy may know them."""
 
 from __future__ import annotations
 
 from roofline_policies.contract.view import QueueState
+from roofline_policies.slo.capacity import Capacity
 from roofline_policies.slo.running_targets import Need
 from sglang_patches.needs.objects import Request, Scheduler
+from sglang_patches.requests.batches import last_batches, running_batches
+from sglang_patches.requests.capacities import Capacities, kv_share
 from sglang_patches.requests.progress import Progress
 
-KV_USE_EVERY_S = 0.05
-"""How old the KV use that a policy sees may be, seconds. Asking the pools costs more than the rest of a reading, and a
-few steps change it little. A judgement; lower costs that reading more often."""
+POOLS_EVERY_S = 0.05
+"""How old the use of the pools that a policy sees may be, seconds. Asking the pools costs more than the rest of a
+reading, and a few steps change it little. A judgement; lower costs that reading more often."""
 
 
 class Queues:
     """Reads one scheduler. O(1): the waiting queue is read only up to one chunk."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, capacities: Capacities) -> None:
         self._scheduler = scheduler
-        self._kv_use = 0.0
-        self._kv_read_s = float("-inf")
+        self._read = capacities
+        self._capacities: tuple[Capacity, ...] = ()
+        self._read_s = float("-inf")
 
     def idle(self) -> bool:
         """Nothing runs, waits or is about to be reported; SGLang polls thousands of times a second then."""
         scheduler = self._scheduler
-        return not (scheduler.waiting_queue or scheduler.last_batch is not None or scheduler.running_batch.reqs)
+        if scheduler.waiting_queue or scheduler.last_batch is not None or scheduler.running_batch.reqs:
+            return False
+        return not (last_batches(scheduler) or any(batch.reqs for batch in running_batches(scheduler)))
 
     def counts(self) -> dict[str, int]:
         """How many requests run and how many wait."""
-        return {"running": len(self._scheduler.running_batch.reqs), "waiting": len(self._scheduler.waiting_queue)}
+        running = sum(len(batch.reqs) for batch in running_batches(self._scheduler))
+        return {"running": running, "waiting": len(self._scheduler.waiting_queue)}
 
     def prompts(self) -> bool:
         """A prompt waits, or is part-way through its chunks."""
@@ -37,8 +44,8 @@ class Queues:
     def decoding(self) -> list[Request]:
         """Requests that have their first token and wait for the next."""
         scheduler = self._scheduler
-        last = () if scheduler.last_batch is None else scheduler.last_batch.reqs
-        found = {id(request): request for request in (*scheduler.running_batch.reqs, *last)}
+        batches = (*running_batches(scheduler), *last_batches(scheduler))
+        found = {id(request): request for batch in batches for request in batch.reqs}
         return [
             request
             for request in found.values()
@@ -80,8 +87,8 @@ class Queues:
             else:
                 first_tokens = tokens
             next_tokens += tokens
-        if now_s - self._kv_read_s >= KV_USE_EVERY_S:
-            self._kv_use, self._kv_read_s = self._kv_share(), now_s
+        if now_s - self._read_s >= POOLS_EVERY_S:
+            self._capacities, self._read_s = self._read.now(running, first_tokens), now_s
         return QueueState(
             running=running,
             waiting=len(waiting),
@@ -97,7 +104,8 @@ class Queues:
             prompt_due_s=prompt_due_s,
             relegated=relegated,
             slack_s=progress.slack_s(now_s) if running else None,
-            kv_use=self._kv_use,
+            kv_use=kv_share(self._capacities),
+            capacities=self._capacities,
             retractions=retractions,
             cache_hit_rate=cache_hit_rate,
         )
@@ -109,13 +117,15 @@ class Queues:
         """
         scheduler, running = self._scheduler, self._running()
         followed = progress if running else None
+        capacities = self._read.now(running)
         return QueueState(
             running=running,
             waiting=len(scheduler.waiting_queue),
             chunk_in_flight=scheduler.chunked_req is not None,
             decode_context_tokens=0 if followed is None else followed.context_tokens,
             slack_s=None if followed is None else followed.slack_s(now_s),
-            kv_use=self._kv_share(),
+            kv_use=kv_share(capacities),
+            capacities=capacities,
             retractions=retractions,
             cache_hit_rate=hit_rate,
         )
@@ -123,12 +133,10 @@ class Queues:
     def _running(self) -> int:
         """Requests that decode from the next pass on."""
         scheduler = self._scheduler
-        last, running = scheduler.last_batch, len(scheduler.running_batch.reqs)
-        if last is not None and last.forward_mode.is_extend():
-            # Prompts just prefilled join the running batch at the next pass; they decode from now on.
-            running += max(0, len(last.reqs) - (scheduler.chunked_req is not None))
+        batches = running_batches(scheduler)
+        running = sum(len(batch.reqs) for batch in batches)
+        for last in last_batches(scheduler):
+            if last.forward_mode.is_extend() and not any(last is batch for batch in batches):
+                # Prompts just prefilled join the running batch at the next pass; they decode from now on.
+                running += max(0, len(last.reqs) - (scheduler.chunked_req is not None))
         return running
-
-    def _kv_share(self) -> float:
-        _, share = self._scheduler.pool_stats_observer.get_pool_stats().get_kv_token_stats()
-        return float(share)

@@ -10,6 +10,7 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.slo.admission import NO_TARGET_S, Admission, Rank, Ticket
 from roofline_policies.steps.times import StepTimes
 from sglang_patches.needs.objects import Request, Scheduler
+from sglang_patches.requests.capacities import Capacities
 from sglang_patches.requests.promises import Promises
 
 _TICKET = "_roofline_ticket"
@@ -29,6 +30,7 @@ class Waiting:
         self._promises = promises
         self._times = times
         self._admission: Admission[Request] = Admission(self.ticket)
+        self._capacities = Capacities(scheduler)
         self._ordered = False
         self.clock_s = 0.0
 
@@ -117,7 +119,10 @@ class Waiting:
         def whole_pages(other: Request) -> int:
             return -(-max(1, other.seqlen - other.prefix_len) // page) * page
 
+        queue = self._scheduler.waiting_queue
+        # The pools are as full on all ranks: SGLang itself decides by them on each who enters.
+        capacities = self._capacities.now(0) if queue else ()
         kept = self._admission.kept_tokens(
-            self.clock_s, request, self._scheduler.waiting_queue, whole_pages, budget, page
+            self.clock_s, request, queue, whole_pages, budget, page, capacities=capacities
         )
         return (budget - kept) // page * page if kept else None

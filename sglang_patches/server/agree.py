@@ -1,8 +1,9 @@
 """Agree: one rank decides, every rank applies the same in the same iteration.
 
-Under tensor parallelism each rank runs a scheduler of its own, and they must form the same batches, or a
-collective waits for ever. The deciding rank puts its decision among the requests that SGLang already broadcasts to the
-ranks that share a waiting queue, so it arrives everywhere in the same iteration, in order.
+Under tensor parallelism each rank runs a scheduler of its own, and they must form the same batches, or a collective
+waits for ever. So must the stages of a pipeline. The deciding rank puts its decision among the requests that SGLang
+already broadcasts to the ranks that share a waiting queue and relays from stage to stage, so it arrives everywhere in
+the same iteration, in order.
 """
 
 from __future__ import annotations
@@ -38,12 +39,21 @@ def ranks() -> Parallel:
 
 
 def decides_here() -> bool:
-    """Whether this rank decides: the first of the ranks that share a waiting queue."""
+    """Whether this rank decides: the first of the ranks that share a waiting queue, in the first stage of a pipeline.
+
+    Under data-parallel attention each group of attention ranks has a queue of its own, and a rank that decides.
+    """
     parallel = ranks()
-    return bool(parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0)
+    return bool(parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0 and parallel.pp_rank == 0)
 
 
 def alone() -> bool:
     """Whether no other rank shares this one's waiting queue."""
     parallel = ranks()
-    return bool(parallel.attn_tp_size == 1 and parallel.attn_cp_size == 1)
+    return bool(parallel.attn_tp_size == 1 and parallel.attn_cp_size == 1 and parallel.pp_size == 1)
+
+
+def scheduler_index() -> int:
+    """Which of the schedulers that answer the front end this one is or works for: by replica, then attention group."""
+    parallel = ranks()
+    return int((parallel.dp_rank or 0) * parallel.attn_dp_size + parallel.attn_dp_rank)

@@ -27,6 +27,7 @@ from sglang_patches.hooks import SCHEDULER_HOOKS, join
 from sglang_patches.loop.decider import Decider
 from sglang_patches.needs.hook import apply
 from sglang_patches.needs.objects import Batch, Request, VirtualScheduler
+from sglang_patches.requests.capacities import Capacities, kv_share
 from sglang_patches.server.facts import Served
 from sglang_patches.virtual.clock import EPOCH_S, VirtualClock, VirtualTime, replace_clocks
 from sglang_patches.virtual.events import VirtualDeviceModule, VirtualInterval
@@ -130,6 +131,7 @@ class VirtualServer:
             if isinstance(address, str) and address.startswith("ipc://"):
                 Path(address.removeprefix("ipc://")).unlink()  # SGLang makes a file for each socket; there are none
         self.scheduler: VirtualScheduler = Scheduler(self.server_args, ports)
+        self._capacities = Capacities(self.scheduler)
         replace_clocks(self._time, CLOCKED_PACKAGES)  # of modules that were loaded on the way
 
     @property
@@ -242,7 +244,7 @@ class VirtualServer:
     def _sample(self) -> None:
         self._next_sample_s = self.clock.now_s + self._sample_every_s
         scheduler = self.scheduler
-        _, kv_use = scheduler.pool_stats_observer.get_pool_stats().get_kv_token_stats()
+        kv_use = kv_share(self._capacities.now(0))
         self.samples.append(
             Sample(
                 self.traffic.now_s,

@@ -14,9 +14,11 @@ from roofline_policies.contract.decision import Bounds
 from roofline_policies.control.controller import Controller
 from roofline_policies.settings.loading import load
 from roofline_policies.steps.roofline_steps import RooflineSteps
-from sglang_patches.loop.actuator import Actuator, launch_knobs, launch_ranges
+from sglang_patches.loop.actuator import Actuator
+from sglang_patches.loop.layout import launch_knobs, launch_ranges
 from sglang_patches.observe.clocks import HostInterval
 from sglang_patches.observe.observer import Observer
+from sglang_patches.requests.capacities import Capacities
 from sglang_patches.requests.output_watch import OutputWatch
 from sglang_patches.requests.prefill_rate import PrefillWatch
 from sglang_patches.requests.progress import Progress
@@ -64,14 +66,13 @@ def after_forward():
 
 @pytest.fixture(params=[10, 10_000], ids=["10_waiting", "10000_waiting"])
 def iteration(request):
-    pool = SimpleNamespace(get_kv_token_stats=lambda: (0, 0.5))
     scheduler = stand_in_scheduler(
         running=64, waiting_queue=[Waits(number) for number in range(request.param)], last_batch=None,
-        chunked_req=None, pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool),
+        chunked_req=None,
     )  # fmt: skip
     scheduler.running_batch = StandInRunningBatch(64)
     settings = load("adaptive", overrides=["hardware=h200", "slo.ttft_s=1e6"])  # nobody is passed over: all are judged
-    queues, actuator = Queues(scheduler), Actuator(scheduler)
+    queues, actuator = Queues(scheduler, Capacities(scheduler)), Actuator(scheduler)
     observer = Observer(MODEL, interval=HostInterval)
     times = RooflineSteps(MODEL, settings.ceilings)
     promises, outputs = Promises(settings.objectives), OutputWatch()

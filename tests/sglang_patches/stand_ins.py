@@ -87,18 +87,43 @@ class StandInTree:
         return self.shares
 
 
+class StandInArguments(SimpleNamespace):
+    """Server arguments that SGLang has nothing to add to."""
+
+    def resolved_dict(self):
+        return vars(self)
+
+
+def pools(kv_use=0.5, kv_tokens=1000, **stats):
+    """The pools of a scheduler, of which the KV pool is so full; stats: fields of SGLang's PoolStats."""
+    found = {
+        "full_num_used": round(kv_use * kv_tokens), "full_capacity": kv_tokens, "swa_num_used": None,
+        "swa_capacity": None, "mamba_num_used": None, "mamba_available_size": None, "mamba_evictable_size": None,
+        **stats,
+    }  # fmt: skip
+    return SimpleNamespace(get_pool_stats=lambda: SimpleNamespace(**found))
+
+
+def request_table(size=64, held=0):
+    return SimpleNamespace(size=size, available_size=lambda: size - held)
+
+
 def arguments(**changed):
-    return SimpleNamespace(**{
+    return StandInArguments(**{
         "enable_two_batch_overlap": False, "enable_hisparse": False, "attn_cp_size": 1, "schedule_policy": "fcfs",
-        **changed,
+        "pp_size": 1, "attn_dp_size": 1, "enable_pd_role_switch": False, "dllm_algorithm": None, "enable_pdmux": False,
+        "enable_dynamic_chunking": False, "enable_prefill_delayer": False, "enable_lora": None,
+        "enable_megamoe_for_layernorm_sp": False, "enable_encoder_swa_bounded_replay": False, **changed,
     })  # fmt: skip
 
 
 def stand_in_scheduler(running=4, **fields):
     return SimpleNamespace(**{
-        "max_running_requests": 64, "chunked_prefill_size": 2048,  "page_size": 16,
-        "truncation_align_size": None, "disaggregation_mode": DisaggregationMode.NULL, "is_mixed_chunk": False,
-        "spec_algorithm": StandInSpeculation(), "tree_cache": StandInTree(),
-        "server_args": arguments(), "enable_priority_scheduling": False, "policy": SimpleNamespace(),
+        "max_running_requests": 64, "chunked_prefill_size": 2048, "page_size": 16, "truncation_align_size": None,
+        "disaggregation_mode": DisaggregationMode.NULL, "is_mixed_chunk": False, "is_generation": True,
+        "spec_algorithm": StandInSpeculation(), "tree_cache": StandInTree(), "server_args": arguments(),
+        "enable_priority_scheduling": False, "policy": SimpleNamespace(),
+        "model_config": SimpleNamespace(is_multimodal=False), "req_to_token_pool": request_table(),
+        "pool_stats_observer": pools(), "tp_worker": SimpleNamespace(forward_batch_embedding=lambda batch: None),
         "running_batch": StandInRunningBatch(running), **fields,
     })  # fmt: skip

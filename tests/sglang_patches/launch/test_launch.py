@@ -59,7 +59,6 @@ def test_the_server_starts_no_policy_by_itself(model):
         (["--policy", "adaptive", "--policy-set", "slo.itl_s=0"], ["slo.itl_s = 0", "greater than 0"]),
         (["--policy", "adaptive", "--policy-set", "slo.itl_s='"], ["--policy-set", "No closing quotation"]),
         (["--policy", "adaptive", "--policy-set", "hardware=h900"], ["hardware = 'h900'", "no such choice", "h200"]),
-        (["--policy", "adaptive", "--pp-size", "2"], ["pp_size = 2"]),
         (["--policy", "adaptive", "--chunked-prefill-size", "-1", "--policy-set",
           "bounds.prefill_chunk_tokens={low: 64} hardware=h200"],
          ["bounds.prefill_chunk_tokens", "cannot move that knob", "--chunked-prefill-size -1"]),

@@ -61,12 +61,11 @@ def still_clock(monkeypatch):
 
 def with_one_waiting():
     """A scheduler on which one request runs and one waits."""
-    pool = SimpleNamespace(get_kv_token_stats=lambda: (0, 0.5))
     asked = SimpleNamespace(custom_params=None)
     waits = SimpleNamespace(seqlen=900, prefix_len=64, priority=None, rid="waits", sampling_params=asked)
     return stand_in_scheduler(
         running=1, waiting_queue=[waits], last_batch=None, chunked_req=None,
-        pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool), device="nothing real",
+        device="nothing real",
         metrics_reporter=SimpleNamespace(enable_metrics=False), _engine_paused=False, max_prefill_tokens=16384,
         model_worker=SimpleNamespace(forward_batch_generation=lambda batch: None),
         _request_dispatcher=SimpleNamespace(_mapping={}),

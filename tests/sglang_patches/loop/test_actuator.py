@@ -3,58 +3,11 @@
 import pytest
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
-from roofline_policies.contract.decision import Knob, Knobs, Range
+from roofline_policies.contract.decision import Knob, Knobs
 from roofline_policies.control.transitions import COSTLY_KNOBS
-from sglang_patches.loop.actuator import Actuator, launch_knobs, launch_ranges
-from tests.sglang_patches.stand_ins import StandInRunningBatch, StandInSpeculation, arguments, stand_in_scheduler
-
-
-def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
-    scheduler = stand_in_scheduler()
-    assert launch_knobs(scheduler) == Knobs(64, 2048)
-    ranges, immovable = launch_ranges(scheduler)
-    assert ranges == {
-        Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(64, 2048, 64),
-        Knob.RELEGATE_FOR_S: Range(0, 3600),
-    }  # fmt: skip
-    assert set(immovable) == NOT_YET
-
-
-NOT_YET = {Knob.SPECULATION_WINDOW, Knob.QUANT_TIER}
-"""Knobs that no server of this version can move."""
-
-
-@pytest.mark.parametrize(
-    ("fields", "knob", "reason"),
-    [
-        ({"chunked_prefill_size": None}, Knob.PREFILL_CHUNK_TOKENS, "chunked prefill is off"),
-        ({"disaggregation_mode": DisaggregationMode.DECODE}, Knob.DEFER_PREFILL, "separate servers"),
-        ({"chunked_prefill_size": None}, Knob.MIXED_CHUNK, "chunked prefill is off"),
-        ({"disaggregation_mode": DisaggregationMode.PREFILL}, Knob.MIXED_CHUNK, "separate servers"),
-        ({"spec_algorithm": StandInSpeculation("ngram")}, Knob.MIXED_CHUNK, "--speculative-algorithm"),
-        ({"server_args": arguments(enable_two_batch_overlap=True)}, Knob.MIXED_CHUNK, "--enable-two-batch-overlap"),
-        ({"server_args": arguments(enable_hisparse=True)}, Knob.MIXED_CHUNK, "--enable-hisparse"),
-        ({"server_args": arguments(attn_cp_size=2)}, Knob.MIXED_CHUNK, "--attn-cp-size"),
-        ({"server_args": arguments(schedule_policy="lpm")}, Knob.DEADLINE_ORDER, "--schedule-policy"),
-        ({"server_args": arguments(schedule_policy="lpm")}, Knob.RELEGATE_FOR_S, "--schedule-policy"),
-        ({"enable_priority_scheduling": True}, Knob.DEADLINE_ORDER, "--enable-priority-scheduling"),
-        ({"enable_priority_scheduling": True}, Knob.RELEGATE_FOR_S, "--enable-priority-scheduling"),
-        ({"disaggregation_mode": DisaggregationMode.PREFILL}, Knob.DEADLINE_ORDER, "separate servers"),
-        ({"disaggregation_mode": DisaggregationMode.DECODE}, Knob.RELEGATE_FOR_S, "separate servers"),
-        ({}, Knob.SPECULATION_WINDOW, "nothing drafts (--speculative-algorithm)"),
-        ({"spec_algorithm": StandInSpeculation("eagle")}, Knob.SPECULATION_WINDOW, "--speculative-num-steps"),
-        ({}, Knob.QUANT_TIER, "one precision"),
-    ],
-)
-def test_a_knob_that_cannot_move_is_named_with_the_reason(fields, knob, reason):
-    ranges, immovable = launch_ranges(stand_in_scheduler(**fields))
-    assert knob not in ranges
-    assert reason in immovable[knob]
-
-
-def test_drafts_that_take_part_in_mixed_steps_do_not_forbid_them():
-    _, immovable = launch_ranges(stand_in_scheduler(spec_algorithm=StandInSpeculation("eagle", mixes=True)))
-    assert set(immovable) == NOT_YET
+from sglang_patches.loop.actuator import Actuator
+from sglang_patches.loop.layout import launch_knobs
+from tests.sglang_patches.stand_ins import StandInRunningBatch, arguments, stand_in_scheduler
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -93,18 +46,6 @@ def test_under_deterministic_inference_mixing_leaves_a_whole_grain_for_the_promp
     scheduler = stand_in_scheduler(running=40, truncation_align_size=256)
     Actuator(scheduler).apply(Knobs(64, 256, mixed_chunk=True))
     assert scheduler.chunked_prefill_size == 40 + 256 + 1
-
-
-def test_pages_and_tiles_are_both_kept():
-    ranges, _ = launch_ranges(stand_in_scheduler(page_size=96))
-    assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(192, 2048, 192)
-    ranges, _ = launch_ranges(stand_in_scheduler(chunked_prefill_size=32))
-    assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(16, 32, 16)
-
-
-def test_deterministic_inference_sets_the_grain_of_chunks():
-    ranges, _ = launch_ranges(stand_in_scheduler(truncation_align_size=256))
-    assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(256, 2048, 256)
 
 
 def test_the_chunk_is_set_and_lifted():
@@ -158,3 +99,25 @@ def test_nothing_is_deferred_while_nothing_decodes():
     only_prefill = StandInRunningBatch(4)
     only_prefill.is_prefill_only = True
     assert not actuator.defers(only_prefill)
+
+
+def test_each_batch_of_a_pipeline_has_its_share_of_the_cap_and_all_reopen_when_it_rises():
+    scheduler = stand_in_scheduler(server_args=arguments(pp_size=2))
+    scheduler.running_mbs = [scheduler.running_batch, StandInRunningBatch(3)]
+    actuator = Actuator(scheduler)
+    actuator.apply(Knobs(6, 2048))
+    assert actuator.allocatable(10, running=2) == 1
+    assert all(batch.batch_is_full for batch in scheduler.running_mbs)
+    actuator.apply(Knobs(1, 2048))
+    assert actuator.allocatable(10, running=0) == 1  # a share of none would let nobody in
+    actuator.apply(Knobs(8, 2048))
+    assert not any(batch.batch_is_full for batch in scheduler.running_mbs)
+
+
+@pytest.mark.parametrize(
+    ("mode", "read"), [(DisaggregationMode.DECODE, 16), (DisaggregationMode.PREFILL, 64), (DisaggregationMode.NULL, 64)]
+)
+def test_a_server_that_only_decodes_reads_its_cap_elsewhere(mode, read):
+    scheduler = stand_in_scheduler(disaggregation_mode=mode)
+    Actuator(scheduler).apply(Knobs(16, 2048))
+    assert scheduler.max_running_requests == read

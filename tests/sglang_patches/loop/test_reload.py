@@ -101,10 +101,9 @@ def start(clock, settings):
     """Starts the loop of a scheduler with one running request."""
 
     def started(running=None, decides=True, **changed):
-        pool = SimpleNamespace(get_kv_token_stats=lambda: (0, 0.5))
         scheduler = stand_in_scheduler(
             waiting_queue=[], last_batch=None, chunked_req=None,
-            pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool), device="nothing real",
+            device="nothing real",
             metrics_reporter=SimpleNamespace(enable_metrics=False), _engine_paused=False, max_prefill_tokens=16384,
             model_worker=SimpleNamespace(forward_batch_generation=lambda batch: None),
             _request_dispatcher=TypeBasedDispatcher([]),

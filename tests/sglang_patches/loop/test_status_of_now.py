@@ -1,7 +1,6 @@
 """The page is of the moment in which it is asked for. Stand-ins take the place of SGLang's Scheduler and batches."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
@@ -11,7 +10,7 @@ from roofline_policies.slo.objectives import Objectives, Slo
 from sglang_patches.loop.decider import Decider
 from sglang_patches.server.facts import Served
 from tests.sglang_patches.loop.loop_parts import Listens, Request, Ticks, Times, ran, still_clock, with_one_waiting
-from tests.sglang_patches.stand_ins import MODEL, StandInBatch
+from tests.sglang_patches.stand_ins import MODEL, StandInBatch, pools
 
 
 @pytest.fixture
@@ -39,18 +38,13 @@ def loop_after_two_steps(clock, scheduler, policy):
     return decider
 
 
-def pool(kv_use):
-    stats = SimpleNamespace(get_kv_token_stats=lambda: (0, kv_use))
-    return SimpleNamespace(get_pool_stats=lambda: stats)
-
-
 def test_the_page_is_of_the_moment_in_which_it_is_asked_for(clock, scheduler):
     """Nothing is decided, observed or even passed between the last step and the page: SGLang sleeps."""
     decider = loop_after_two_steps(clock, scheduler, Listens())
     page = decider.status()
     assert (page["running"], page["waiting"], page["kv_use"]) == (1, 1, 0.5)
     assert page["decode"]["flops_per_s"] > 0
-    scheduler.running_batch.size, scheduler.waiting_queue, scheduler.pool_stats_observer = 0, [], pool(0.0)
+    scheduler.running_batch.size, scheduler.waiting_queue, scheduler.pool_stats_observer = 0, [], pools(0.0)
     clock.now_s = 100.06
     page = decider.status()
     assert (page["running"], page["waiting"], page["kv_use"], page["decode_context_tokens"]) == (0, 0, 0.0, 0)
@@ -64,7 +58,7 @@ def test_after_a_fallback_the_page_still_shows_the_queues_of_the_moment(clock, s
     decider = loop_after_two_steps(clock, scheduler, Listens())
     decider.fall_back("a test says so")
     decider.decide()
-    scheduler.running_batch.size, scheduler.waiting_queue, scheduler.pool_stats_observer = 3, [], pool(0.125)
+    scheduler.running_batch.size, scheduler.waiting_queue, scheduler.pool_stats_observer = 3, [], pools(0.125)
     page = decider.status()
     assert (page["policy"]["state"], page["running"], page["waiting"], page["kv_use"]) == ("fallback", 3, 0, 0.125)
     assert (page["slack_s"], page["decode_context_tokens"]) == (None, 0)  # nobody follows them
@@ -73,7 +67,7 @@ def test_after_a_fallback_the_page_still_shows_the_queues_of_the_moment(clock, s
 def test_asking_for_the_page_changes_no_decision(clock, scheduler):
     """KV use is read now and then for decisions: a page does not make that more often."""
     decider = loop_after_two_steps(clock, scheduler, policy := Listens())
-    scheduler.pool_stats_observer = pool(0.25)
+    scheduler.pool_stats_observer = pools(0.25)
     clock.now_s = 100.06
     assert decider.status()["kv_use"] == 0.25
     decider.decide()

@@ -10,7 +10,6 @@ import pytest
 from sglang.srt.managers.schedule_batch import Req
 
 from roofline_policies.errors import IncompatibleServer
-from sglang_patches.launch.prepare import UNSUPPORTED
 from sglang_patches.needs import layers, objects
 from sglang_patches.needs.attributes import declared, missing, needed, readers, verify_classes, verify_live
 from sglang_patches.needs.classes import CLASSES, LIVE, OTHER_CLASSES
@@ -150,10 +149,6 @@ def test_a_built_scheduler_is_looked_at_object_by_object(path, name):
     delattr(parts[path], name)
     with pytest.raises(IncompatibleServer, match=rf"^SGLang 0\.5\.23 lacks types\.SimpleNamespace\.{name} \(read by "):
         verify_live(parts[""])
-
-
-def test_arguments_that_are_read_by_name_are_declared():
-    assert UNSUPPORTED.keys() <= needed(ServerArgs)
 
 
 def test_every_protocol_has_its_class():

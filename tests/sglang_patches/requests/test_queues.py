@@ -6,9 +6,10 @@ import pytest
 
 from roofline_policies.slo.objectives import Slo
 from roofline_policies.slo.running_targets import Need
+from sglang_patches.requests.capacities import Capacities
 from sglang_patches.requests.progress import Progress
 from sglang_patches.requests.queues import Queues
-from tests.sglang_patches.stand_ins import stand_in_scheduler
+from tests.sglang_patches.stand_ins import pools, stand_in_scheduler
 
 
 class Told(Progress):
@@ -24,11 +25,10 @@ class Told(Progress):
 
 
 def scheduler(running=3, waiting=(), **fields):
-    pool = SimpleNamespace(get_kv_token_stats=lambda: (0, 0.25))
     fields = {"last_batch": None, "chunked_req": None, **fields}
     return stand_in_scheduler(
         running, waiting_queue=[SimpleNamespace(seqlen=length, prefix_len=hit) for length, hit in waiting],
-        pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: pool), **fields,
+        pool_stats_observer=pools(0.25), **fields,
     )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def state(scheduler, progress=None):
         "cache_hit_rate": 0.5,
         "chunk_tokens": 2048,
     }
-    return Queues(scheduler).state(4.0, progress=progress or Told(), **options)
+    return Queues(scheduler, Capacities(scheduler)).state(4.0, progress=progress or Told(), **options)
 
 
 def test_a_quiet_server():

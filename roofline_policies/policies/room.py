@@ -1,0 +1,61 @@
+"""Limits of a cap on running requests that are no target's: what the server has room for, and the captured graphs."""
+
+from __future__ import annotations
+
+from roofline_policies.contract.view import SchedulerView
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.policies.base import Proposal
+from roofline_policies.policies.shapes import running_shape
+from roofline_policies.slo.capacity import binding, graph_requests, more_requests
+
+
+def within_capacities(view: SchedulerView, cap: Proposal) -> Proposal:
+    """A cap that is not raised past what every hard capacity is expected to hold.
+
+    It is not lowered for one either: the server itself lets nobody in then, and what the next requests take may be less
+    than what those that run do.
+    """
+    queue, now = view.queue, view.knobs.max_running_requests
+    held = max(now, queue.running + more_requests(queue.capacities))
+    if cap.value <= held:
+        return cap
+    first = binding(one for one in queue.capacities if one.hard)
+    assert first is not None  # where no hard capacity is known, there is room for any cap
+    reason = f"{first.resource.value} ({first.used} of {first.size} in use) hold {held:.0f} requests"
+    return cap._replace(value=int(held), reason=reason)
+
+
+def within_graphs(view: SchedulerView, cap: Proposal) -> Proposal:
+    """A cap that stays at the largest captured decode batch where a batch beyond it is predicted to yield fewer tokens
+    a second.
+
+    The batch in question is the largest that the requests that run and wait could make under the cap; while they are
+    too few to leave the graphs, one of twice the largest, so that the cap is where it should be before they come.
+    """
+    queue, steps, largest = view.queue, view.steps, graph_requests(view.queue.capacities)
+    if largest is None or steps is None or not queue.running or cap.value <= largest:
+        return cap
+    wanted = min(int(cap.value), queue.running + queue.waiting)
+    if wanted <= largest:
+        wanted = min(int(cap.value), 2 * largest)
+    decode = running_shape(view)
+    within_s = steps.step_s(decode=scaled(decode, largest), graph=True)
+    beyond_s = steps.step_s(decode=scaled(decode, wanted), graph=True)
+    if wanted * within_s >= largest * beyond_s:
+        return cap
+    reason = (
+        f"{largest} requests decode under a captured graph in {within_s * 1e3:.1f} ms, "
+        f"{wanted} without one in {beyond_s * 1e3:.1f} ms"
+    )
+    return cap._replace(value=largest, reason=reason)
+
+
+def scaled(decode: BatchShape, requests: int) -> BatchShape:
+    """A decode batch of so many requests with the mean context of another one, which has some."""
+    rows = decode.new_tokens // decode.requests * requests
+    logits = decode.logit_rows // decode.requests * requests
+    context, pairs, causal = (
+        max(requests, part * requests // decode.requests)
+        for part in (decode.context_tokens, decode.pairs, decode.causal_pairs)
+    )
+    return BatchShape(requests, rows, context, pairs, causal, logits)

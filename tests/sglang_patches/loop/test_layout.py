@@ -1,0 +1,128 @@
+"""Which knobs move on which layout. Stand-ins take the place of SGLang's Scheduler; arguments are real at the end."""
+
+import pytest
+from sglang.srt.disaggregation.utils import DisaggregationMode
+from sglang.srt.server_args import ServerArgs
+
+from roofline_policies.contract.decision import Knob, Knobs, Range
+from sglang_patches.loop.layout import launch_knobs, launch_ranges, not_counted, reasons
+from tests.sglang_patches.stand_ins import StandInSpeculation, arguments, stand_in_scheduler
+
+NOT_YET = {Knob.SPECULATION_WINDOW, Knob.QUANT_TIER}
+"""Knobs that no server of this version can move."""
+
+ORDER = {Knob.DEADLINE_ORDER, Knob.RELEGATE_FOR_S}
+OF_DECODE = {Knob.MAX_RUNNING_REQUESTS, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK}
+OF_PREFILL = {*ORDER, Knob.PREFILL_CHUNK_TOKENS, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK}
+
+
+def idle(**fields):
+    """The knobs that a server of this layout cannot move, but for those that none can."""
+    return set(reasons(stand_in_scheduler(**fields))) - NOT_YET
+
+
+def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
+    scheduler = stand_in_scheduler()
+    assert launch_knobs(scheduler) == Knobs(64, 2048)
+    ranges, immovable = launch_ranges(scheduler)
+    assert ranges == {
+        Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(64, 2048, 64),
+        Knob.RELEGATE_FOR_S: Range(0, 3600),
+    }  # fmt: skip
+    assert set(immovable) == NOT_YET
+
+
+@pytest.mark.parametrize(
+    ("fields", "knobs"),
+    [
+        ({}, set()),
+        ({"disaggregation_mode": DisaggregationMode.PREFILL}, OF_DECODE),
+        ({"disaggregation_mode": DisaggregationMode.DECODE}, OF_PREFILL),
+        ({"disaggregation_mode": "one that nobody foresaw"}, OF_DECODE | OF_PREFILL),
+        ({"server_args": arguments(enable_pd_role_switch=True)}, OF_DECODE | OF_PREFILL),
+        ({"is_generation": False}, OF_DECODE),
+        ({"server_args": arguments(dllm_algorithm="LowConfidence")}, OF_PREFILL),
+        ({"server_args": arguments(enable_pdmux=True)}, {Knob.DEFER_PREFILL, Knob.MIXED_CHUNK}),
+        ({"server_args": arguments(pp_size=4)}, set()),
+        ({"server_args": arguments(pp_size=4, enable_dynamic_chunking=True)}, {Knob.PREFILL_CHUNK_TOKENS}),
+        ({"server_args": arguments(enable_dynamic_chunking=True)}, set()),  # SGLang itself has no use for it there
+        ({"server_args": arguments(attn_dp_size=8)}, set()),
+        ({"server_args": arguments(attn_dp_size=8, enable_prefill_delayer=True)}, {Knob.DEFER_PREFILL}),
+        ({"server_args": arguments(enable_lora=True)}, set()),
+        ({"chunked_prefill_size": None}, {Knob.PREFILL_CHUNK_TOKENS, Knob.MIXED_CHUNK}),
+        ({"server_args": arguments(schedule_policy="lpm")}, ORDER),
+        ({"enable_priority_scheduling": True}, ORDER),
+        ({"spec_algorithm": StandInSpeculation("ngram")}, {Knob.MIXED_CHUNK}),
+        ({"spec_algorithm": StandInSpeculation("eagle", mixes=True)}, set()),
+        ({"server_args": arguments(enable_two_batch_overlap=True)}, {Knob.MIXED_CHUNK}),
+        ({"server_args": arguments(enable_hisparse=True)}, {Knob.MIXED_CHUNK}),
+        ({"server_args": arguments(attn_cp_size=2)}, {Knob.MIXED_CHUNK}),
+        ({"server_args": arguments(enable_megamoe_for_layernorm_sp=True)}, {Knob.MIXED_CHUNK}),
+        ({"server_args": arguments(enable_encoder_swa_bounded_replay=True)}, {Knob.MIXED_CHUNK}),
+    ],
+)
+def test_exactly_what_nothing_would_follow_is_idle(fields, knobs):
+    assert idle(**fields) == knobs
+    ranges, immovable = launch_ranges(stand_in_scheduler(**fields))
+    assert not ranges.keys() & immovable.keys()
+    assert set(ranges) | set(immovable) >= set(Knob) - {
+        Knob.DEFER_PREFILL, Knob.MIXED_CHUNK, Knob.DEADLINE_ORDER,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "knob", "reason"),
+    [
+        ({"disaggregation_mode": DisaggregationMode.PREFILL}, Knob.MAX_RUNNING_REQUESTS, "--disaggregation-mode"),
+        ({"disaggregation_mode": DisaggregationMode.DECODE}, Knob.PREFILL_CHUNK_TOKENS, "--disaggregation-mode"),
+        ({"is_generation": False}, Knob.DEFER_PREFILL, "--is-embedding"),
+        ({"chunked_prefill_size": None}, Knob.PREFILL_CHUNK_TOKENS, "chunked prefill is off"),
+        ({"spec_algorithm": StandInSpeculation("ngram")}, Knob.MIXED_CHUNK, "--speculative-algorithm"),
+        ({"server_args": arguments(schedule_policy="lpm")}, Knob.RELEGATE_FOR_S, "--schedule-policy"),
+        ({"server_args": arguments(attn_dp_size=2, enable_prefill_delayer=True)}, Knob.DEFER_PREFILL, "vote"),
+        ({}, Knob.SPECULATION_WINDOW, "nothing drafts (--speculative-algorithm)"),
+        ({"spec_algorithm": StandInSpeculation("eagle")}, Knob.SPECULATION_WINDOW, "--speculative-num-steps"),
+        ({}, Knob.QUANT_TIER, "one precision"),
+    ],
+)
+def test_the_reason_names_what_the_operator_can_change(fields, knob, reason):
+    assert reason in reasons(stand_in_scheduler(**fields))[knob]
+
+
+def test_the_first_of_several_reasons_is_told():
+    scheduler = stand_in_scheduler(is_generation=False, chunked_prefill_size=None)
+    assert "nothing decodes" in reasons(scheduler)[Knob.MIXED_CHUNK]
+
+
+def test_pages_and_tiles_are_both_kept():
+    ranges, _ = launch_ranges(stand_in_scheduler(page_size=96))
+    assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(192, 2048, 192)
+    ranges, _ = launch_ranges(stand_in_scheduler(chunked_prefill_size=32))
+    assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(16, 32, 16)
+
+
+def test_deterministic_inference_sets_the_grain_of_chunks():
+    ranges, _ = launch_ranges(stand_in_scheduler(truncation_align_size=256))
+    assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(256, 2048, 256)
+
+
+def test_what_runs_beside_what_is_counted_has_a_name():
+    assert not_counted(stand_in_scheduler()) == ()
+    assert not_counted(stand_in_scheduler(server_args=arguments(enable_lora=True))) == ("LoRA adapters",)
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        {"tp_size": 2, "dp_size": 2}, {"tp_size": 4, "dp_size": 2, "enable_dp_attention": True}, {"pp_size": 4},
+        {"tp_size": 8, "ep_size": 8}, {"tp_size": 8, "ep_size": 8, "moe_a2a_backend": "deepep"},
+        {"tp_size": 16, "nnodes": 2, "dist_init_addr": "127.0.0.1:5000"}, {"enable_lora": True}, {"is_embedding": True},
+        {"disaggregation_mode": "prefill"}, {"disaggregation_mode": "decode"},
+    ],
+    ids=lambda launch: " ".join(f"{key}={value}" for key, value in launch.items()),
+)  # fmt: skip
+def test_the_arguments_of_every_layout_are_read_and_none_ends_the_launch(launch):
+    scheduler = stand_in_scheduler(server_args=ServerArgs(model_path="nowhere", **launch))
+    ranges, immovable = launch_ranges(scheduler)
+    assert Knob.MAX_RUNNING_REQUESTS in ranges
+    assert set(immovable) == NOT_YET
