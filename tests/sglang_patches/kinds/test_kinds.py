@@ -53,6 +53,7 @@ CASES = {
     "gemma": Case("gemma"),
     # SGLang keeps the last inputs of the convolution in bfloat16, where it is not told otherwise.
     "qwen3_next": Case("qwen3_next", environment={"SGLANG_MAMBA_CONV_DTYPE": "float32"}),
+    "qwen3_5": Case("qwen3_5", environment={"SGLANG_MAMBA_CONV_DTYPE": "float32"}),
     "fp8": Case("fp8", dtype="float16"),
     "fp8_whole": Case("fp8_whole", dtype="float16"),
     # Two experts of a row may be as good as equal, and rounding chooses between them.
