@@ -62,8 +62,11 @@ def attention(kind: str, requests: list[tuple[int, int]], decode: bool) -> int:
     """FLOPs of all layers' attention, states included."""
     full, windowed = 4 * HEADS * HEAD * full_pairs(requests), 4 * HEADS * HEAD * window_pairs(requests)
     rows = sum(new for new, _ in requests)
-    if kind in ("gpt_oss", "gemma"):
+    if kind == "gpt_oss":
         return full + windowed
+    if kind == "gemma":
+        # Angles of its two kinds of rotary positions are products of positions and frequencies, and torch counts them.
+        return full + windowed + 2 * rows * 2 * HEAD // 2
     if kind in WITH_STATES:
         # Two products with the state a row and head, and a convolution of each channel.
         return full + rows * (4 * STATE_HEADS * STATE * STATE + 2 * CHANNELS * WIDTH)
@@ -95,7 +98,8 @@ def linear(model: Path, kind: str, rows: int, heads_rows: int, absorbed: bool) -
 PLAIN = [kind for kind in KINDS if KINDS[kind].stored is None]
 TOKEN_BYTES = {
     **dict.fromkeys(KINDS, (2 * 2 * KV_HEADS * HEAD, 0, 0)),
-    **dict.fromkeys(("gpt_oss", "gemma"), (2 * KV_HEADS * HEAD, 2 * KV_HEADS * HEAD, 0)),
+    # SGLang gives the windowed layers of gpt-oss a pool of their own, those of Gemma 3 not.
+    "gpt_oss": (2 * KV_HEADS * HEAD, 2 * KV_HEADS * HEAD, 0),
     **dict.fromkeys(("deepseek_mla", "deepseek_mla_no_q_lora"), (2 * (LATENT + ROPE), 0, 0)),
     **dict.fromkeys(
         WITH_STATES, (2 * KV_HEADS * HEAD, 0, CHANNELS * (WIDTH - 1) * 2 + STATE_HEADS * STATE * STATE * 4)
