@@ -1,4 +1,4 @@
-"""How checkpoints store weights in fewer bits: fp8 by blocks or whole, GPTQ and AWQ by groups of inputs.
+"""How checkpoints store weights in fewer bits: fp8 by blocks or whole, GPTQ, AWQ and MXFP4 by groups of inputs.
 
 Each format turns a weight [out, in] into the tensors of a checkpoint, and into the weight that those stand for.
 """
@@ -18,13 +18,21 @@ _PER_INT32 = 8
 Stored = tuple[dict[str, torch.Tensor], torch.Tensor]
 """Tensors by the end of their name, and the float32 weight that they stand for."""
 
+_LINEAR = r"(.*_proj\.)weight"
+"""Embeddings, head, norms and routers stay as they are."""
+
 
 @dataclass(frozen=True)
 class Format:
-    """One format: what config.json says of it, and how a weight is stored."""
+    """One format.
+
+    config: what config.json says of it. store: how a weight is stored. weights: a pattern of the names of those that
+    are; its group is what the names of the stored tensors begin with.
+    """
 
     config: Mapping[str, Any]
     store: Callable[[torch.Tensor], Stored]
+    weights: str = _LINEAR
 
 
 def fp8_blocks(weight: torch.Tensor) -> Stored:
@@ -87,6 +95,26 @@ def awq(weight: torch.Tensor) -> Stored:
     return tensors, stands_for
 
 
+_STEPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""What the three lower bits of e2m1 stand for; the fourth is the sign.
+
+Source: Open Compute Project, Microscaling Formats (MX) Specification 1.0, section 5.3.3.
+"""
+
+
+def mxfp4(weight: torch.Tensor) -> Stored:
+    """All experts' weights [experts, in, out], a power of two for each GROUP of inputs, two numbers in a byte."""
+    rows = weight.float().transpose(1, 2).unflatten(-1, (-1, GROUP))
+    exponents = (rows.abs().amax(-1) / _STEPS[-1]).log2().ceil()
+    scaled = rows / exponents.exp2()[..., None]
+    steps = torch.tensor(_STEPS)
+    nearest = (scaled.abs()[..., None] - steps).abs().argmin(-1)
+    stands_for = (steps[nearest] * scaled.sign() * exponents.exp2()[..., None]).flatten(-2).transpose(1, 2)
+    fours = nearest + 8 * (scaled < 0)
+    blocks = (fours[..., 0::2] + 16 * fours[..., 1::2]).to(torch.uint8)
+    return {"_blocks": blocks, "_scales": (exponents + 127).to(torch.uint8)}, stands_for
+
+
 FORMATS: Mapping[str, Format] = {
     "fp8_blocks": Format(
         {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]},
@@ -105,6 +133,11 @@ FORMATS: Mapping[str, Format] = {
             "checkpoint_format": "gptq",
         },
         gptq,
+    ),
+    "mxfp4": Format(
+        {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"]},
+        mxfp4,
+        r"(.*\.experts\.(?:gate_up|down)_proj)",
     ),
     "awq": Format({"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}, awq),
 }

@@ -116,6 +116,16 @@ _ARCHITECTURES: Mapping[str, dict[str, Any]] = {
         "moe_intermediate_size": 32,
         "shared_expert_intermediate_size": 32,
     },
+    "qwen3_5": {
+        "model_type": "qwen3_5_text",
+        "layer_types": ["linear_attention", "full_attention"],
+        "full_attention_interval": 2,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "linear_conv_kernel_dim": 4,
+    },
 }
 KINDS: Mapping[str, Kind] = {
     **{name: Kind(sizes) for name, sizes in _ARCHITECTURES.items()},
@@ -123,11 +133,9 @@ KINDS: Mapping[str, Kind] = {
     "fp8_whole": Kind(_ARCHITECTURES["llama_untied"], "fp8_whole"),
     "fp8_moe": Kind(_ARCHITECTURES["qwen3_moe"], "fp8_blocks"),
     "int4": Kind(_ARCHITECTURES["llama_untied"], "gptq"),
+    "gpt_oss_mxfp4": Kind(_ARCHITECTURES["gpt_oss"], "mxfp4"),
     "int4_awq": Kind(_ARCHITECTURES["llama_untied"], "awq"),
 }
-
-_QUANTIZED = re.compile(r"(.*_proj)\.weight")
-"""Weights that quantized checkpoints store in fewer bits; embeddings, head, norms and routers stay as they are."""
 
 
 def draw(model: torch.nn.Module, seed: int) -> None:
@@ -199,13 +207,13 @@ def _store(folder: Path, name: str, dtype: torch.dtype, as_stored: bool) -> None
     stored, path = FORMATS[name], folder / "model.safetensors"
     tensors: dict[str, torch.Tensor] = {}
     for key, tensor in load_file(path).items():
-        match = _QUANTIZED.fullmatch(key)
+        match = re.fullmatch(stored.weights, key)
         if match is None:
             tensors[key] = tensor
             continue
         parts, stands_for = stored.store(tensor)
         if as_stored:
-            tensors |= {f"{match[1]}.{end}": part.contiguous() for end, part in parts.items()}
+            tensors |= {f"{match[1]}{end}": part.contiguous() for end, part in parts.items()}
         else:
             tensors[key] = stands_for.to(dtype).contiguous()
     save_file(tensors, path, metadata={"format": "pt"})

@@ -1,8 +1,8 @@
 """Which way SGLang's layers take on a CPU without AMX: to the operations that are supplied here.
 
-SGLang 0.5.23 asks for AMX where it has compiled CPU operations: it refuses fp8 without, takes AWQ for a GPU's, and runs
-the gated norm of linear attention as a Triton kernel. What it needs AMX for is a packed layout of weights; those here
-are read as they are stored.
+SGLang 0.5.23 asks for AMX where it has compiled CPU operations: without, it refuses fp8 and MXFP4, takes AWQ for a
+GPU's, and runs the gated norm of linear attention as a Triton kernel. What it needs AMX for is a packed layout of
+weights; those here are read as they are stored.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def without_snapshots(view: object, hf_config: object) -> bool:
 
 
 FP8 = "sglang.srt.layers.quantization.fp8"
+MXFP4 = "sglang.srt.layers.quantization.mxfp4"
 _FUSED_NORMS = "sglang.kernels.ops.attention.fla"
 _ELEMENTWISE = "sglang.kernels.ops.elementwise.elementwise"
 
@@ -48,6 +49,8 @@ REPLACED: Mapping[str, object] = {
     f"{FP8}._is_cpu_amx_available": True,
     f"{FP8}._amx_process_weight_after_loading": as_stored,
     f"{FP8}.requantize_with_max_scale": with_their_scales,
+    f"{MXFP4}._is_cpu_amx_available": True,
+    f"{MXFP4}._amx_process_weight_after_loading": as_stored,
     "sglang.srt.arg_groups.overrides.supports_mamba_cache_extra_buffer": without_snapshots,
     f"{_FUSED_NORMS}.fused_norm_gate._use_cpu": True,
     f"{_FUSED_NORMS}.layernorm_gated._use_cpu": True,

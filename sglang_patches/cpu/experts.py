@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.nn.functional import gelu, linear, silu
 
-from sglang_patches.cpu.quantized import by_blocks, by_groups
+from sglang_patches.cpu.quantized import by_blocks, by_groups, by_powers
 
-_UNQUANTIZED, _FP8, _INT4 = 0, 2, 3
+_UNQUANTIZED, _FP8, _INT4, _MXFP4 = 0, 2, 3, 4
 """How weights are stored, as SGLang numbers it (``CPUQuantMethod``)."""
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": silu, "gelu": gelu}
@@ -40,16 +40,18 @@ def fused_experts_cpu(
 
     hidden_states: [rows, hidden]. topk_weights float32, topk_ids int: [rows, experts of a row], an id below zero for
     none. w1: gate and up of each expert, [experts, 2 x intermediate, hidden]; w2: [experts, hidden, intermediate];
-    with 4 bits in the layout of ``convert_weight_packed_scale_zp``. block_size: of fp8 scales; None: one an expert.
+    with 4 bits in the layout of ``convert_weight_packed_scale_zp`` or MXFP4's. block_size: of fp8 scales; None: one an
+    expert. alpha, limit: those of gpt-oss's activation, whose gate and up lie in turns; None: `activation` instead.
 
     Raises:
         NotImplementedError: weights or an activation that are not supplied here; the message names them.
     """
-    if method not in (_UNQUANTIZED, _FP8, _INT4) or alpha is not None or activation not in _ACTIVATIONS:
+    if method not in (_UNQUANTIZED, _FP8, _INT4, _MXFP4) or activation not in _ACTIVATIONS:
         raise NotImplementedError(
-            f"fused_experts_cpu with method={method}, activation={activation}, alpha={alpha} is not supplied by "
+            f"fused_experts_cpu with method={method}, activation={activation} is not supplied by "
             f"sglang_patches.cpu.experts"
         )
+    combine = _in_halves(_ACTIVATIONS[activation]) if alpha is None else _in_turns(alpha, limit)
     output = torch.zeros(hidden_states.shape, dtype=torch.float32)
     for expert in topk_ids.unique().tolist():
         if expert < 0:
@@ -57,7 +59,7 @@ def fused_experts_cpu(
         rows, places = torch.where(topk_ids == expert)
         gate_up = _stored(w1, w1_scale, w1_zp, expert, method, block_size, hidden_states.dtype)
         down = _stored(w2, w2_scale, w2_zp, expert, method, block_size, hidden_states.dtype)
-        made = _expert(hidden_states[rows], gate_up, down, w1_bias, w2_bias, expert, activation)
+        made = _expert(hidden_states[rows], gate_up, down, w1_bias, w2_bias, expert, combine)
         output.index_add_(0, rows, made.float() * topk_weights[rows, places, None].float())
     return output.to(hidden_states.dtype)
 
@@ -69,11 +71,36 @@ def _expert(
     gate_up_bias: torch.Tensor | None,
     down_bias: torch.Tensor | None,
     expert: int,
-    activation: str,
+    combine: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     biases = [None if bias is None else bias[expert].to(x.dtype) for bias in (gate_up_bias, down_bias)]
-    gate, up = linear(x, gate_up, biases[0]).chunk(2, dim=-1)
-    return linear(_ACTIVATIONS[activation](gate) * up, down, biases[1])
+    return linear(combine(linear(x, gate_up, biases[0])), down, biases[1])
+
+
+def _in_halves(activation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Gate and up are the halves of a row."""
+
+    def combine(gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return activation(gate) * up
+
+    return combine
+
+
+def _in_turns(alpha: float, limit: float | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Gate and up take turns in a row, as gpt-oss has them.
+
+    Source: https://github.com/openai/gpt-oss, ``swiglu`` of its torch model: both are clamped, and (up + 1) times gate
+    times the sigmoid of alpha times gate.
+    """
+
+    def combine(gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up[..., 0::2].float(), gate_up[..., 1::2].float()
+        if limit is not None:
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        return ((up + 1) * gate * torch.sigmoid(alpha * gate)).to(gate_up.dtype)
+
+    return combine
 
 
 def _stored(
@@ -91,6 +118,8 @@ def _stored(
     if method == _INT4:
         assert zeros is not None
         return by_groups(weight[expert], zeros[expert], scale[expert], dtype)
+    if method == _MXFP4:
+        return by_powers(weight[expert], scale[expert], dtype)
     if block is None:
         return (weight[expert].float() * scale[expert].float().reshape(-1, 1)).to(dtype)
     return by_blocks(weight[expert], scale[expert], block, dtype)
@@ -123,7 +152,7 @@ def shared_expert_cpu(
     scales = [None if scale is None else scale[None] for scale in (w1_scale, w2_scale)]
     gate_up = _stored(w1[None], scales[0], None, 0, method, block_size, hidden_states.dtype)
     down = _stored(w2[None], scales[1], None, 0, method, block_size, hidden_states.dtype)
-    shared = _expert(hidden_states, gate_up, down, None, None, 0, "silu")
+    shared = _expert(hidden_states, gate_up, down, None, None, 0, _in_halves(silu))
     return shared + fused_experts_out * routed_scaling_factor
 
 
@@ -140,7 +169,7 @@ def gate_shared_expert(
 
     gate_weight: [hidden]. SGLang has a Triton kernel for it.
     """
-    gate = (hidden_states @ gate_weight).float().sigmoid()[:, None]
+    gate = (hidden_states @ gate_weight[:, None]).float().sigmoid()
     gated = (gate * shared_output.float()).to(output.dtype)
     output.copy_(output + gated if do_add else gated)
 

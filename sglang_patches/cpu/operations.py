@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from sglang_patches.cpu import experts, kernels, linear_attention, quantized
+from sglang_patches.cpu import experts, gates, kernels, linear_attention, quantized
 
 KERNELS: dict[str, Callable[..., Any]] = kernels.KERNELS | linear_attention.KERNELS
 """Functions of the package and its submodules."""
 
-OPERATIONS: dict[str, Callable[..., Any]] = linear_attention.OPERATIONS | quantized.OPERATIONS | experts.OPERATIONS
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    **linear_attention.OPERATIONS,
+    **gates.OPERATIONS,
+    **quantized.OPERATIONS,
+    **experts.OPERATIONS,
+}
 """Operations of `torch.ops.sgl_kernel`."""
 
-_MUTATED = {"initial_state_source"}
+_MUTATED = {"fused_sigmoid_gating_delta_rule_update_cpu": ("initial_state_source",), "fused_sigmoid_mul_cpu": ("x",)}
 """Parameters that an operation changes in place."""
 
 _LIBRARY = torch.library.Library("sgl_kernel", "FRAGMENT")
@@ -30,7 +34,6 @@ def register() -> None:
     for name, operation in OPERATIONS.items():
         if hasattr(torch.ops.sgl_kernel, name):
             continue
-        mutated = tuple(_MUTATED.intersection(inspect.signature(operation).parameters))
-        schema = torch.library.infer_schema(operation, mutates_args=mutated)
+        schema = torch.library.infer_schema(operation, mutates_args=_MUTATED.get(name, ()))
         _LIBRARY.define(name + schema)
         _LIBRARY.impl(name, operation, "CompositeImplicitAutograd")

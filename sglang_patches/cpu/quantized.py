@@ -107,9 +107,33 @@ def int4_scaled_mm_cpu(
     return _product(x, by_groups(qweight, qzeros, scales, x.dtype), bias, x.dtype)
 
 
+_STEPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""What three bits of e2m1 stand for; the fourth is the sign.
+
+Source: Open Compute Project, Microscaling Formats (MX) Specification 1.0, section 5.3.3.
+"""
+
+
+def by_powers(weight: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A weight [out, in] in `dtype` from MXFP4: uint8 [out, in / 2], the first of two in the lower bits.
+
+    scales: uint8 [out, in / 32], exponents of two beside 127.
+    """
+    fours = torch.stack([weight & 0xF, weight >> 4], dim=-1).flatten(-2).long()
+    numbers = torch.tensor([*_STEPS, *(-step for step in _STEPS)])[fours]
+    powers = (scales.float() - 127).exp2().repeat_interleave(numbers.shape[-1] // scales.shape[-1], dim=-1)
+    return (numbers * powers).to(dtype)
+
+
+def convert_scale_packed(scales: torch.Tensor) -> torch.Tensor:
+    """Scales of MXFP4 as they are."""
+    return scales.clone()
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     operation.__name__: operation
     for operation in (
+        convert_scale_packed,
         convert_weight_packed_scale_zp,
         fp8_per_tensor_scaled_mm_cpu,
         fp8_scaled_mm_cpu,

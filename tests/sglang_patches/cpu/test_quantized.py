@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import gelu, silu
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.stored_weights import awq, fp8_blocks, fp8_whole, gptq
+from bench.stored_weights import awq, fp8_blocks, fp8_whole, gptq, mxfp4
 from sglang_patches.cpu import experts, quantized
 
 INPUTS, OUTPUTS, EXPERTS = 96, 64, 5
@@ -170,3 +170,22 @@ def test_the_gate_of_a_shared_expert(do_add):
     expected = (ROWS_IN @ gate).sigmoid()[:, None] * shared + (output if do_add else 0)
     experts.gate_shared_expert(None, ROWS_IN, gate, shared, output, do_add=do_add)
     torch.testing.assert_close(output, expected)
+
+
+def test_experts_in_mxfp4_with_gpt_oss_activation():
+    from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
+    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+
+    (up, up_for), (down, down_for) = (mxfp4(x.transpose(1, 2)) for x in (GATE_UP, DOWN))
+    biases = drawn(EXPERTS, 2 * INNER), drawn(EXPERTS, HIDDEN)
+    theirs = GptOssExperts(GptOssConfig(hidden_size=HIDDEN, intermediate_size=INNER, num_local_experts=EXPERTS))
+    for name, value in zip(("gate_up_proj", "down_proj"), (up_for, down_for), strict=True):
+        getattr(theirs, name).data = value
+    theirs.gate_up_proj_bias.data, theirs.down_proj_bias.data = biases
+    made = experts.fused_experts_cpu(
+        ROWS_IN, up["_blocks"].flatten(-2), down["_blocks"].flatten(-2), SHARE, CHOICE, False, 4, up["_scales"],
+        down["_scales"], None, None, None, *biases, theirs.alpha, theirs.limit, True,
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = theirs(ROWS_IN, CHOICE, SHARE)
+    torch.testing.assert_close(made, expected.reshape(made.shape), rtol=1e-4, atol=1e-5)

@@ -23,23 +23,22 @@ from tests.sglang_patches.kinds.asking import OUTPUT_TOKENS, Answer, Reference, 
 pytestmark = pytest.mark.slow
 
 CHUNK = 64
-WITHIN = {"float32": 1e-4, "float16": 2e-2}
+WITHIN = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 """By the dtype that a server computes in: how far a log-probability may lie from the reference's."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One server: a kind of `bench.tiny_models`, arguments, environment, and the tolerance where it has its own."""
+    """One server: a kind of `bench.tiny_models`, arguments, environment.
+
+    share: of tokens that must be within the tolerance, where rounding may choose another expert.
+    """
 
     kind: str
     arguments: tuple[str, ...] = ()
     dtype: str = "float32"
     environment: dict[str, str] = field(default_factory=dict)
-    within: float | None = None
-
-    @property
-    def tolerance(self) -> float:
-        return self.within or WITHIN[self.dtype]
+    share: float = 1.0
 
 
 TWO_RANKS_OF_ATTENTION = ("--tp", "2", "--dp", "2", "--enable-dp-attention")
@@ -53,12 +52,14 @@ CASES = {
     "gemma": Case("gemma"),
     # SGLang keeps the last inputs of the convolution in bfloat16, where it is not told otherwise.
     "qwen3_next": Case("qwen3_next", environment={"SGLANG_MAMBA_CONV_DTYPE": "float32"}),
+    "qwen3_5": Case("qwen3_5", environment={"SGLANG_MAMBA_CONV_DTYPE": "float32"}),
     "fp8": Case("fp8", dtype="float16"),
     "fp8_whole": Case("fp8_whole", dtype="float16"),
-    # Two experts of a row may be as good as equal, and rounding chooses between them.
-    "fp8_moe": Case("fp8_moe", dtype="float16", within=0.1),
+    # Two experts of a row may be as good as equal; where rounding chooses between them, the row is another.
+    "fp8_moe": Case("fp8_moe", dtype="float16", share=0.7),
     "int4": Case("int4", dtype="float16"),
     "int4_awq": Case("int4_awq", dtype="float16"),
+    "gpt_oss_mxfp4": Case("gpt_oss_mxfp4", dtype="bfloat16", share=0.7),
     "data-parallel attention": Case("qwen3_moe", TWO_RANKS_OF_ATTENTION),
     "two pipeline stages": Case("llama_untied", ("--pp-size", "2")),
 }
@@ -97,26 +98,29 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield Served(case, model, running.base_url, asked, Reference(plain))
 
 
+def check(served: Served, given: list[Answer]) -> None:
+    """The server's log-probabilities are the reference's, and no other token was likelier, within the tolerance."""
+    off, behind = [], []
+    for answer in given:
+        expected = served.reference.logprobs(answer)
+        chosen = expected[torch.arange(len(answer.tokens)), list(answer.tokens)]
+        off.append((torch.tensor(answer.logprobs) - chosen).abs())
+        behind.append(expected.max(-1).values - chosen)
+    within = torch.maximum(torch.cat(off), torch.cat(behind)) <= WITHIN[served.case.dtype]
+    assert within.float().mean() >= served.case.share, (off, behind)
+
+
 def test_every_request_is_answered(served: Served) -> None:
     assert [len(answer.tokens) for answer in served.first] == [OUTPUT_TOKENS] * len(prompts(CHUNK))
 
 
 def test_tokens_and_their_logprobs_are_the_references(served: Served) -> None:
-    for answer in served.first:
-        expected = served.reference.logprobs(answer)
-        chosen = expected[torch.arange(len(answer.tokens)), list(answer.tokens)]
-        torch.testing.assert_close(torch.tensor(answer.logprobs), chosen, rtol=0, atol=served.case.tolerance)
-        assert (expected.max(-1).values - chosen).max() <= served.case.tolerance
+    check(served, served.first)
 
 
 def test_what_is_cached_changes_no_answer(served: Served) -> None:
     """The same prompts again, one after the other: their prefixes are cached now, and chunks fall elsewhere."""
-    for answer in served.first:
-        (again,) = answers(served.base_url, [list(answer.prompt)])
-        expected = served.reference.logprobs(again)
-        chosen = expected[torch.arange(len(again.tokens)), list(again.tokens)]
-        torch.testing.assert_close(torch.tensor(again.logprobs), chosen, rtol=0, atol=served.case.tolerance)
-        assert (expected.max(-1).values - chosen).max() <= served.case.tolerance
+    check(served, [answers(served.base_url, [list(answer.prompt)])[0] for answer in served.first])
 
 
 @pytest.mark.parametrize("served", WITH_POLICY, indirect=True)

@@ -28,6 +28,8 @@ HEADS, KV_HEADS, HEAD = 4, 2, 16
 LATENT, NOPE, ROPE, VALUE = 32, 16, 8, 16
 STATE_HEADS, STATE, CHANNELS, WIDTH = 4, 16, 2 * 2 * 16 + 4 * 16, 4
 
+WITH_STATES = ("qwen3_next", "qwen3_5")
+
 REQUESTS = [(20, 0), (37, 0)], [(20, 11), (3, 70)]
 """(new rows, rows before them) of two batches: fresh prompts, and prompts behind what is cached."""
 
@@ -60,9 +62,12 @@ def attention(kind: str, requests: list[tuple[int, int]], decode: bool) -> int:
     """FLOPs of all layers' attention, states included."""
     full, windowed = 4 * HEADS * HEAD * full_pairs(requests), 4 * HEADS * HEAD * window_pairs(requests)
     rows = sum(new for new, _ in requests)
-    if kind in ("gpt_oss", "gemma"):
+    if kind == "gpt_oss":
         return full + windowed
-    if kind == "qwen3_next":
+    if kind == "gemma":
+        # Angles of its two kinds of rotary positions are products of positions and frequencies, and torch counts them.
+        return full + windowed + 2 * rows * 2 * HEAD // 2
+    if kind in WITH_STATES:
         # Two products with the state a row and head, and a convolution of each channel.
         return full + rows * (4 * STATE_HEADS * STATE * STATE + 2 * CHANNELS * WIDTH)
     if not kind.startswith("deepseek"):
@@ -93,9 +98,12 @@ def linear(model: Path, kind: str, rows: int, heads_rows: int, absorbed: bool) -
 PLAIN = [kind for kind in KINDS if KINDS[kind].stored is None]
 TOKEN_BYTES = {
     **dict.fromkeys(KINDS, (2 * 2 * KV_HEADS * HEAD, 0, 0)),
-    **dict.fromkeys(("gpt_oss", "gemma"), (2 * KV_HEADS * HEAD, 2 * KV_HEADS * HEAD, 0)),
+    # SGLang gives the windowed layers of gpt-oss a pool of their own, those of Gemma 3 not.
+    "gpt_oss": (2 * KV_HEADS * HEAD, 2 * KV_HEADS * HEAD, 0),
     **dict.fromkeys(("deepseek_mla", "deepseek_mla_no_q_lora"), (2 * (LATENT + ROPE), 0, 0)),
-    "qwen3_next": (2 * KV_HEADS * HEAD, 0, CHANNELS * (WIDTH - 1) * 2 + STATE_HEADS * STATE * STATE * 4),
+    **dict.fromkeys(
+        WITH_STATES, (2 * KV_HEADS * HEAD, 0, CHANNELS * (WIDTH - 1) * 2 + STATE_HEADS * STATE * STATE * 4)
+    ),
 }
 """Elements of KV cache for a token of layers without and with a window; bytes of state for a request."""
 
