@@ -118,7 +118,8 @@ class PaddedProduct:
     """PyTorch's scaled dot product as the ``torch_native`` backend calls it: a mask is laid over the whole rectangle.
 
     heads, head_dim: of the queries. padded_queries: queries are padded to the whole context, as SGLang's own code does;
-    without, the new rows alone are multiplied, as ``sglang_patches/cpu/attention.py`` has it.
+    without, the new rows alone are multiplied, and with no key that a window hides from all of them, as
+    ``sglang_patches/cpu/attention.py`` has it.
 
     What a fused kernel behind PyTorch's function may leave out of the rectangle is counted: which one runs is PyTorch's
     choice.
@@ -142,9 +143,13 @@ class PaddedProduct:
     def prefill_flops(self, requests: Requests) -> int:
         pairs = 0
         for new, prefix in requests:
-            rows = new + prefix if self.padded_queries else new
-            pairs += rows * (new + prefix)
+            if self.padded_queries:
+                pairs += (new + prefix) ** 2
+            else:
+                pairs += new * read_keys(new, prefix, self.window)
         return self.pair_flops * pairs
 
     def decode_flops(self, contexts: Sequence[int], padded: int = 0) -> int:
-        return self.pair_flops * sum(contexts)
+        if self.padded_queries or self.window is None:
+            return self.pair_flops * sum(contexts)
+        return self.pair_flops * sum(read_keys(1, length - 1, self.window) for length in contexts)

@@ -30,12 +30,14 @@ def backends(
     capability, (0, 0) where there is none. deterministic: ``--enable-deterministic-inference``. padded_queries: what
     ``PaddedProduct`` says.
 
-    Heads whose keys and values differ in width, and latent attention, are taken as ``SeenOnly`` whatever runs them.
+    Heads whose keys and values differ in width, and latent attention in kernels that are made for it, are taken as
+    ``SeenOnly``.
     """
 
     def named(name: str, one: Attention | None) -> AttentionKernel:
         if one is None:
-            return SeenOnly(*_latent_heads(model))
+            heads, width = _latent_heads(model)
+            return PaddedProduct(heads, width, padded_queries) if name == "torch_native" else SeenOnly(heads, width)
         if one.qk_dim != one.v_dim:
             return SeenOnly(one.heads, (one.qk_dim + one.v_dim) // 2, one.window)
         heads, kv_heads, dim, window = one.heads, one.kv_heads, one.qk_dim, one.window
@@ -58,6 +60,9 @@ def backends(
 
 
 def _latent_heads(model: Composition) -> tuple[int, int]:
-    """Query heads and their width; nothing is computed where there is no attention at all."""
+    """One head as wide as all of the expanded form together, whose keys and values differ in width; nothing is computed
+    where there is no attention at all."""
     sizes = next((one.sizes for one in model.latent), None)
-    return (1, 1) if sizes is None else (sizes.num_heads, sizes.expanded_width)
+    if sizes is None:
+        return 1, 1
+    return 1, sizes.num_heads * (sizes.qk_nope_head_dim + sizes.qk_rope_head_dim + sizes.v_head_dim) // 2

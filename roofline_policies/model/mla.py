@@ -133,7 +133,8 @@ class LatentAttention:
         expanded: cached latents fetched into activations, all latents times the matrix, the rotated key copied beside
             every head's key, attention. Every request expands its own copy of a shared prefix.
 
-        issued: P are the causal pairs, and what the batch says its kernel does beside them. useful: the same form
+        issued: P are the causal pairs, and those that the batch says its kernel does beside them, which are
+            told as FLOPs of the expanded form. useful: the same form
             without padding and masked pairs, whichever form would have been cheaper.
         Ignored, beside what ``Composition.work`` ignores: merging partial results where a prefix beyond 131,072
         tokens is expanded piece by piece, and the FA3 backend's conversion of an 8 bit cache before it is read.
@@ -155,9 +156,10 @@ class LatentAttention:
             written = cached * self.kv_elements + expanded * (made + heads * key) + rows * heads * value
             cache_read = kv_bytes * cached
         per_row = 2 * self.head_elements
+        masked_pairs = batch.masked_flops // (2 * heads * (key + value))
         element_bytes = layers * BYTES_PER_ELEMENT[precision]
         return Work(
-            Flops.at(precision, layers * (per_row * expanded + per_pair * batch.causal_pairs + batch.masked_flops)),
+            Flops.at(precision, layers * (per_row * expanded + per_pair * (batch.causal_pairs + masked_pairs))),
             Flops.at(precision, layers * (per_row * useful_rows + per_pair * batch.causal_pairs)),
             Bytes(element_bytes * read + cache_read, element_bytes * written),
             Bytes(kv_bytes * (cached - batch.shared_tokens)),

@@ -58,8 +58,6 @@ def of_server(scheduler: Scheduler, settings: Settings, counters: Counters | Non
     runner = scheduler.tp_worker.model_runner
     runs = served_model.runs_of(runner)
     captured = runs is not None and runs.seen
-    if runs is not None and captured:
-        runs.end()
     walked = served_model.walked(scheduler.model_config, runner)
     pool_bytes = served_model.kv_bytes_of_pool(runner)
     rank = walked.composition
@@ -71,7 +69,6 @@ def of_server(scheduler: Scheduler, settings: Settings, counters: Counters | Non
     def settle() -> tuple[Composition, Mapping[str, Any]] | None:
         if runs is None or not runs.seen:
             return None
-        runs.end()
         again = served_model.walked(scheduler.model_config, runner)
         return again.composition, served_model.told(again, pool_bytes)
 

@@ -50,8 +50,11 @@ def runs_of(runner: ModelRunner) -> Runs | None:
 
 
 def walked(model_config: ModelConfig, runner: ModelRunner) -> Walked:
-    """What one rank holds and runs, from the modules it loaded. Never raises: what cannot be walked is estimated."""
+    """What one rank holds and runs, from the modules it loaded, and from what has run if anything has: nothing is
+    watched any more then. Never raises: what cannot be walked is estimated."""
     runs = runs_of(runner)
+    if runs is not None and runs.seen:
+        runs.end()
     activations = PRECISIONS.get(model_config.dtype, Precision.BF16)
     try:
         from sglang_patches.server.walk import walk  # here: it imports SGLang's layers, which the launcher needs not

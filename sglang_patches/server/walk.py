@@ -199,6 +199,10 @@ class _Walk:
             return  # its bytes are those of the latent part
         if name.endswith("conv1d") or (isinstance(weight, torch.Tensor) and weight.dim() > SMALL):
             self._found.other_bytes += weights  # a convolution over a few tokens, kept in a linear layer
+            if isinstance(weight, torch.Tensor) and weights:
+                # What it keeps of a request is part of its mixer's state.
+                part = State(1, 2 * weight.numel(), 0, 2 * int(weight.shape[0]))
+                self._found.states[part] += self._times(name)
             return
         outputs, inputs = _out_in(module)
         sizes = getattr(module, "output_sizes", None)

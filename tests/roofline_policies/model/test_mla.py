@@ -121,15 +121,13 @@ def test_both_forms_are_the_same_attention_and_cost_what_torch_counts(
     cache = torch.randn(cached, sizes.kv_elements, dtype=torch.float64)
     shape = replace(SMALL, attention=sizes, hidden_size=hidden, num_layers=layers)
     batch, results = BatchShape.of([(new, cached)])._replace(logit_rows=0), []
-    widths = {
-        Form.ABSORBED: 2 * sizes.kv_lora_rank + sizes.qk_rope_head_dim,
-        Form.EXPANDED: sizes.qk_nope_head_dim + sizes.qk_rope_head_dim + sizes.v_head_dim,
-    }
+    expanded = sizes.qk_nope_head_dim + sizes.qk_rope_head_dim + sizes.v_head_dim
+    # What a kernel does beside the pairs that are seen is told as FLOPs of the expanded form, whichever form runs.
+    unmasked = batch._replace(masked_flops=2 * sizes.num_heads * expanded * (batch.pairs - batch.causal_pairs))
     mlp = 2 * 3 * hidden * shape.intermediate_size * new
     for form in Form:
         with FlopCounterMode(display=False) as counter:
             results.append(getattr(layer, form.value)(rows, cache))
-        unmasked = batch._replace(masked_flops=2 * sizes.num_heads * widths[form] * (batch.pairs - batch.causal_pairs))
         assert shape.work(unmasked, form=form).issued.total == layers * (counter.get_total_flops() + mlp)
     torch.testing.assert_close(*results)
     tensors = [layer.query, layer.query_latent, layer.latent, layer.keys, layer.values, layer.output]

@@ -1,0 +1,89 @@
+"""Work of each kind from its modules, against what torch counts in the same forward, and what SGLang's pools hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sglang")
+
+import torch
+
+from bench.tiny_models import KINDS, build
+
+pytestmark = pytest.mark.slow
+
+REQUESTS = [(20, 0), (37, 0)], [(20, 11), (3, 70)]
+"""(new rows, rows before them) of two batches: fresh prompts, and prompts behind what is cached."""
+
+PLAIN = [kind for kind in KINDS if KINDS[kind].stored is None]
+STORED = [kind for kind in KINDS if KINDS[kind].stored is not None]
+WITH_STATES = ("qwen3_next", "qwen3_5")
+OUTER_PRODUCT = 2 * 4 * 16 * 16
+"""FLOPs of a row that torch does not count: it adds the outer product of keys and corrections to a state of 16 x 16 in
+each of four heads, element by element."""
+
+
+def walked(model: Path, dtype: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.sglang_patches.kinds.walked", str(model), dtype]
+    # Torch's compiler refuses to run below what counts.
+    environment = os.environ | {"TORCHDYNAMO_DISABLE": "1", "PYTHONDONTWRITEBYTECODE": "", "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [*command, *("+".join(f"{new},{prefix}" for new, prefix in batch) for batch in REQUESTS)],
+        capture_output=True, text=True, env=environment, timeout=600, check=False,
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("WALKED ")]
+    assert lines, done.stdout + done.stderr
+    return json.loads(lines[0].removeprefix("WALKED "))
+
+
+@pytest.fixture(scope="module", params=PLAIN)
+def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    model = build(tmp_path_factory.mktemp("kind") / "model", request.param, dtype=torch.float32)
+    return request.param, walked(model, "float32")
+
+
+def test_flops_are_torchs_to_the_last_one(plain: tuple[str, dict[str, Any]]) -> None:
+    kind, found = plain
+    for batch, counted, issued in zip(REQUESTS, found["counted"], found["issued"], strict=True):
+        rows, steps = sum(new for new, _ in batch), len(batch)
+        beyond = OUTER_PRODUCT if kind in WITH_STATES else 0
+        assert issued == {
+            "prefill": counted["prefill"] + beyond * rows,
+            "decode": counted["decode"] + beyond * steps,
+        }
+
+
+def test_every_weight_is_explained_and_counted_once(plain: tuple[str, dict[str, Any]]) -> None:
+    _, found = plain
+    known = found["known"]
+    assert (known["explained_share_of_bytes"], known["unexplained_bytes"]) == (1.0, {})
+    assert (known["weight_bytes"], known["idle_weight_bytes"]) == (found["held_bytes"], 0)
+    assert known["provenance"] == "modules"
+
+
+def test_cache_and_states_are_the_pools(plain: tuple[str, dict[str, Any]]) -> None:
+    kind, found = plain
+    pools, model = found["pools"], found
+    if pools["window_token"]:
+        assert (model["full_kv"], model["window_kv"]) == (pools["full_token"], pools["window_token"])
+    else:  # one pool for all layers
+        assert model["full_kv"] + model["window_kv"] == pools["full_token"]
+    assert model["state"] == pools["request"]
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_what_quantized_weights_take_is_what_their_parameters_take(kind: str, tmp_path: Path) -> None:
+    """Scales and zero points included; FLOPs are those of the matrices, whatever they are stored in."""
+    found = walked(build(tmp_path / "model", kind), "bfloat16")
+    known = found["known"]
+    assert (known["explained_share_of_bytes"], known["unexplained_bytes"]) == (1.0, {})
+    assert known["weight_bytes"] == found["held_bytes"]
+    for counted, issued in zip(found["counted"], found["issued"], strict=True):
+        assert issued == counted
