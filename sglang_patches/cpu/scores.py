@@ -24,16 +24,18 @@ def attend(
     row's softmax and adds nothing (source: https://arxiv.org/abs/2309.17453, learned as in gpt-oss).
     """
     new, context = query.shape[0], keys.shape[0]
-    mask = visible(new, context - new, window)
     q, k, v = query.transpose(0, 1), keys.transpose(0, 1).to(query.dtype), values.transpose(0, 1).to(query.dtype)
+    sees_all = new == 1 and (window is None or context <= window + 1)
     if cap or sinks is not None:
+        mask = None if sees_all else visible(new, context - new, window)
         return _weighted(q, k, v, mask, scale, cap, sinks).transpose(0, 1)
-    causal = new == context and window is None
+    # Of a whole prompt torch needs no mask to know what is seen.
+    causal = new == context and window is None and not sees_all
     attended = scaled_dot_product_attention(
         q[None],
         k[None],
         v[None],
-        attn_mask=None if causal else mask,
+        attn_mask=None if sees_all or causal else visible(new, context - new, window),
         is_causal=causal,
         scale=scale,
         enable_gqa=q.shape[0] != k.shape[0],
@@ -45,7 +47,7 @@ def _weighted(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    mask: torch.Tensor,
+    mask: torch.Tensor | None,
     scale: float,
     cap: float,
     sinks: torch.Tensor | None,
@@ -56,7 +58,8 @@ def _weighted(
     scores = (query @ keys.transpose(1, 2)).float() * scale
     if cap:
         scores = cap * torch.tanh(scores / cap)
-    scores = scores.masked_fill(~mask, -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
     if sinks is not None:
         column = sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)
         scores = torch.cat([scores, column], dim=-1)

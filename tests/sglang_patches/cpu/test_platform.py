@@ -227,12 +227,15 @@ import sglang.srt.platforms as platforms
 import torch
 from types import SimpleNamespace
 kind = type(platforms.current_platform)
-def kv_tokens(**given):
+def filled(name, **given):
     defaults = dict(device="cpu", max_total_tokens=None, mem_fraction_static=None, tp_size=1, pp_size=1, dp_size=1)
-    defaults["moe_runner_backend"] = "auto"
-    arguments = SimpleNamespace(**(defaults | given))
+    arguments = SimpleNamespace(**(defaults | {"moe_runner_backend": "auto"} | given))
     platforms.current_platform.apply_server_args_defaults(arguments)
-    return arguments.max_total_tokens
+    return getattr(arguments, name)
+def kv_tokens(**given):
+    return filled("max_total_tokens", **given)
+def experts(**given):
+    return filled("moe_runner_backend", **given)
 print("PROBE", json.dumps({
     "platform": f"{kind.__module__}.{kind.__name__}",
     "cpu_mode": os.environ.get("SGLANG_USE_CPU_ENGINE"),
@@ -241,6 +244,7 @@ print("PROBE", json.dumps({
     "kv_tokens": [
         kv_tokens(), kv_tokens(max_total_tokens=77), kv_tokens(mem_fraction_static=0.5), kv_tokens(device="x")
     ],
+    "experts": [experts(), experts(moe_runner_backend="deep_gemm"), experts(device="x")],
 }))
 """
 
@@ -267,6 +271,7 @@ def test_sglang_takes_the_platform_at_its_first_import() -> None:
         "standin": True,
         "amx_claimed": False,
         "kv_tokens": [65536, 77, None, None],
+        "experts": ["triton", "deep_gemm", "auto"],
     }
 
 
