@@ -23,7 +23,7 @@ from sglang_patches.needs.objects import (
     ServerArgs,
     StepResult,
 )
-from sglang_patches.observe import counters
+from sglang_patches.observe import counters, peers
 from sglang_patches.requests import part_way
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import KnobsUpdate, decides_here, ranks
@@ -194,4 +194,5 @@ SCHEDULER_HOOKS = (
     ),
     Hook(f"{SCHEDULER}.get_internal_state", HookType.AFTER, get_internal_state, ("recv_req",)),
     *part_way.HOOKS,
+    peers.HOOK,
 )

@@ -6,6 +6,7 @@ from roofline_policies.contract.view import QueueState
 from roofline_policies.slo.capacity import Capacity
 from roofline_policies.slo.running_targets import Need
 from sglang_patches.needs.objects import Request, Scheduler
+from sglang_patches.observe.peers import PEERS
 from sglang_patches.requests.batches import last_batches, running_batches
 from sglang_patches.requests.capacities import Capacities, kv_share
 from sglang_patches.requests.progress import Progress
@@ -106,6 +107,7 @@ class Queues:
             slack_s=progress.slack_s(now_s) if running else None,
             kv_use=kv_share(self._capacities),
             capacities=self._capacities,
+            peers_decoding=PEERS.decoding,
             retractions=retractions,
             cache_hit_rate=cache_hit_rate,
         )
@@ -126,6 +128,7 @@ class Queues:
             slack_s=None if followed is None else followed.slack_s(now_s),
             kv_use=kv_share(capacities),
             capacities=capacities,
+            peers_decoding=PEERS.decoding,
             retractions=retractions,
             cache_hit_rate=hit_rate,
         )
