@@ -164,6 +164,27 @@ def shortest_prefill_chunk_limit(
     return limit if ours is None else ours if limit is None else min(limit, ours)
 
 
+def calc_priority(
+    result: None,
+    policy: SchedulePolicy,
+    waiting_queue: list[Request],
+    running_batch: Batch | None = None,
+    processed_tokens: int = 0,
+) -> None:
+    """Before a pass takes prompts from the queue: those that came to it another way are put in order."""
+    applier = applier_of(policy)
+    if applier is not None:
+        applier.settle()
+
+
+def get_new_prebuilt_batch(joined: Batch | None, scheduler: Scheduler, running_batch: Batch) -> Batch | None:
+    """Follow requests whose prompt another server has computed, as they join the running batch."""
+    decider = decider_of(scheduler)
+    if decider is not None and joined is not None:
+        decider.joined(joined)
+    return joined
+
+
 def get_internal_state(result: InternalState, scheduler: Scheduler, recv_req: object) -> InternalState:
     """Add the loop's state to what the server reports of itself."""
     decider = decider_of(scheduler)
@@ -192,6 +213,13 @@ SCHEDULER_HOOKS = (
         shortest_prefill_chunk_limit,
         ("chunked_req", "waiting_queue", "budget", "page_size"),
     ),
+    Hook(
+        f"{SCHEDULE_POLICY}.calc_priority",
+        HookType.AFTER,
+        calc_priority,
+        ("waiting_queue", "running_batch", "processed_tokens"),
+    ),
+    Hook(f"{SCHEDULER}.get_new_prebuilt_batch", HookType.AFTER, get_new_prebuilt_batch, ("running_batch",)),
     Hook(f"{SCHEDULER}.get_internal_state", HookType.AFTER, get_internal_state, ("recv_req",)),
     *part_way.HOOKS,
     peers.HOOK,

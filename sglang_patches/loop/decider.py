@@ -255,6 +255,12 @@ class Decider:
         return self.applier.waiting.judged(now_s, ahead_s, self._service.pace, knobs.relegate_for_s)
 
     @contained
+    def joined(self, batch: Batch) -> None:
+        """Note that requests with a first token join the running batch, which another server computed."""
+        if self._active is not None:
+            self._progress.joined(batch.reqs, time.monotonic())
+
+    @contained
     def retracted(self, request: Request) -> None:
         """Note that a running request went back to the waiting queue."""
         self._progress.retracted(request)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sglang.srt.disaggregation.utils import DisaggregationMode
+
 from roofline_policies.contract.view import QueueState
 from roofline_policies.slo.capacity import Capacity
 from roofline_policies.slo.running_targets import Need
@@ -24,6 +26,7 @@ class Queues:
         self._read = capacities
         self._capacities: tuple[Capacity, ...] = ()
         self._read_s = float("-inf")
+        self._computes_prompts = scheduler.disaggregation_mode is not DisaggregationMode.DECODE
 
     def idle(self) -> bool:
         """Nothing runs, waits or is about to be reported; SGLang polls thousands of times a second then."""
@@ -77,7 +80,7 @@ class Queues:
         else:
             prefix_tokens, next_tokens = waiting[0].prefix_len if waiting else 0, 0
         first_tokens, later_prefix_tokens, later = next_tokens, 0, 0
-        for request in waiting:
+        for request in waiting if self._computes_prompts else ():
             if next_tokens >= chunk_tokens:
                 break
             cached = request.prefix_len
