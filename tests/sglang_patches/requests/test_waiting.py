@@ -373,11 +373,11 @@ def test_a_server_that_only_prefills_orders_what_comes_out_of_the_queue_of_trans
     waiting.clock_s = 5.0
     queue += [Request("sooner", priority=10, slo={"ttft_s": 0.5}), Request("last", priority=0)]
     waiting.settle()
-    assert names(queue) == ["sooner", "soon", "late", "last"]
-    assert waiting.ticket(queue[0]).arrival_s == 5.0
+    assert names(queue) == ["soon", "sooner", "late", "last"]
+    assert [waiting.ticket(one).arrival_s for one in queue] == [0.0, 5.0, 0.0, 5.0]
     waiting.clock_s = 9.0
     waiting.settle()
-    assert waiting.ticket(queue[0]).due_s == 5.5  # a ticket is kept
+    assert waiting.ticket(queue[1]).due_s == 5.5  # a ticket is kept
 
 
 def test_ranks_that_settle_in_the_same_pass_order_alike_whatever_the_deciding_one_looked_at():
