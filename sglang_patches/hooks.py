@@ -27,6 +27,7 @@ from sglang_patches.observe import counters, peers
 from sglang_patches.requests import part_way
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import KnobsUpdate, decides_here, ranks
+from sglang_patches.server.company import of_this_rank
 from sglang_patches.server.facts import of_server
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
@@ -85,10 +86,11 @@ def attach(result: None, scheduler: Scheduler, server_args: ServerArgs, port_arg
     verify(SCHEDULER_HOOKS)
     verify_live(scheduler)
     register()
+    company = of_this_rank(settings.objectives)
     if not decides_here():
         join(scheduler, Applier(scheduler, settings.objectives), None)
         return
-    decider = Decider(scheduler, settings, of_server(scheduler, settings, getattr(scheduler, _COUNTERS, None)))
+    decider = Decider(scheduler, settings, of_server(scheduler, settings, getattr(scheduler, _COUNTERS, None)), company)
     join(scheduler, decider.applier, decider)
 
 

@@ -35,6 +35,7 @@ from sglang_patches.requests.progress import Progress
 from sglang_patches.requests.queues import Queues
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import KnobsUpdate, alone, scheduler_index
+from sglang_patches.server.company import Company
 from sglang_patches.server.facts import Served, roofline_times
 
 logger = logging.getLogger(__name__)
@@ -43,13 +44,16 @@ logger = logging.getLogger(__name__)
 class Decider:
     """Observes one scheduler and decides for all ranks that share its waiting queue (see agree).
 
-    served: what runs there and how it is timed. applier: the part that every rank has, of this one.
+    served: what runs there and how it is timed. company: the ranks that must follow, None where there are no others or
+    nothing tells of them. applier: the part that every rank has, of this one.
 
     Raises:
         InputError: the settings ask for something this server cannot do.
     """
 
-    def __init__(self, scheduler: Scheduler, settings: Settings, served: Served) -> None:
+    def __init__(
+        self, scheduler: Scheduler, settings: Settings, served: Served, company: Company | None = None
+    ) -> None:
         if settings.ceilings is None:
             raise InputError("has no ceilings", where=settings.source, key="hardware")
         self.scheduler = scheduler
@@ -59,6 +63,7 @@ class Decider:
         self.loaded = Loaded()
         self._queues = Queues(scheduler, Capacities(scheduler, max(served.graph_sizes, default=None)))
         self._alone = alone()
+        self._company = company
         self._unreported = 0
         self._decided_s = float("-inf")
         counters, rows_per_request = served.counters, served_model.rows_per_request(scheduler)
@@ -220,6 +225,8 @@ class Decider:
     def decide(self) -> KnobsUpdate | None:
         """The update to broadcast, None while nothing changes or when none is due."""
         controller, actuator, now_s = self.controller, self.applier.actuator, time.monotonic()
+        if self._company is not None and not self._follow(self._company, now_s):
+            return None
         if self._alone:
             self.applier.waiting.clock_s = now_s
         if self.scheduler._engine_paused or self._queues.idle():
@@ -246,6 +253,17 @@ class Decider:
         if decision.knobs == actuator.knobs and not moved and (self._alone or not decision.knobs.deadline_order):
             return None
         return KnobsUpdate(decision.knobs, now_s, moved)
+
+    def _follow(self, company: Company, now_s: float) -> bool:
+        """Whether all ranks follow; until then nothing is decided, and why is said as it changes."""
+        before = company.problem
+        if company.complete(now_s):
+            self._company = None
+            return True
+        if company.problem != before:
+            logger.warning(f"Roofline: {company.problem}. The launch settings hold until then.")
+        self._take_records()
+        return False
 
     def _judge(self, now_s: float, knobs: Knobs) -> Mapping[str, Rank]:
         """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""
@@ -278,6 +296,7 @@ class Decider:
             "source": plain(self.settings.source),
             **asdict(self.loaded),
         }
+        page["waits_for"] = None if self._company is None else self._company.problem
         page["precision"] = self.observer.precision.value
         page["policy_time_s"] = self.timer.to_dict()
         page["device_now"] = self._reports.device_now()
