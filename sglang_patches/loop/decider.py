@@ -296,6 +296,7 @@ class Decider:
             "source": plain(self.settings.source),
             **asdict(self.loaded),
         }
+        page["not_counted"] = list(self.observer.not_counted)
         page["waits_for"] = None if self._company is None else self._company.problem
         page["precision"] = self.observer.precision.value
         page["policy_time_s"] = self.timer.to_dict()
