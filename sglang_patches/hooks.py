@@ -24,10 +24,11 @@ from sglang_patches.needs.objects import (
     ServerArgs,
     StepResult,
 )
-from sglang_patches.observe import counters
+from sglang_patches.observe import counters, peers
 from sglang_patches.requests import part_way
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import KnobsUpdate, decides_here
+from sglang_patches.server.company import of_this_rank
 from sglang_patches.server.facts import of_server, tell
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
@@ -88,6 +89,7 @@ def attach(result: None, scheduler: Scheduler, server_args: ServerArgs, port_arg
     verify(SCHEDULER_HOOKS)
     verify_live(scheduler)
     register()
+    company = of_this_rank(settings.objectives)
     if not decides_here():
         served_model.unwatch(scheduler.tp_worker.model_runner)
         join(scheduler, Applier(scheduler, settings.objectives), None)
@@ -97,7 +99,7 @@ def attach(result: None, scheduler: Scheduler, server_args: ServerArgs, port_arg
     covered = settings.ceilings.covering(*served.model.precisions)
     settings = replace(settings, ceilings=covered)
     setattr(server_args, SETTINGS, settings)
-    decider = Decider(scheduler, settings, served)
+    decider = Decider(scheduler, settings, served, company)
     join(scheduler, decider.applier, decider)
 
 
@@ -173,6 +175,27 @@ def shortest_prefill_chunk_limit(
     return limit if ours is None else ours if limit is None else min(limit, ours)
 
 
+def calc_priority(
+    result: None,
+    policy: SchedulePolicy,
+    waiting_queue: list[Request],
+    running_batch: Batch | None = None,
+    processed_tokens: int = 0,
+) -> None:
+    """Before a pass takes prompts from the queue: those that came to it another way are put in order."""
+    applier = applier_of(policy)
+    if applier is not None:
+        applier.settle()
+
+
+def get_new_prebuilt_batch(joined: Batch | None, scheduler: Scheduler, running_batch: Batch) -> Batch | None:
+    """Follow requests whose prompt another server has computed, as they join the running batch."""
+    decider = decider_of(scheduler)
+    if decider is not None and joined is not None:
+        decider.joined(joined)
+    return joined
+
+
 def get_internal_state(result: InternalState, scheduler: Scheduler, recv_req: object) -> InternalState:
     """Add the loop's state to what the server reports of itself."""
     decider = decider_of(scheduler)
@@ -202,6 +225,14 @@ SCHEDULER_HOOKS = (
         shortest_prefill_chunk_limit,
         ("chunked_req", "waiting_queue", "budget", "page_size"),
     ),
+    Hook(
+        f"{SCHEDULE_POLICY}.calc_priority",
+        HookType.AFTER,
+        calc_priority,
+        ("waiting_queue", "running_batch", "processed_tokens"),
+    ),
+    Hook(f"{SCHEDULER}.get_new_prebuilt_batch", HookType.AFTER, get_new_prebuilt_batch, ("running_batch",)),
     Hook(f"{SCHEDULER}.get_internal_state", HookType.AFTER, get_internal_state, ("recv_req",)),
     *part_way.HOOKS,
+    peers.HOOK,
 )

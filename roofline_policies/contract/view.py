@@ -39,6 +39,7 @@ class IterationRecord(NamedTuple):
     done_s: monotonic time at which the step was done.
     step_s: wall time the step took from the server's point of view: since the previous step was done in a busy stretch,
         host time and launch gaps included; equal to ``seconds`` after an idle pause.
+    alone: False where the step waited for prompts of another rank of data-parallel attention: its time is theirs.
     """
 
     iteration: int
@@ -53,6 +54,7 @@ class IterationRecord(NamedTuple):
     seconds_source: str
     done_s: float
     step_s: float
+    alone: bool = True
 
 
 class QueueState(NamedTuple):

@@ -179,7 +179,7 @@ class Controller:
             return
         self.iterations += 1
         self.last_record = record
-        self.in_flight.finished(record.mode, record.step_s, record.done_s)
+        self.in_flight.finished(record.mode, record.step_s, record.done_s, alone=record.alone)
         self.phases[record.mode].add(record)
         if record.mode is ForwardMode.PREFILL:
             return

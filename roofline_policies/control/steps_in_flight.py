@@ -64,16 +64,17 @@ class StepsInFlight:
         self._waited_for = True
         self._in_flight.append(_Step(mode, now_s, predicted_s, tokens))
 
-    def finished(self, mode: ForwardMode, took_s: float, done_s: float) -> None:
-        """Note that the oldest step in flight ended."""
+    def finished(self, mode: ForwardMode, took_s: float, done_s: float, *, alone: bool = True) -> None:
+        """Note that the oldest step in flight ended. alone: see IterationRecord; of others nothing is learned."""
         if self._times is None or not self._in_flight:
             return
         step = self._in_flight.popleft()
         if step.mode is not mode:  # a result was lost: what is left cannot be told apart
             self._in_flight.clear()
             return
-        self._corrections[mode].observe(step.predicted_s, took_s)
-        self._steps = None
+        if alone:
+            self._corrections[mode].observe(step.predicted_s, took_s)
+            self._steps = None
         self._done_s = done_s
         if step.tokens:
             self._token_s = done_s

@@ -3,8 +3,9 @@
 from roofline_policies.policies.base import Kind, Policy, Proposal, Strength
 from roofline_policies.policies.batch_size import BatchSize, RidgeBatchSize
 from roofline_policies.policies.compose import Composition, compose
-from roofline_policies.policies.prefill_deferral import PrefillDeferral, RidgePrefillDeferral
+from roofline_policies.policies.prefill_deferral import PrefillDeferral
 from roofline_policies.policies.quant_tier import QuantTier, RidgeQuantTier
+from roofline_policies.policies.ridge_prefill_deferral import RidgePrefillDeferral
 from roofline_policies.policies.slo_guard import SloGuard
 from roofline_policies.policies.speculation_window import RidgeSpeculationWindow, SpeculationWindow
 from roofline_policies.policies.static import Static

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from roofline_policies.contract.decision import Knob, Range
 from roofline_policies.contract.view import SchedulerView
-from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.policies.base import Kind, Proposal, Strength
+from roofline_policies.policies.base import Proposal
 from roofline_policies.policies.shapes import NOT_PREDICTED, prompt_shape, running_shape
-from roofline_policies.slo.objectives import ItlKind
 from roofline_policies.steps.correction import CorrectedSteps
 
 EMPTY = BatchShape()
@@ -81,6 +78,8 @@ class _Moment(NamedTuple):
 class PrefillDeferral:
     """Takes the cheapest way to compute prompt tokens that lets every running request have its next token in time.
 
+    Under data-parallel attention those that run on other ranks count too, with the server's own target.
+
     Of the two kinds of step, mixed (decode rows ride along) and exclusive (a decode step follows), it finds the largest
     chunk whose predicted time, with the margin that the predictor's residuals ask for, fits before the next token is
     due, and takes the kind with the fewer seconds per prompt token. Where nothing fits, requests decode first.
@@ -127,8 +126,10 @@ class PrefillDeferral:
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """Targets for prefill_chunk_tokens, mixed_chunk and defer_prefill, or nothing while no request decodes."""
         limits, steps, queue = view.bounds.ranges.get(Knob.PREFILL_CHUNK_TOKENS), view.steps, view.queue
-        if limits is None or steps is None or queue.running == 0:
+        if limits is None or steps is None:
             return ()
+        if queue.running == 0:
+            return self._beside_peers(view, steps, limits)
         decode = running_shape(view)
         decode_s = steps.step_s(decode=decode, graph=True)
         slow_decode_s = decode_s * steps.margin(prefill=False, decode=True)
@@ -140,6 +141,18 @@ class PrefillDeferral:
         takes, left = f"{plan.takes_s * 1e3:.0f} ms at most", f"{left_s * 1e3:.0f} ms"
         reason = f"{plan.tokens} prompt tokens {kind} take {takes}, {due} in {left}"
         return self._proposals(view, plan.chunk, plan.mixed, False, reason)
+
+    def _beside_peers(self, view: SchedulerView, steps: CorrectedSteps, limits: Range) -> tuple[Proposal, ...]:
+        """Chunks of a rank on which nothing decodes, while requests on others wait for its step: what is in time for
+        the server's own target. Nothing is deferred: the next step would be the same."""
+        peers, target_s = view.queue.peers_decoding, view.slo.itl_s
+        if not peers or target_s is None:
+            return ()
+        left_s = min(target_s, self.longest_stall_s)
+        plan = self._largest(_Moment(view, steps, limits, EMPTY, 0.0, 0.0, left_s), mixed=False)
+        chunk = limits.clamp(self.min_chunk_tokens) if plan is None else plan.chunk
+        reason = f"{peers} requests on other ranks wait {left_s * 1e3:.0f} ms at most for this step"
+        return self._proposals(view, chunk, view.knobs.mixed_chunk, False, reason)
 
     def _left_s(self, view: SchedulerView, decode: BatchShape, slow_decode_s: float) -> tuple[float, str]:
         """Seconds from the start of the next step to the first due token of a running request, and why it is due."""
@@ -157,6 +170,9 @@ class PrefillDeferral:
                 ahead_s = min(ahead_s, least_s)
             if ahead_s < left_s:
                 left_s, due = ahead_s, "the tightest mean or end is due"
+        if queue.peers_decoding and view.slo.itl_s is not None and view.slo.itl_s + slow_decode_s < left_s:
+            # Their tokens come with this very step; ours come with the decode step behind it.
+            left_s, due = view.slo.itl_s + slow_decode_s, "tokens on other ranks are due"
         return left_s, due
 
     def _gap_s(self, view: SchedulerView, target_s: float, decode: BatchShape, slow_decode_s: float) -> float:
@@ -291,95 +307,3 @@ class PrefillDeferral:
         if view.bounds.movable(Knob.DEFER_PREFILL):
             chosen.append((Knob.DEFER_PREFILL, defer))
         return tuple(Proposal(name, knob, value, reason) for knob, value in chosen)
-
-
-@dataclass(frozen=True, slots=True)
-class RidgePrefillDeferral:
-    """Sizes prefill chunks to the ITL target and lets decode run between chunks of a compute-bound prefill.
-
-    share: part of the ITL target that one chunk plus one decode step may fill; the rest is for what the mean rate of
-        recent chunks does not tell, such as a chunk's position in its context.
-    min_chunk_tokens: chunks are not cut below this, however tight the target.
-    longest_stall_s: running requests do not wait longer than this for prefill, also where they have no target.
-
-    Prefill is never starved: it is deferred only after a prefill step ran since the last decode step, so at worst
-    the two alternate, and never while nothing is decoding.
-
-    Raises:
-        FieldError: a parameter outside its range.
-    """
-
-    share: float = 0.8
-    min_chunk_tokens: int = 128
-    longest_stall_s: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise FieldError("share", self.share, "a share greater than 0 and at most 1")
-        if self.min_chunk_tokens < 1:
-            raise FieldError("min_chunk_tokens", self.min_chunk_tokens, "1 token or more")
-        if not 0 < self.longest_stall_s < float("inf"):
-            raise FieldError("longest_stall_s", self.longest_stall_s, "a number of seconds greater than 0")
-
-    def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
-        """A cap on prefill_chunk_tokens and a target for defer_prefill, or nothing while no request decodes."""
-        if view.queue.running == 0:
-            return ()
-        target = view.slo.itl_s
-        if view.slo.itl_kind is ItlKind.MEAN_TPOT and target is not None and (view.itl_s or 0.0) <= target:
-            # Nobody asked for short gaps, only for a short mean: pacing every chunk would cost throughput for nothing.
-            return ()
-        return (*self._chunk(view), *self._defer(view))
-
-    def _chunk(self, view: SchedulerView) -> Iterator[Proposal]:
-        # Also while nothing waits: a prompt is admitted in the pass in which it arrives, after that pass was decided.
-        target, rate, step_s = view.slo.itl_s, view.prefill_tokens_per_s, view.decode_step_s
-        if target is None or rate is None or step_s is None:
-            return
-        spare_s = self.share * target - step_s
-        if spare_s <= 0:
-            # Decode alone is past the target: small chunks would cost throughput and meet nothing.
-            return
-        tokens = max(self.min_chunk_tokens, int(spare_s * rate))
-        if view.knobs.prefill_chunk_tokens is None or tokens >= self._launch_chunk(view):
-            return
-        reason = (
-            f"{tokens} prompt tokens at {rate:.0f} tokens/s beside a decode step of {step_s * 1e3:.0f} ms "
-            f"fill {self.share:.0%} of the ITL target of {target * 1e3:.0f} ms"
-        )
-        yield Proposal(
-            "RidgePrefillDeferral", Knob.PREFILL_CHUNK_TOKENS, tokens, reason, kind=Kind.CAP, strength=Strength.GUARD
-        )
-
-    def _defer(self, view: SchedulerView) -> Iterator[Proposal]:
-        if view.prefills_since_decode == 0 or not (view.queue.waiting or view.queue.chunk_in_flight):
-            return
-        target = view.slo.itl_s
-        next_s, waited_s = self._next_chunk_s(view), view.since_decode_s
-        if target is not None and next_s is not None:
-            # From one decode launch to the next is what a request waits between two tokens.
-            if waited_s + next_s > target:
-                reason = (
-                    f"running requests have waited {waited_s * 1e3:.0f} ms and the next chunk takes "
-                    f"{next_s * 1e3:.0f} ms, past the ITL target of {target * 1e3:.0f} ms"
-                )
-                yield Proposal("RidgePrefillDeferral", Knob.DEFER_PREFILL, True, reason, strength=Strength.GUARD)
-        elif waited_s > self.longest_stall_s:
-            reason = (
-                f"running requests have waited {waited_s:.1f} s for prefill, longer than {self.longest_stall_s:.1f} s"
-            )
-            yield Proposal("RidgePrefillDeferral", Knob.DEFER_PREFILL, True, reason, strength=Strength.GUARD)
-        elif target is None and view.prefill is not None and view.prefill.bound is Bound.COMPUTE:
-            reason = f"prefill is compute-bound at {view.prefill.compute_fraction:.0%}: one decode step between chunks"
-            yield Proposal("RidgePrefillDeferral", Knob.DEFER_PREFILL, True, reason)
-
-    def _next_chunk_s(self, view: SchedulerView) -> float | None:
-        if view.prefill_tokens_per_s is None:
-            return None
-        tokens = view.queue.next_prefill_tokens
-        return min(view.knobs.prefill_chunk_tokens or tokens, tokens) / view.prefill_tokens_per_s
-
-    @staticmethod
-    def _launch_chunk(view: SchedulerView) -> int:
-        bounds = view.bounds.ranges.get(Knob.PREFILL_CHUNK_TOKENS)
-        return bounds.high if bounds else 0

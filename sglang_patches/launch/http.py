@@ -58,6 +58,7 @@ async def reload_policy(request: Request) -> JSONResponse:
         async with _ONE_AT_A_TIME:
             # In a thread: reading and importing would keep every other request waiting.
             settings = await asyncio.to_thread(launched.again, policy, overrides)
+            await _refuse_where_ranks_are_missing()
             ranks = await everywhere(_manager(), settings)
     except InputError as error:
         logger.warning(f"Roofline: the policy was not reloaded: {error}")
@@ -66,6 +67,14 @@ async def reload_policy(request: Request) -> JSONResponse:
         logger.error(f"Roofline: {error}")
         return _refused(error, HTTPStatus.INTERNAL_SERVER_ERROR)
     return JSONResponse({"ranks": ranks})
+
+
+async def _refuse_where_ranks_are_missing() -> None:
+    """Raise InputError where a rank does not follow: it could not read what a reload sends to all of them."""
+    for state in await _manager().get_internal_state():
+        problem = (state.get("roofline") or {}).get("waits_for")
+        if problem is not None:
+            raise InputError(problem, where="server", key="policy")
 
 
 def asked(body: bytes) -> tuple[str | None, str | None]:

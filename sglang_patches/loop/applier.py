@@ -62,6 +62,11 @@ class Applier:
         self.waiting.came(request, retracted=retracted)
 
     @contained
+    def settle(self) -> None:
+        """Order requests that joined the waiting queue unseen, before a pass lets any of it in."""
+        self.waiting.settle()
+
+    @contained
     def chunk_limit(self, request: Request, budget: int, page: int) -> int | None:
         """Most tokens of a chunk for the prompt part-way through its chunks, None for all of it."""
         return self.waiting.chunk_limit(request, budget, page)

@@ -34,6 +34,7 @@ from sglang_patches.requests.progress import Progress
 from sglang_patches.requests.queues import Queues
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import KnobsUpdate, alone, scheduler_index
+from sglang_patches.server.company import Company
 from sglang_patches.server.facts import Served, roofline_times
 
 logger = logging.getLogger(__name__)
@@ -42,13 +43,16 @@ logger = logging.getLogger(__name__)
 class Decider:
     """Observes one scheduler and decides for all ranks that share its waiting queue (see agree).
 
-    served: what runs there and how it is timed. applier: the part that every rank has, of this one.
+    served: what runs there and how it is timed. company: the ranks that must follow, None where there are no others or
+    nothing tells of them. applier: the part that every rank has, of this one.
 
     Raises:
         InputError: the settings ask for something this server cannot do.
     """
 
-    def __init__(self, scheduler: Scheduler, settings: Settings, served: Served) -> None:
+    def __init__(
+        self, scheduler: Scheduler, settings: Settings, served: Served, company: Company | None = None
+    ) -> None:
         if settings.ceilings is None:
             raise InputError("has no ceilings", where=settings.source, key="hardware")
         self.scheduler = scheduler
@@ -58,6 +62,7 @@ class Decider:
         self.loaded = Loaded()
         self._queues = Queues(scheduler, Capacities(scheduler, max(served.graph_sizes, default=None)))
         self._alone = alone()
+        self._company = company
         self._unreported = 0
         self._decided_s = float("-inf")
         counters, rows_per_request = served.counters, served_model.rows_per_request(scheduler)
@@ -224,6 +229,8 @@ class Decider:
     def decide(self) -> KnobsUpdate | None:
         """The update to broadcast, None while nothing changes or when none is due."""
         controller, actuator, now_s = self.controller, self.applier.actuator, time.monotonic()
+        if self._company is not None and not self._follow(self._company, now_s):
+            return None
         if self._alone:
             self.applier.waiting.clock_s = now_s
         if self.scheduler._engine_paused or self._queues.idle():
@@ -251,12 +258,29 @@ class Decider:
             return None
         return KnobsUpdate(decision.knobs, now_s, moved)
 
+    def _follow(self, company: Company, now_s: float) -> bool:
+        """Whether all ranks follow; until then nothing is decided, and why is said as it changes."""
+        before = company.problem
+        if company.complete(now_s):
+            self._company = None
+            return True
+        if company.problem != before:
+            logger.warning(f"Roofline: {company.problem}. The launch settings hold until then.")
+        self._take_records()
+        return False
+
     def _judge(self, now_s: float, knobs: Knobs) -> Mapping[str, Rank]:
         """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""
         if not knobs.deadline_order or knobs.defer_prefill:
             return {}
         ahead_s = self._service.ahead_s(self.scheduler.chunked_req)
         return self.applier.waiting.judged(now_s, ahead_s, self._service.pace, knobs.relegate_for_s)
+
+    @contained
+    def joined(self, batch: Batch) -> None:
+        """Note that requests with a first token join the running batch, which another server computed."""
+        if self._active is not None:
+            self._progress.joined(batch.reqs, time.monotonic())
 
     @contained
     def retracted(self, request: Request) -> None:
@@ -276,6 +300,8 @@ class Decider:
             "source": plain(self.settings.source),
             **asdict(self.loaded),
         }
+        page["not_counted"] = list(self.observer.not_counted)
+        page["waits_for"] = None if self._company is None else self._company.problem
         page["precision"] = self.observer.precision.value
         page["model"] = dict(self._known)
         page["policy_time_s"] = self.timer.to_dict()

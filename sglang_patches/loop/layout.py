@@ -77,7 +77,8 @@ def reasons(scheduler: Scheduler) -> dict[Knob, str]:
     if arguments.dllm_algorithm is not None:
         idle("its batches are made of blocks that are denoised (--dllm-algorithm)", *_OF_PREFILL)
     if arguments.enable_pdmux:
-        idle("prefill and decode run side by side (--enable-pdmux)", Knob.DEFER_PREFILL, Knob.MIXED_CHUNK)
+        beside = (Knob.PREFILL_CHUNK_TOKENS, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK)
+        idle("prefill and decode run side by side (--enable-pdmux)", *beside)
     if arguments.schedule_policy != "fcfs" or scheduler.enable_priority_scheduling:
         idle("the server orders its queue itself (--schedule-policy, --enable-priority-scheduling)", *_ORDER)
     if scheduler.chunked_prefill_size is None:

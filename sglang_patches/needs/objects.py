@@ -246,6 +246,13 @@ class Batch(Protocol):
     def is_empty(self) -> bool: ...  # has none
 
 
+class Gathered(Protocol):
+    """What the ranks of data-parallel attention tell each other of a step, once they have."""
+
+    global_num_tokens: list[int]  # rows of each rank's batch
+    tp0_info_cpu: torch.Tensor  # int64 [ranks, columns]; all that is told
+
+
 class StepResult(Protocol):
     """The result of a step."""
 

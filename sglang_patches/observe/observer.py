@@ -21,6 +21,7 @@ from roofline_policies.work import Precision, Provenance, Work
 from sglang_patches.needs.objects import Batch, Request, StepResult, TreeCache
 from sglang_patches.observe.clocks import Interval
 from sglang_patches.observe.counters import InlineWork
+from sglang_patches.observe.peers import PEERS
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Launch:
 
     prefill, decode: its prompts, and its rows that decode. shape: both together.
     after_idle: nothing ran before it. interval: its time, once its forward pass has begun.
+    alone: no prompts of another rank are in its time.
     reading, totals: what the attention kernels had counted when its forward pass ended; totals once it has arrived.
     """
 
@@ -45,6 +47,7 @@ class Launch:
     reading: Snapshot | None = None
     totals: Totals | None = None
     lost: bool = False
+    alone: bool = True
 
     def arrived(self) -> bool:
         """Whether what was counted is known, or nothing counts; a reading that came to nothing is ``lost``."""
@@ -174,6 +177,7 @@ class Observer:
         launch, self._current = self._current, None
         if launch is not None:
             launch.after_idle = bool(batch.after_idle_gap)
+            launch.alone = launch.mode is not ForwardMode.DECODE or not PEERS.prefilling
             self._launched[batch.forward_iter] = launch
         return launch
 
@@ -230,6 +234,7 @@ class Observer:
             seconds_source=source,
             done_s=done_s,
             step_s=step_s,
+            alone=launched.alone,
         )
 
     def _work(self, launched: Launch, shape: BatchShape, graph: bool) -> Work:

@@ -77,6 +77,17 @@ class Progress:
             if not _gone(request):
                 self._join(request)
 
+    def joined(self, requests: Iterable[Request], now_s: float) -> None:
+        """Note requests that decode from now on, with the tokens that they brought along: the last of them came now."""
+        for request in requests:
+            tokens, stats = len(request.output_ids), request.time_stats
+            if self._deadlines is not None:
+                received_s = stats.scheduler_recv_time
+                first_s = now_s if self._slo.ttft_s is None else received_s + self._slo.ttft_s
+                self._deadlines.join(request, first_s, tokens)
+            if self._targets is not None and self._slo_of is not None:
+                self._targets.join(request, self._slo_of(request), stats.scheduler_recv_time, now_s, tokens)
+
     def _join(self, request: Request) -> None:
         tokens = len(request.output_ids)
         if self._deadlines is not None:

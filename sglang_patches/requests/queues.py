@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from sglang.srt.disaggregation.utils import DisaggregationMode
+
 from roofline_policies.contract.view import QueueState
 from roofline_policies.slo.capacity import Capacity
 from roofline_policies.slo.running_targets import Need
 from sglang_patches.needs.objects import Request, Scheduler
+from sglang_patches.observe.peers import PEERS
 from sglang_patches.requests.batches import last_batches, running_batches
 from sglang_patches.requests.capacities import Capacities, kv_share
 from sglang_patches.requests.progress import Progress
@@ -23,6 +26,7 @@ class Queues:
         self._read = capacities
         self._capacities: tuple[Capacity, ...] = ()
         self._read_s = float("-inf")
+        self._computes_prompts = scheduler.disaggregation_mode is not DisaggregationMode.DECODE
 
     def idle(self) -> bool:
         """Nothing runs, waits or is about to be reported; SGLang polls thousands of times a second then."""
@@ -76,7 +80,7 @@ class Queues:
         else:
             prefix_tokens, next_tokens = waiting[0].prefix_len if waiting else 0, 0
         first_tokens, later_prefix_tokens, later = next_tokens, 0, 0
-        for request in waiting:
+        for request in waiting if self._computes_prompts else ():
             if next_tokens >= chunk_tokens:
                 break
             cached = request.prefix_len
@@ -106,6 +110,7 @@ class Queues:
             slack_s=progress.slack_s(now_s) if running else None,
             kv_use=kv_share(self._capacities),
             capacities=self._capacities,
+            peers_decoding=PEERS.decoding,
             retractions=retractions,
             cache_hit_rate=cache_hit_rate,
         )
@@ -126,6 +131,7 @@ class Queues:
             slack_s=None if followed is None else followed.slack_s(now_s),
             kv_use=kv_share(capacities),
             capacities=capacities,
+            peers_decoding=PEERS.decoding,
             retractions=retractions,
             cache_hit_rate=hit_rate,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.mem_cache.common import match_kv_cache
 
 from roofline_policies.model.batch import BatchShape
@@ -31,6 +32,7 @@ class Waiting:
         self._times = times
         self._admission: Admission[Request] = Admission(self.ticket)
         self._capacities = Capacities(scheduler)
+        self._told = scheduler.disaggregation_mode is not DisaggregationMode.PREFILL
         self._ordered = False
         self.clock_s = 0.0
 
@@ -57,6 +59,20 @@ class Waiting:
         if self._ordered:
             del queue[-1]
             self._admission.insert(queue, request)
+
+    def settle(self) -> None:
+        """Put requests where they belong that joined the queue without ``came`` being told, as on a server that only
+        prefills: there they come out of a queue of their own. In the same pass on all ranks, so that all give them the
+        same time."""
+        if self._told:
+            return
+        queue = self._scheduler.waiting_queue
+        new = [request for request in queue if getattr(request, _TICKET, None) is None]
+        for request in new:
+            self._look_up(request)
+            self.ticket(request)
+        if new and self._ordered:
+            self._admission.sort(queue)
 
     def ticket(self, request: Request) -> Ticket:
         """The ticket that a request's place in the queue follows from; made when it is first asked for."""

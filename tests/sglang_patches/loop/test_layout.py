@@ -1,11 +1,14 @@
 """Which knobs move on which layout. Stand-ins take the place of SGLang's Scheduler; arguments are real at the end."""
 
+import re
+
 import pytest
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.server_args import ServerArgs
 
 from roofline_policies.contract.decision import Knob, Knobs, Range
 from sglang_patches.loop.layout import launch_knobs, launch_ranges, not_counted, reasons
+from tests import ROOT
 from tests.sglang_patches.stand_ins import StandInSpeculation, arguments, stand_in_scheduler
 
 NOT_YET = {Knob.SPECULATION_WINDOW, Knob.QUANT_TIER}
@@ -42,7 +45,7 @@ def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
         ({"server_args": arguments(enable_pd_role_switch=True)}, OF_DECODE | OF_PREFILL),
         ({"is_generation": False}, OF_DECODE),
         ({"server_args": arguments(dllm_algorithm="LowConfidence")}, OF_PREFILL),
-        ({"server_args": arguments(enable_pdmux=True)}, {Knob.DEFER_PREFILL, Knob.MIXED_CHUNK}),
+        ({"server_args": arguments(enable_pdmux=True)}, OF_PREFILL - ORDER),
         ({"server_args": arguments(pp_size=4)}, set()),
         ({"server_args": arguments(pp_size=4, enable_dynamic_chunking=True)}, {Knob.PREFILL_CHUNK_TOKENS}),
         ({"server_args": arguments(enable_dynamic_chunking=True)}, set()),  # SGLang itself has no use for it there
@@ -126,3 +129,51 @@ def test_the_arguments_of_every_layout_are_read_and_none_ends_the_launch(launch)
     ranges, immovable = launch_ranges(scheduler)
     assert Knob.MAX_RUNNING_REQUESTS in ranges
     assert set(immovable) == NOT_YET
+
+
+PREFILLS, DECODES = DisaggregationMode.PREFILL, DisaggregationMode.DECODE
+ROWS = {
+    "`--tp-size`, `--ep-size`": [{"server_args": arguments(attn_dp_size=2, pp_size=2, enable_lora=True)}],
+    "`--disaggregation-mode prefill`": [{"disaggregation_mode": PREFILLS}],
+    "`--disaggregation-mode decode`": [{"disaggregation_mode": DECODES}],
+    "`--enable-pd-role-switch`": [
+        {"server_args": arguments(enable_pd_role_switch=True), "disaggregation_mode": mode}
+        for mode in (PREFILLS, DECODES)
+    ],
+    "`--is-embedding`": [{"is_generation": False}],
+    "`--dllm-algorithm`": [{"server_args": arguments(dllm_algorithm="LowConfidence")}],
+    "`--enable-pdmux`": [{"server_args": arguments(enable_pdmux=True)}],
+    "`--attn-dp-size` with": [{"server_args": arguments(attn_dp_size=2, enable_prefill_delayer=True)}],
+    "`--pp-size` with": [{"server_args": arguments(pp_size=2, enable_dynamic_chunking=True)}],
+    "`--chunked-prefill-size -1`": [{"chunked_prefill_size": None}],
+    "`--schedule-policy` other": [
+        {"server_args": arguments(schedule_policy="lpm")}, {"enable_priority_scheduling": True},
+    ],
+    "drafts that need": [{"spec_algorithm": StandInSpeculation("ngram")}],
+    "`--enable-two-batch-overlap`": [
+        {"server_args": arguments(**{name: value})} for name, value in (
+            ("enable_two_batch_overlap", True), ("enable_hisparse", True), ("attn_cp_size", 2),
+            ("enable_megamoe_for_layernorm_sp", True), ("enable_encoder_swa_bounded_replay", True),
+        )
+    ],
+}  # fmt: skip
+"""Servers of each row of the table in docs/layouts.md, by how the row begins."""
+
+
+def documented():
+    """The rows of that table: the layout, and the knobs that idle there."""
+    page = (ROOT / "docs" / "layouts.md").read_text().partition("## Which knobs idle")[2].partition("## What binds")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
+    ]
+    every = {knob.value for knob in OF_DECODE | OF_PREFILL}
+    return [(row[0], every if row[1] == "all" else set(re.findall(r"`(\w+)`", row[1]))) for row in rows[1:]]
+
+
+def test_the_documented_table_is_what_servers_do():
+    rows = documented()
+    assert len(rows) == len(ROWS)
+    for (begins, servers), (layout, knobs) in zip(ROWS.items(), rows, strict=True):
+        assert layout.startswith(begins)
+        for fields in servers:
+            assert {knob.value for knob in idle(**fields)} == knobs, layout

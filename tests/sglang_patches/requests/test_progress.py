@@ -223,3 +223,20 @@ def test_nothing_is_needed_where_drafts_are_verified_or_nobody_tells_what_was_pr
     for server in (Server(Slo(), 4, promised), Server(Slo(itl_s=0.1))):
         server.prefill(Request(50))
         assert server.progress.need(0.0, 0.01, 1) == (None, None, None)
+
+
+def test_requests_that_bring_their_first_token_along_are_followed_from_there():
+    """On a server that only decodes no prompt is seen; the first token came from another one."""
+    promised = Slo(itl_s=0.1)
+    server = Server(Slo(ttft_s=2.0, itl_s=0.1), slo_of=lambda request: promised)
+    request = Request(100, received_s=5.0, output_tokens=1)
+    server.progress.joined([request], now_s=6.0)
+    server.now_s = 6.0
+    assert server.slack_s == pytest.approx(5.0 + 2.0 + 0.1 - 6.0)
+    assert server.progress.need(6.0, 0.01, 1).gap_s == 0.1
+    server.decode(request)
+    assert server.slack_s == pytest.approx(7.2 - 6.0)
+    untimed = Server(Slo(itl_s=0.1))
+    untimed.progress.joined([Request(100, output_tokens=1)], now_s=6.0)
+    untimed.now_s = 6.0
+    assert untimed.slack_s == pytest.approx(0.1)

@@ -6,7 +6,7 @@ from roofline_policies.slo.admission import Rank
 from roofline_policies.slo.objectives import Objectives, Slo
 from sglang_patches.requests.promises import Promises
 from sglang_patches.requests.waiting import Waiting
-from tests.sglang_patches.stand_ins import StandInTree
+from tests.sglang_patches.stand_ins import stand_in_scheduler
 
 
 def prompt(rid, ttft_s):
@@ -16,7 +16,7 @@ def prompt(rid, ttft_s):
 
 def test_the_prompt_in_flight_or_the_next_one_is_due_first():
     queue = []
-    scheduler = SimpleNamespace(waiting_queue=queue, chunked_req=None, tree_cache=StandInTree())
+    scheduler = stand_in_scheduler(waiting_queue=queue, chunked_req=None)
     waiting = Waiting(scheduler, Promises(Objectives(Slo())), None)
     assert waiting.due_s(0.0) is None
     queue.append(prompt("first", 10.0))
