@@ -356,6 +356,8 @@ def _out_in(module: Any) -> tuple[int, int]:
 
 def _elements(name: str, module: Any, own: list[nn.Parameter]) -> int:
     """Parameters of a module: its matrices' sizes, as packed weights hold several in one element; without scales."""
+    if isinstance(module, RadixAttention):
+        return 0  # scales of the KV cache
     biases = sum(one.numel() for key, one in module.named_parameters(recurse=False) if "bias" in key)
     if own and isinstance(module, FusedMoE):
         runner = module.moe_runner_config

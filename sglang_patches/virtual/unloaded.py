@@ -118,7 +118,7 @@ def _built(folder: str, server_args: Sequence[str]) -> UnloadedModel:
         walked = walk(
             model,
             activations=PRECISIONS[model_config.dtype],
-            kv_dtype=_kv_dtype(args.kv_cache_dtype, model_config.dtype),
+            kv_dtype=_kv_dtype(args.kv_cache_dtype, model, model_config.dtype),
             config=model_config.hf_config,
         )
     return UnloadedModel(Path(folder).name, int(model_config.context_len), walked)
@@ -131,8 +131,15 @@ def _group(size: int) -> Any:
     )  # fmt: skip
 
 
-def _kv_dtype(asked: str, model: Any) -> Any:
+def _kv_dtype(asked: str, model: Any, dtype: Any) -> Any:
+    """Of the KV cache: what a quantized checkpoint wants, unless the arguments say."""
     import torch
+    from sglang.srt.mem_cache.kv_cache_dtype import configure_kv_cache_dtype
 
-    known = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2, "bf16": torch.bfloat16}
-    return known.get(asked, known.get({"bfloat16": "bf16"}.get(asked, ""), model))
+    if asked == "fp8_e5m2":  # which SGLang refuses for this machine
+        return torch.float8_e5m2
+    _, found = configure_kv_cache_dtype(
+        server_args_kv_cache_dtype=asked, model=model, model_dtype=dtype, is_draft_worker=False, is_dflash=False,
+        speculative_draft_attention_backend="",
+    )  # fmt: skip
+    return found

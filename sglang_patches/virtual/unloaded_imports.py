@@ -1,7 +1,7 @@
 """What every process that builds a model imports, once for all of them: the start of ``unloaded.builders``.
 
-Some models name operations of SGLang's CPU kernels while they are imported. Here these names are there, so that such a
-model is built like any other.
+A model is built here as a server on a GPU would build it. So operations of SGLang's kernels that a model names while it
+is imported are there, to be named and not called, and the platform has what CUDA has.
 """
 
 import logging
@@ -35,5 +35,9 @@ try:
 
     torch.ops.sgl_kernel = Operations(torch.ops.sgl_kernel)
     import sglang.srt.models.registry
+    from sglang.srt.arg_groups import mamba_hook
+
+    # Arguments of a hybrid ask for it; the cache is never made here.
+    mamba_hook._platform_supports_mamba_cache_extra_buffer = lambda: True
 finally:
     logging.disable(logging.NOTSET)

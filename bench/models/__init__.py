@@ -1,0 +1,1 @@
+"""Published models, and what SGLang would hold and run of each: built without weights, against the published figures."""
