@@ -1,1 +1,1 @@
-"""Published models, and what SGLang would hold and run of each: built without weights, against the published figures."""
+"""Published models, built without weights as SGLang would build them, against their published figures."""

@@ -47,13 +47,12 @@ class Published:
     @property
     def precision(self) -> str:
         """Of the checkpoint's weights, as its configuration names it."""
-        said = self.config.get("quantization_config") or (self.config.get("text_config") or {}).get("quantization_config")
+        texts = [self.config, *(self.config.get(key) or {} for key in ("text_config", "llm_config"))]
+        said = next((one["quantization_config"] for one in texts if one.get("quantization_config")), None)
         if self.hf_quant_config is not None:
             said = self.hf_quant_config["quantization"]
         if not said:
-            text = self.config.get("text_config") or self.config.get("llm_config") or {}
-            dtype = self.config.get("torch_dtype") or self.config.get("dtype") or text.get("torch_dtype") or text.get("dtype")
-            return str(dtype or "bfloat16")
+            return next((one[key] for key in ("torch_dtype", "dtype") for one in texts if one.get(key)), "bfloat16")
         parts = [said.get("quant_method") or "modelopt", said.get("quant_algo") or said.get("format")]
         return " ".join(str(one) for one in parts if one) + (" blocks" if said.get("weight_block_size") else "")
 

@@ -7,6 +7,7 @@ may leave anything behind in it.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -86,7 +87,7 @@ def build_here(folder: str, server_args: Sequence[str]) -> UnloadedModel:
 
 def _built(folder: str, server_args: Sequence[str]) -> UnloadedModel:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import sglang_patches.virtual.unloaded_imports  # noqa: F401, I001  # first: models are imported behind it
+    from sglang_patches.virtual.unloaded_imports import Placement  # isort: skip  # first: models are imported behind it
     import torch
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.model_config import ModelConfig
@@ -98,10 +99,11 @@ def _built(folder: str, server_args: Sequence[str]) -> UnloadedModel:
     from sglang_patches.server.products import PRECISIONS
     from sglang_patches.server.walk import walk
 
+    _know(Path(folder))
     args = prepare_server_args([
-        "--model-path", folder, "--load-format", "dummy", "--device", "cpu", "--attention-backend", "triton",
-        "--skip-tokenizer-init", "--log-level", "error", "--cuda-graph-backend-decode", "disabled",
-        "--cuda-graph-backend-prefill", "disabled", *server_args,
+        "--model-path", folder, "--load-format", "dummy", "--device", "cuda", "--skip-tokenizer-init",
+        "--log-level", "error", "--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled",
+        *server_args,
     ])  # fmt: skip
     publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
     parallel = get_parallel()
@@ -114,6 +116,7 @@ def _built(folder: str, server_args: Sequence[str]) -> UnloadedModel:
         quant_config = loader._get_quantization_config(model_config, load_config)
         stack.enter_context(loader.set_default_torch_dtype(model_config.dtype))
         stack.enter_context(torch.device("meta"))
+        stack.enter_context(Placement())
         model = loader._initialize_model(model_config, load_config, quant_config)
         walked = walk(
             model,
@@ -122,6 +125,21 @@ def _built(folder: str, server_args: Sequence[str]) -> UnloadedModel:
             config=model_config.hf_config,
         )
     return UnloadedModel(Path(folder).name, int(model_config.context_len), walked)
+
+
+def _know(folder: Path) -> None:
+    """Let transformers read a configuration whose class is code of the model's own that is not in the folder.
+
+    Its attributes are then those of config.json, without that class's defaults.
+    """
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if isinstance(kind, str) and kind and kind not in CONFIG_MAPPING and not any(folder.glob("configuration_*.py")):
+        unset = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+        made = type("Configuration", (transformers.PretrainedConfig,), {"model_type": kind, **unset})
+        transformers.AutoConfig.register(kind, made)
 
 
 def _group(size: int) -> Any:
