@@ -7,7 +7,6 @@ may leave anything behind in it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -98,8 +97,9 @@ def _built(folder: str, server_args: Sequence[str]) -> UnloadedModel:
 
     from sglang_patches.server.products import PRECISIONS
     from sglang_patches.server.walk import walk
+    from sglang_patches.virtual.configuration import know
 
-    _know(Path(folder))
+    know(Path(folder))
     args = prepare_server_args([
         "--model-path", folder, "--load-format", "dummy", "--device", "cuda", "--skip-tokenizer-init",
         "--log-level", "error", "--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled",
@@ -127,25 +127,11 @@ def _built(folder: str, server_args: Sequence[str]) -> UnloadedModel:
     return UnloadedModel(Path(folder).name, int(model_config.context_len), walked)
 
 
-def _know(folder: Path) -> None:
-    """Let transformers read a configuration whose class is code of the model's own that is not in the folder.
-
-    Its attributes are then those of config.json, without that class's defaults.
-    """
-    import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if isinstance(kind, str) and kind and kind not in CONFIG_MAPPING and not any(folder.glob("configuration_*.py")):
-        unset = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-        made = type("Configuration", (transformers.PretrainedConfig,), {"model_type": kind, **unset})
-        transformers.AutoConfig.register(kind, made)
-
-
 def _group(size: int) -> Any:
+    members = SimpleNamespace(rank=lambda: 0, size=lambda: size)
     return SimpleNamespace(
         world_size=size, rank_in_group=0, rank=0, local_rank=0, ranks=list(range(size)), is_first_rank=True,
-        is_last_rank=size == 1, device_group=None, cpu_group=None,
+        is_last_rank=size == 1, device_group=members, cpu_group=members, ca_comm=None, pynccl_comm=None,
     )  # fmt: skip
 
 
