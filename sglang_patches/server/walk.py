@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.linear import LinearBase
+from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.layers.radix_linear_attention import RadixLinearAttention
@@ -80,7 +81,8 @@ class _Walk:
         self._model = model
         self._activations = activations
         self._kv_precision = PRECISIONS.get(kv_dtype, Precision.FP4)
-        self._kv_element_bytes = kv_dtype.itemsize
+        # Two elements of four bits share a byte.
+        self._kv_element_bytes = 0.5 if self._kv_precision is Precision.FP4 else kv_dtype.itemsize
         self._config = config
         self._runs = runs
         self._found = _Found()
@@ -104,6 +106,8 @@ class _Walk:
             elif isinstance(module, RadixLinearAttention) or _is_mamba(module):
                 self._state(module)
             self._weights(name, module)
+        self._table_as_head()
+        self._other_states()
         layers = len(self._layers) or _size(self._config, "num_hidden_layers") or 1
         composition = Composition(
             name=type(self._model).__name__,
@@ -166,6 +170,13 @@ class _Walk:
 
     def _times(self, name: str) -> int:
         return 1 if self._runs is None else self._runs.times(name)
+
+    def _table_as_head(self) -> None:
+        """Where there are logits and no head, a tied model hands its embedding table to them."""
+        tables = [one for one in self._model.modules() if isinstance(one, VocabParallelEmbedding)]
+        asks = any(isinstance(one, LogitsProcessor) for one in self._model.modules())
+        if self._found.head is None and asks and tables and _flag(self._config, "tie_word_embeddings"):
+            self._head(tables[0], 0)
 
     def _is_head(self, module: nn.Module) -> bool:
         """Whether a model uses its embedding table as the head."""
@@ -259,14 +270,31 @@ class _Walk:
 
     def _rest(self, name: str, module: nn.Module, own: list[nn.Parameter]) -> None:
         """Modules of other classes: vectors are read once; a router's or an unknown layer's matrix is what it says."""
+        if (stack := _stack(own)) is not None:
+            self._stacked(name, module, *stack)
+            return
         for one in own:
             wide = [size for size in one.shape if size > 1]
             if len(wide) < SMALL or "norm" in type(module).__name__.lower() or _is_convolution(name, module, one):
                 self._found.other_bytes += one.nbytes
+            elif len(one.shape) == SMALL + 1 and "Linear" in type(module).__name__:
+                for _ in range(int(one.shape[0])):  # a batch of matrices, one for every part of the rows
+                    self._matrix(name, module, int(one.shape[1]), int(one.shape[2]), one.nbytes // int(one.shape[0]))
             elif len(one.shape) == SMALL and one.shape[1] == self._hidden and _routes(name, module):
                 self._matrix(name, module, int(one.shape[0]), int(one.shape[1]), one.nbytes)
             else:
                 self._unknown(module, one.nbytes)
+
+    def _stacked(self, name: str, module: Any, count: int, up: int, hidden: int, width: int) -> None:
+        """Experts of a class of the model's own: one tensor has those that go up, one those that come down."""
+        chosen = getattr(module, "top_k", None) or _chosen(self._config)
+        if chosen is None:
+            self._found.guessed["experts per token"] = None
+        product = self._product(module)
+        each = sum(one.nbytes for one in module.parameters(recurse=False)) // count
+        experts = Experts(count, min(int(chosen or 1), count), width)
+        part = ExpertLayers(1, experts, hidden, product.precision, each, up == 2 * width, None, product.kernel)
+        self._found.experts[part] += self._times(name)
 
     def _unknown(self, module: nn.Module, held: int) -> None:
         kind = type(module).__name__
@@ -287,7 +315,9 @@ class _Walk:
         if heads < 1 or kv_heads < 1:
             self._found.guessed[f"heads of {type(module).__name__}"] = None
             return
-        kv_bytes = kv_heads * (qk_dim + v_dim) * self._kv_element_bytes if cached else 0
+        latent = getattr(self._parents.get(id(module)), "kv_lora_rank", None) == v_dim and kv_heads == 1
+        stored = qk_dim if latent else kv_heads * (qk_dim + v_dim)  # a latent's values are the first part of its key
+        kv_bytes = int(stored * self._kv_element_bytes) if cached else 0
         shares = module.layer_id in self._cached_layers
         self._cached_layers.add(module.layer_id)
         self._layers.add(module.layer_id)
@@ -316,7 +346,7 @@ class _Walk:
                 # Scores of every key, no weighted sum; a key in 8 bits and its scale in the cache.
                 self._found.attention[Attention(1, heads, 1, dim, 0, Precision.FP8, dim + 4)] += 1
         self._layers.add(getattr(module, "layer_id", len(self._layers)))
-        kv_bytes = sizes.kv_elements * self._kv_element_bytes
+        kv_bytes = int(sizes.kv_elements * self._kv_element_bytes)
         self._found.latent[Latent(1, sizes, self._kv_precision, kv_bytes, weight_bytes, selected)] += 1
 
     def _state(self, module: Any) -> None:
@@ -334,9 +364,23 @@ class _Walk:
             moved = int(module.q_dim + module.k_dim + module.v_dim)
         self._layers.add(getattr(module, "layer_id", len(self._layers)))
         self._found.guessed["chunked forms of recurrences"] = None
-        params = getattr(self._config, "mamba2_cache_params", None)
-        per_layer = params.mamba_cache_per_req // max(1, len(params.layers)) if params is not None else 4 * elements
+        per_layer, _ = _state_bytes(self._config) or (4 * elements, 1)
         self._found.states[State(1, row_flops, int(per_layer), moved)] += 1
+
+    def _other_states(self) -> None:
+        """States that no recurrence has: those of short convolutions, whose products are matrices."""
+        told = _state_bytes(self._config)
+        if told is not None and not self._found.states:
+            self._found.states[State(1, 0, told[0], 0)] += told[1]
+
+
+def _state_bytes(config: Any) -> tuple[int, int] | None:
+    """Bytes of one request's state in one layer, and how many layers have one, as the configuration tells SGLang."""
+    for one in _texts(config):
+        params = getattr(one, "mamba2_cache_params", None)
+        if params is not None and params.layers:
+            return int(params.mamba_cache_per_req) // len(params.layers), len(params.layers)
+    return None
 
 
 def _is_latent(module: Any) -> bool:
@@ -360,6 +404,8 @@ def _out_in(module: Any) -> tuple[int, int]:
 
 def _elements(name: str, module: Any, own: list[nn.Parameter]) -> int:
     """Parameters of a module: its matrices' sizes, as packed weights hold several in one element; without scales."""
+    if isinstance(module, RadixAttention):
+        return 0  # scales of the KV cache
     biases: int = sum(one.numel() for key, one in module.named_parameters(recurse=False) if "bias" in key)
     if own and isinstance(module, FusedMoE):
         runner = module.moe_runner_config
@@ -369,6 +415,15 @@ def _elements(name: str, module: Any, own: list[nn.Parameter]) -> int:
         outputs, inputs = _out_in(module)
         return int(outputs * inputs + biases)
     return sum(one.numel() for one in own)
+
+
+def _stack(own: list[nn.Parameter]) -> tuple[int, int, int, int] | None:
+    """Count, outputs that go up, hidden size and width of experts whose weights are two tensors and no more."""
+    if len(own) != 2 or any(len(one.shape) != SMALL + 1 for one in own):
+        return None
+    (count, up, hidden), (others, down, width) = (tuple(int(size) for size in one.shape) for one in own)
+    fits = count == others and hidden == down and up in (width, 2 * width)
+    return (count, up, hidden, width) if fits else None
 
 
 def _routes(name: str, module: nn.Module) -> bool:
@@ -395,6 +450,10 @@ def _size(config: Any, key: str) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
+
+
+def _flag(config: Any, key: str) -> bool:
+    return any(bool(getattr(one, key, False)) for one in _texts(config))
 
 
 def _chosen(config: Any) -> int | None:

@@ -86,7 +86,7 @@ def build_here(folder: str, server_args: Sequence[str]) -> UnloadedModel:
 
 def _built(folder: str, server_args: Sequence[str]) -> UnloadedModel:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import sglang_patches.virtual.unloaded_imports  # noqa: F401, I001  # first: models are imported behind it
+    from sglang_patches.virtual.unloaded_imports import Placement  # isort: skip  # first: models are imported behind it
     import torch
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.model_config import ModelConfig
@@ -97,11 +97,13 @@ def _built(folder: str, server_args: Sequence[str]) -> UnloadedModel:
 
     from sglang_patches.server.products import PRECISIONS
     from sglang_patches.server.walk import walk
+    from sglang_patches.virtual.configuration import know
 
+    know(Path(folder))
     args = prepare_server_args([
-        "--model-path", folder, "--load-format", "dummy", "--device", "cpu", "--attention-backend", "triton",
-        "--skip-tokenizer-init", "--log-level", "error", "--cuda-graph-backend-decode", "disabled",
-        "--cuda-graph-backend-prefill", "disabled", *server_args,
+        "--model-path", folder, "--load-format", "dummy", "--device", "cuda", "--skip-tokenizer-init",
+        "--log-level", "error", "--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled",
+        *server_args,
     ])  # fmt: skip
     publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
     parallel = get_parallel()
@@ -114,25 +116,34 @@ def _built(folder: str, server_args: Sequence[str]) -> UnloadedModel:
         quant_config = loader._get_quantization_config(model_config, load_config)
         stack.enter_context(loader.set_default_torch_dtype(model_config.dtype))
         stack.enter_context(torch.device("meta"))
+        stack.enter_context(Placement())
         model = loader._initialize_model(model_config, load_config, quant_config)
         walked = walk(
             model,
             activations=PRECISIONS[model_config.dtype],
-            kv_dtype=_kv_dtype(args.kv_cache_dtype, model_config.dtype),
+            kv_dtype=_kv_dtype(args.kv_cache_dtype, model, model_config.dtype),
             config=model_config.hf_config,
         )
     return UnloadedModel(Path(folder).name, int(model_config.context_len), walked)
 
 
 def _group(size: int) -> Any:
+    members = SimpleNamespace(rank=lambda: 0, size=lambda: size)
     return SimpleNamespace(
         world_size=size, rank_in_group=0, rank=0, local_rank=0, ranks=list(range(size)), is_first_rank=True,
-        is_last_rank=size == 1, device_group=None, cpu_group=None,
+        is_last_rank=size == 1, device_group=members, cpu_group=members, ca_comm=None, pynccl_comm=None,
     )  # fmt: skip
 
 
-def _kv_dtype(asked: str, model: Any) -> Any:
+def _kv_dtype(asked: str, model: Any, dtype: Any) -> Any:
+    """Of the KV cache: what a quantized checkpoint wants, unless the arguments say."""
     import torch
+    from sglang.srt.mem_cache.kv_cache_dtype import configure_kv_cache_dtype
 
-    known = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2, "bf16": torch.bfloat16}
-    return known.get(asked, known.get({"bfloat16": "bf16"}.get(asked, ""), model))
+    if asked == "fp8_e5m2":  # which SGLang refuses for this machine
+        return torch.float8_e5m2
+    _, found = configure_kv_cache_dtype(
+        server_args_kv_cache_dtype=asked, model=model, model_dtype=dtype, is_draft_worker=False, is_dflash=False,
+        speculative_draft_attention_backend="",
+    )  # fmt: skip
+    return found

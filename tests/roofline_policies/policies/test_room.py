@@ -114,7 +114,8 @@ def test_the_ridge_rule_does_not_grow_past_the_cliff_either():
 @pytest.mark.parametrize(("name", "beyond_pays"), [("qwen3_32b", True), ("llama_3_1_8b", False)])
 def test_the_shipped_prices_say_for_each_model_whether_its_graphs_are_a_cliff(name, beyond_pays):
     """On an H200 with graphs for 16 requests, of which 18 could run: launching takes less than a large step."""
-    steps = StepPredictor(shipped_model(name).rank(1), from_catalogue("h200"), load_efficiency("h200"), captured=(8, 16))
+    model = shipped_model(name).rank(1)
+    steps = StepPredictor(model, from_catalogue("h200"), load_efficiency("h200"), captured=(8, 16))
     within_s, beyond_s = (steps.step_s(decode=scaled(rows(12), n), graph=True) for n in (16, 18))
     assert (18 / beyond_s > 16 / within_s) is beyond_pays
     seen = fake_view(

@@ -69,7 +69,7 @@ def test_every_weight_is_explained_and_counted_once(plain: tuple[str, dict[str, 
 
 
 def test_cache_and_states_are_the_pools(plain: tuple[str, dict[str, Any]]) -> None:
-    kind, found = plain
+    _, found = plain
     pools, model = found["pools"], found
     if pools["window_token"]:
         assert (model["full_kv"], model["window_kv"]) == (pools["full_token"], pools["window_token"])

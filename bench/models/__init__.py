@@ -1,0 +1,1 @@
+"""Published models, built without weights as SGLang would build them, against their published figures."""
