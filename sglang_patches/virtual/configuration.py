@@ -1,4 +1,4 @@
-"""A configuration whose class is code of the model's own, where that code is not at hand: its config.json as it stands."""
+"""A configuration whose class is code of the model, where that code is not at hand: its config.json as it stands."""
 
 from __future__ import annotations
 

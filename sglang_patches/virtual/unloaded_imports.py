@@ -37,7 +37,7 @@ class Operations:
             return missing
 
 
-class Placement(TorchFunctionMode):  # type: ignore[misc]  # torch's class has no types
+class Placement(TorchFunctionMode):
     """Under ``torch.device("meta")``: what a model puts on the GPU by name is on meta too.
 
     A schedule over its layers, whose numbers a constructor reads, is on the CPU.
@@ -68,7 +68,6 @@ class Stream:
 
 
 def _pretend() -> None:
-    torch.cuda.Stream = torch.cuda.Event = Stream
     answers = {
         "current_stream": Stream(),
         "default_stream": Stream(),
@@ -80,6 +79,8 @@ def _pretend() -> None:
         "get_device_name": DEVICE.name,
         "mem_get_info": (DEVICE.total_memory, DEVICE.total_memory),
     }
+    for name in ("Stream", "Event"):
+        setattr(torch.cuda, name, Stream)
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
     os.environ["SGLANG_USE_CPU_ENGINE"] = "0"
@@ -90,7 +91,7 @@ def _pretend() -> None:
 logging.disable(logging.WARNING)  # of the models that this machine lacks something for, none of which is asked for
 try:
     _pretend()
-    import sglang.srt.server_args  # noqa: F401
+    import sglang.srt.server_args
 
     import sglang_patches.server.walk  # noqa: F401  # with SGLang's layers, which ask what operations there are
 
