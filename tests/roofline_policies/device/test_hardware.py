@@ -129,7 +129,7 @@ def test_a_clock_is_positive_and_finite(bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"device": " "}, {"source": ""}, {"caveat": " "}, {"flops_per_s": {}}, {"flops_per_s": {"fp4": 1.0}}]
+    "change", [{"device": " "}, {"source": ""}, {"caveat": " "}, {"flops_per_s": {}}, {"flops_per_s": {"fp6": 1.0}}]
 )
 def test_a_figure_needs_a_name_a_source_and_a_precision(change: dict[str, object]) -> None:
     with pytest.raises(InputError):
@@ -251,7 +251,7 @@ def test_an_entry_reads_back(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (ENTRY + "sparse: true\n", "conf/hardware/mine.yaml: sparse: unknown key; allowed: device, flops_per_s, "),
-        (ENTRY.replace("bf16", "fp4"), "conf/hardware/mine.yaml: flops_per_s.fp4 = 2000000000000.0: unknown precision"),
+        (ENTRY.replace("bf16", "fp6"), "conf/hardware/mine.yaml: flops_per_s.fp6 = 2000000000000.0: unknown precision"),
         (ENTRY.replace("1000", "-1"), "conf/hardware/mine.yaml: memory_bytes = -1: must be a positive finite number"),
         (ENTRY.replace("[A Device]", "A Device"), "conf/hardware/mine.yaml: nvml_names = 'A Device': must be a list"),
         ("- a\n", "conf/hardware/mine.yaml: ['a']: must be a mapping"),
