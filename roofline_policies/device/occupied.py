@@ -37,12 +37,12 @@ def ticks(stat: str, cores: Collection[int]) -> Ticks:
 def cpu_busy(seconds: float = SAMPLE_S) -> float | None:
     """The share of the next ``seconds`` in which the cores of this process work, from 0 to 1, while it sleeps itself.
     None where the system does not tell."""
-    cores = os.sched_getaffinity(0)
     try:
+        cores = os.sched_getaffinity(0)
         before = ticks(_STAT.read_text(encoding="ascii"), cores)
         time.sleep(seconds)
         after = ticks(_STAT.read_text(encoding="ascii"), cores)
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):  # no Linux, or no /proc that can be read
         return None
     passed = after.all - before.all
     return None if passed <= 0 else (after.busy - before.busy) / passed

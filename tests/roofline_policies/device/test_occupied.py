@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -43,4 +44,9 @@ def test_where_the_system_does_not_tell_or_no_tick_passes_nobody_knows(
     if text is not None:
         file.write_text(text)
     monkeypatch.setattr(occupied, "_STAT", file)
+    assert cpu_busy(0.0) is None
+
+
+def test_a_system_without_affinities_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
     assert cpu_busy(0.0) is None
