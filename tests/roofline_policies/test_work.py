@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from roofline_policies.work import BYTES_PER_ELEMENT, Bytes, Flops, Precision, Provenance, Work
 
 counts = st.integers(0, 10**18)
-flops = st.builds(Flops, counts, counts, counts, counts, counts)
+flops = st.builds(Flops, *[counts] * len(Precision))
 traffic = st.builds(Bytes, counts, counts)
 provenances = st.frozensets(st.sampled_from(Provenance))
 works = st.builds(Work, flops, flops, traffic, traffic, provenances)
