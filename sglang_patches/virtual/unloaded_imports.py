@@ -5,6 +5,7 @@ methods, other projections. A model is built here as a server on a GPU would bui
 one to be asked for: its properties, no memory and no kernels. They are of no other use.
 """
 
+import contextlib
 import logging
 import os
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ class Operations:
             return missing
 
 
-class Placement(TorchFunctionMode):  # type: ignore[misc]  # torch's class has no types
+class Placement(TorchFunctionMode):
     """Under ``torch.device("meta")``: what a model puts on the GPU by name is on meta too.
 
     A schedule over its layers, whose numbers a constructor reads, is on the CPU.
@@ -68,7 +69,8 @@ class Stream:
 
 
 def _pretend() -> None:
-    torch.cuda.Stream = torch.cuda.Event = Stream
+    for name in ("Stream", "Event"):
+        setattr(torch.cuda, name, Stream)
     answers = {
         "current_stream": Stream(),
         "default_stream": Stream(),
@@ -82,6 +84,10 @@ def _pretend() -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
+    with contextlib.suppress(ImportError):
+        import deep_gemm  # type: ignore[import-untyped]
+
+        deep_gemm.get_num_sms = lambda: DEVICE.multi_processor_count
     os.environ["SGLANG_USE_CPU_ENGINE"] = "0"
     for question in (asked.is_cpu, asked.is_cuda, asked.is_cuda_alike):
         question.cache_clear()
@@ -94,7 +100,7 @@ try:
 
     import sglang_patches.server.walk  # noqa: F401  # with SGLang's layers, which ask what operations there are
 
-    torch.ops.sgl_kernel = Operations(torch.ops.sgl_kernel)
+    setattr(torch.ops, "sgl_kernel", Operations(torch.ops.sgl_kernel))  # noqa: B010  # not in its types
     import sglang.srt.models.registry  # noqa: F401
 finally:
     logging.disable(logging.NOTSET)
