@@ -36,7 +36,7 @@ ROOMS = {
         {"checks", "composition", "demo_model", "demo_tokenizer"},
         {"kernels", "rivals", "slo", "traffic"},
         {"gpu", "report"},
-        {"fit", "live"},
+        {"fit", "live", "models"},
         {"virtual"},
         {"storm", "sweep"},
     ],
