@@ -28,8 +28,8 @@ class Published:
 
     config: of config.json. hf_quant_config: of the file of that name, which ModelOpt's checkpoints have beside it.
     server_args: that a server of it needs. parameters: elements of its weights; None where none are published.
-    kv_bytes_per_token: of a cache in 16 bits; None where there is none. rounded: the figure is known to so many
-    significant digits. remarks: why ours differs, where it does.
+    kv_bytes_per_token: of a cache in 16 bits, by the formula beside it; None where no formula is known. remarks: why
+    ours differs, where it does.
     """
 
     name: str
@@ -38,7 +38,6 @@ class Published:
     hf_quant_config: Mapping[str, Any] | None = None
     server_args: tuple[str, ...] = ()
     parameters: int | None = None
-    rounded: int | None = None
     kv_bytes_per_token: int | None = None
     config_source: str = CARD
     parameters_source: str = CARD

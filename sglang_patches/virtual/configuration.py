@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """A configuration whose class is code of the model, where that code is not at hand: its config.json as it stands."""
+=======
+"""A configuration whose class is the model's own code, where that is not at hand: its config.json as it stands."""
+>>>>>>> published
 
 from __future__ import annotations
 
@@ -20,26 +24,30 @@ class Section(dict[str, Any]):
             raise AttributeError(name) from None
 
 
-class Configuration(PretrainedConfig):  # type: ignore[misc]  # transformers is not typed here
-    """The keys of config.json as attributes, without the defaults that the model's own class would have."""
-
-    pad_token_id = bos_token_id = eos_token_id = None
-
-    def __init__(self, **keys: Any) -> None:
-        if keys.get("rope_theta") is not None and "rope_parameters" not in keys:
-            scaling = keys.get("rope_scaling") or {"rope_type": "default"}
-            self.rope_parameters = {**scaling, "rope_theta": keys["rope_theta"]}
-        super().__init__(**keys)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, _sections(value))
-
-
 def know(folder: Path) -> None:
     """Let transformers read the folder's config.json, where it knows no class for it and the folder has none."""
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if isinstance(kind, str) and kind and kind not in CONFIG_MAPPING and not any(folder.glob("configuration_*.py")):
-        AutoConfig.register(kind, type("Configuration", (Configuration,), {"model_type": kind}))
+        AutoConfig.register(kind, _class(kind))
+
+
+def _class(kind: str) -> type[Any]:
+    class Configuration(PretrainedConfig):  # type: ignore[misc]  # transformers is not typed here
+        """The keys of config.json as attributes, without the defaults that the model's own class would have."""
+
+        model_type = kind
+        pad_token_id = bos_token_id = eos_token_id = None
+
+        def __init__(self, **keys: Any) -> None:
+            super().__init__(**keys)
+            if keys.get("rope_theta") is not None and "rope_parameters" not in keys:  # transformers 5 has both in one
+                scaling = keys.get("rope_scaling") or {"rope_type": "default"}
+                self.rope_parameters = {**scaling, "rope_theta": keys["rope_theta"]}
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, _sections(value))
+
+    return Configuration
 
 
 def _sections(value: Any) -> Any:

@@ -5,6 +5,7 @@ methods, other projections. A model is built here as a server on a GPU would bui
 one to be asked for: its properties, no memory and no kernels. They are of no other use.
 """
 
+import contextlib
 import logging
 import os
 from types import SimpleNamespace
@@ -68,6 +69,11 @@ class Stream:
 
 
 def _pretend() -> None:
+<<<<<<< HEAD
+=======
+    for name in ("Stream", "Event"):
+        setattr(torch.cuda, name, Stream)
+>>>>>>> published
     answers = {
         "current_stream": Stream(),
         "default_stream": Stream(),
@@ -83,6 +89,10 @@ def _pretend() -> None:
         setattr(torch.cuda, name, Stream)
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
+    with contextlib.suppress(ImportError):
+        import deep_gemm  # type: ignore[import-untyped]
+
+        deep_gemm.get_num_sms = lambda: DEVICE.multi_processor_count
     os.environ["SGLANG_USE_CPU_ENGINE"] = "0"
     for question in (asked.is_cpu, asked.is_cuda, asked.is_cuda_alike):
         question.cache_clear()
@@ -95,7 +105,11 @@ try:
 
     import sglang_patches.server.walk  # noqa: F401  # with SGLang's layers, which ask what operations there are
 
+<<<<<<< HEAD
     torch.ops.__dict__["sgl_kernel"] = Operations(torch.ops.sgl_kernel)
+=======
+    setattr(torch.ops, "sgl_kernel", Operations(torch.ops.sgl_kernel))  # noqa: B010  # not in its types
+>>>>>>> published
     import sglang.srt.models.registry  # noqa: F401
 finally:
     logging.disable(logging.NOTSET)

@@ -36,7 +36,7 @@ ROOMS = {
         {"checks", "command", "composition", "demo_model", "demo_tokenizer", "stored_weights", "tiny_models"},
         {"kernels", "rivals", "slo", "traffic"},
         {"gpu", "report"},
-        {"fit", "live"},
+        {"fit", "live", "models"},
         {"virtual"},
         {"storm", "sweep"},
     ],
