@@ -406,23 +406,15 @@ def _elements(name: str, module: Any, own: list[nn.Parameter]) -> int:
     """Parameters of a module: its matrices' sizes, as packed weights hold several in one element; without scales."""
     if isinstance(module, RadixAttention):
         return 0  # scales of the KV cache
-<<<<<<< HEAD
-    biases: int = sum(one.numel() for key, one in module.named_parameters(recurse=False) if "bias" in key)
-=======
     biases = int(sum(one.numel() for key, one in module.named_parameters(recurse=False) if "bias" in key))
->>>>>>> published
     if own and isinstance(module, FusedMoE):
         runner = module.moe_runner_config
         width, up = runner.intermediate_size_per_partition, 2 if runner.is_gated else 1
-        return biases + int(module.num_local_experts * runner.hidden_size * width * (up + 1))
+        return int(module.num_local_experts * runner.hidden_size * width * (up + 1)) + biases
     if own and isinstance(module, LinearBase) and not name.endswith("conv1d"):
         outputs, inputs = _out_in(module)
         return int(outputs * inputs + biases)
-<<<<<<< HEAD
-    return sum(one.numel() for one in own)
-=======
     return int(sum(one.numel() for one in own))
->>>>>>> published
 
 
 def _stack(own: list[nn.Parameter]) -> tuple[int, int, int, int] | None:

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A configuration whose class is code of the model, where that code is not at hand: its config.json as it stands."""
-=======
 """A configuration whose class is the model's own code, where that is not at hand: its config.json as it stands."""
->>>>>>> published
 
 from __future__ import annotations
 

@@ -69,11 +69,8 @@ class Stream:
 
 
 def _pretend() -> None:
-<<<<<<< HEAD
-=======
     for name in ("Stream", "Event"):
         setattr(torch.cuda, name, Stream)
->>>>>>> published
     answers = {
         "current_stream": Stream(),
         "default_stream": Stream(),
@@ -85,8 +82,6 @@ def _pretend() -> None:
         "get_device_name": DEVICE.name,
         "mem_get_info": (DEVICE.total_memory, DEVICE.total_memory),
     }
-    for name in ("Stream", "Event"):
-        setattr(torch.cuda, name, Stream)
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
     with contextlib.suppress(ImportError):
@@ -105,11 +100,7 @@ try:
 
     import sglang_patches.server.walk  # noqa: F401  # with SGLang's layers, which ask what operations there are
 
-<<<<<<< HEAD
-    torch.ops.__dict__["sgl_kernel"] = Operations(torch.ops.sgl_kernel)
-=======
     setattr(torch.ops, "sgl_kernel", Operations(torch.ops.sgl_kernel))  # noqa: B010  # not in its types
->>>>>>> published
     import sglang.srt.models.registry  # noqa: F401
 finally:
     logging.disable(logging.NOTSET)
