@@ -60,7 +60,7 @@ class Runs:
         stands alone (a head) and what stands deep inside a tower that runs may be read without being called.
         """
         towers = _towers(name)
-        return not self._entered or len(towers) < 2 or towers[-1] in self._towers
+        return not self._entered or not towers or towers[-1] in self._towers
 
 
 def _towers(name: str) -> list[str]:

@@ -207,6 +207,8 @@ def test_the_bench_talks_to_servers_not_to_their_insides(path):
     virtual = path in (
         ROOT / "bench" / "virtual" / "run.py",
         ROOT / "bench" / "virtual" / "models.py",
+        ROOT / "bench" / "models" / "builds.py",
+        ROOT / "bench" / "models" / "comparison.py",
         ROOT / "bench" / "storm" / "virtual.py",
     )
     patches = {name for name, _ in imports(path) if name.partition(".")[0] == "sglang_patches"}
