@@ -1,6 +1,6 @@
 """Work of a forward pass from the parts of a model: the one place where FLOPs and bytes are added up.
 
-A composition is what one rank holds and runs. It is made in closed form from a configuration (``dense``, ``composed``),
+A composition is what one rank holds and runs. It is made in closed form from a configuration (``decoder``),
 or by whoever walks the modules that a server loaded.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from operator import add
 
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.mla import Form
@@ -61,7 +62,8 @@ class Composition:
     window: int | None = field(init=False, repr=False, compare=False)
     full_attention: Attention | None = field(init=False, repr=False, compare=False)
     window_attention: Attention | None = field(init=False, repr=False, compare=False)
-    _flops: tuple[tuple[Precision, int], ...] = field(init=False, repr=False, compare=False)
+    _flops: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
+    _at: int = field(init=False, repr=False, compare=False)
     _sums: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _masked: tuple[float, float] = field(init=False, repr=False, compare=False)
     _said: frozenset[Provenance] = field(init=False, repr=False, compare=False)
@@ -93,6 +95,7 @@ class Composition:
         again = asked - weights
         weights += sum(one.count * one.weight_bytes for one in self.latent)
         routed_bytes = sum(one.count * one.here * one.expert_bytes for one in self.experts)
+        head = {} if self.head is None else {self.head.precision: 2 * self.head.elements}
         head_bytes = self.head.weight_bytes if self.head is not None else 0
         kv = sum(one.count * one.kv_bytes for one in full)
         window_kv = sum(one.count * one.kv_bytes for one in windowed)
@@ -111,7 +114,8 @@ class Composition:
             "full_attention": max(full, key=lambda one: one.count, default=None),
             "window_attention": (most := max(windowed, key=lambda one: one.count, default=None)),
             "window": most.window if most is not None else selected,
-            "_flops": tuple((precision, count) for precision, count in flops.items() if count),
+            "_flops": tuple((flops.get(one, 0), head.get(one, 0)) for one in Precision),
+            "_at": list(Precision).index(self.activations),
             "_sums": (
                 sum(one.count * one.pair_flops for one in full),
                 sum(one.count * one.pair_flops for one in windowed),
@@ -124,7 +128,6 @@ class Composition:
                 self.hidden_size * element,
                 head_bytes,
                 (self.head.outputs if self.head is not None else 0) * element,
-                2 * self.head.elements if self.head is not None else 0,
                 again,
             ),
             "_masked": (_in_layers(full), _in_layers(windowed)),
@@ -136,7 +139,8 @@ class Composition:
     def precisions(self) -> tuple[Precision, ...]:
         """Those that its kernels multiply in."""
         head = (self.head.precision,) if self.head is not None else ()
-        return tuple(dict.fromkeys((self.activations, *head, *(precision for precision, _ in self._flops))))
+        rows = [one.precision for one in self.matrices] + [one.precision for one in self.experts]
+        return tuple(dict.fromkeys((self.activations, *head, *rows)))
 
     def with_products(self, precision: Precision, kernel: str | None = None) -> Composition:
         """The same model with its layers' matrices, routed experts' too, stored and multiplied in another precision.
@@ -202,30 +206,55 @@ class Composition:
         """
         if not batch.new_tokens + batch.padded_rows:
             return Work(provenance=self._said)
-        return self.work_beside_attention(batch) + self.attention_work(batch, form=form)
+        batch = self._with_window(batch)
+        issued, useful, *bytes_ = self._beside(batch)
+        attention_issued, attention_useful, *attention_bytes = self._attention(batch)
+        issued[self._at] += attention_issued
+        useful[self._at] += attention_useful
+        read, written, least_read, least_written = map(add, bytes_, attention_bytes)
+        work = Work(Flops(*issued), Flops(*useful), Bytes(read, written), Bytes(least_read, least_written), self._said)
+        if self.latent:
+            work += self._latent_work(batch, form)
+        return work + self.expert_weights(batch) if self.experts else work
 
     def attention_work(self, batch: BatchShape, *, form: Form | None = None) -> Work:
         """The part of ``work`` between the projections: scores and weighted sums, KV, queries and states in, results
         out, and what latent attention does around it. The KV of new tokens is written before."""
+        batch = self._with_window(batch)
+        issued, useful, read, written, least_read, least_written = self._attention(batch)
+        flops = Flops.at(self.activations, issued), Flops.at(self.activations, useful)
+        work = Work(*flops, Bytes(read, written), Bytes(least_read, least_written), self._said)
+        return work + self._latent_work(batch, form) if self.latent else work
+
+    def work_beside_attention(self, batch: BatchShape) -> Work:
+        """The rest of ``work``: what the shapes of the layers decide, and which experts are read."""
+        issued, useful, read, written, least_read, least_written = self._beside(batch)
+        work = Work(Flops(*issued), Flops(*useful), Bytes(read, written), Bytes(least_read, least_written), self._said)
+        return work + self.expert_weights(batch) if self.experts else work
+
+    def _with_window(self, batch: BatchShape) -> BatchShape:
+        """A batch that does not say what its rows see of a window is taken to be of alike requests."""
+        if self.window is None or batch.window_tokens:
+            return batch
+        return batch.within(self.window)
+
+    def _attention(self, batch: BatchShape) -> tuple[int, int, int, int, int, int]:
+        """FLOPs issued and useful, then bytes as ``Work`` has them: requested, compulsory, each read and written."""
         pair, window_pair, kv, window_kv, _, _, query, output, *_ = self._sums
-        rows = batch.new_tokens + batch.padded_rows
+        new = batch.new_tokens
+        rows = new + batch.padded_rows
         masked, window_masked = self._masked
         useful = pair * batch.causal_pairs + window_pair * batch.window_pairs
-        beyond = masked * batch.masked_flops + window_masked * batch.window_masked_flops
+        beyond = round(masked * batch.masked_flops + window_masked * batch.window_masked_flops)
         states = self.state_bytes_per_request * batch.requests
-        seen = max(0, batch.window_tokens - batch.new_tokens - batch.shared_tokens)
-        work = Work(
-            Flops.at(self.activations, useful + round(beyond)),
-            Flops.at(self.activations, useful),
-            Bytes(
-                query * rows + kv * batch.context_tokens + window_kv * batch.window_tokens + states,
-                output * rows + states,
-            ),
-            Bytes(
-                kv * (batch.context_tokens - batch.new_tokens - batch.shared_tokens) + window_kv * seen + states, states
-            ),
-            self._said,
-        )
+        least = kv * (batch.context_tokens - new - batch.shared_tokens) + states
+        if window_kv:
+            least += window_kv * max(0, batch.window_tokens - new - batch.shared_tokens)
+        read = query * rows + kv * batch.context_tokens + window_kv * batch.window_tokens + states
+        return useful + beyond, useful, read, output * rows + states, least, states
+
+    def _latent_work(self, batch: BatchShape, form: Form | None) -> Work:
+        work = Work(provenance=self._said)
         for one in self.latent:
             part = batch
             if one.selected is not None:
@@ -238,33 +267,23 @@ class Composition:
             )._replace(provenance=self._said)  # fmt: skip
         return work
 
-    def work_beside_attention(self, batch: BatchShape) -> Work:
-        """The rest of ``work``: what the shapes of the layers decide, and which experts are read."""
-        _, _, _, _, read, written, _, _, row_bytes, head_bytes, logits_bytes, head_flops, again = self._sums
+    def _beside(self, batch: BatchShape) -> tuple[list[int], list[int], int, int, int, int]:
+        """As ``_attention``, with FLOPs by precision. Without what is estimated."""
+        _, _, _, _, read, written, _, _, row_bytes, head_bytes, logits_bytes, again = self._sums
         new = batch.new_tokens
         rows = new + batch.padded_rows
         logit_rows = batch.logit_rows + batch.padded_logit_rows
         weights = self.read_bytes + (head_bytes if logit_rows else 0)
         gathered = 0 if self.tied and logit_rows else min(new * row_bytes, self.table_bytes)
         kv_written = self.kv_bytes_per_token * new
-        issued, useful = Flops.at(self.activations, 0), Flops.at(self.activations, 0)
-        if self.head is not None:
-            issued = Flops.at(self.head.precision, head_flops * logit_rows)
-            useful = Flops.at(self.head.precision, head_flops * batch.logit_rows)
-        for precision, per_row in self._flops:
-            issued += Flops.at(precision, per_row * rows)
-            useful += Flops.at(precision, per_row * new)
-        work = Work(
-            issued,
-            useful,
-            Bytes(
-                weights + again + (row_bytes + read) * rows + row_bytes * logit_rows,
-                kv_written + (row_bytes + written) * rows + logits_bytes * logit_rows,
-            ),
-            Bytes(weights + gathered, kv_written),
-            self._said,
+        return (
+            [per_row * rows + head * logit_rows for per_row, head in self._flops],
+            [per_row * new + head * batch.logit_rows for per_row, head in self._flops],
+            weights + again + (row_bytes + read) * rows + row_bytes * logit_rows,
+            kv_written + (row_bytes + written) * rows + logits_bytes * logit_rows,
+            weights + gathered,
+            kv_written,
         )
-        return work + self.expert_weights(batch) if self.experts else work
 
     def expert_weights(self, batch: BatchShape) -> Work:
         """The estimated part of ``work``: bytes of routed experts' weights that are read. None without experts."""

@@ -175,20 +175,21 @@ class StepPredictor:
         window = self.model.window
         if window is not None:
             prefill, decode = (one if one.window_tokens else one.within(window) for one in (prefill, decode))
-        batch = prefill + decode
+        batch = decode if not prefill.requests else prefill if not decode.requests else prefill + decode
         rows = batch.new_tokens + batch.padded_rows
+        form = self._form(prefill, batch, graph) if self.model.latent else None
         logit_rows = batch.logit_rows + batch.padded_logit_rows
         layers, costs = self._layers, self.costs
         time = StepTime(
             self._product_s(LAYER, rows),
-            self._attention_s(prefill, decode, graph),
+            self._attention_s(prefill, decode, batch, form),
             self._product_s(HEAD, logit_rows) if logit_rows else 0.0,
             layers.small_s(rows) + costs.head_kernels * costs.small_kernel_s,
             self._communication_s(rows, logit_rows) if self.tp_size > 1 else 0.0,
             host_s=costs.host_s,
             kernels=self._kernels,
         )
-        roof_s = max(0.0, self._roof.bound_s(batch, self._form(prefill, batch, graph)) - time.device_s)
+        roof_s = max(0.0, self._roof.bound_s(batch, form) - time.device_s)
         if roof_s:
             time = time._replace(roof_s=roof_s)
         if graph:
@@ -212,11 +213,10 @@ class StepPredictor:
         self._products_s[place, rows] = seconds
         return seconds
 
-    def _attention_s(self, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
-        """Of all layers. Latent attention is absorbed in decode, in graphs, and where SGLang does so in prefill."""
-        seconds = self._layers.states_s(prefill + decode) if self.model.states else 0.0
-        batch = prefill + decode
-        absorbed = self._form(prefill, batch, graph) is Form.ABSORBED
+    def _attention_s(self, prefill: BatchShape, decode: BatchShape, batch: BatchShape, form: Form | None) -> float:
+        """Of all layers. batch: both parts. form: of latent attention."""
+        seconds = self._layers.states_s(batch) if self.model.states else 0.0
+        absorbed = form is Form.ABSORBED
         if self.model.latent:
             seconds += self._layers.absorbed_s(batch) if absorbed else self._layers.expanding_s(batch)
         for kernel in self._attention:
@@ -244,10 +244,9 @@ class StepPredictor:
             seconds += prefill_attention_s(e, *sums, *sizes)
         return seconds - e.launch_s if prefill.requests and decode.requests else seconds
 
-    def _form(self, prefill: BatchShape, batch: BatchShape, graph: bool) -> Form | None:
-        """Of latent attention, None where there is none."""
-        if not self.model.latent:
-            return None
+    @staticmethod
+    def _form(prefill: BatchShape, batch: BatchShape, graph: bool) -> Form:
+        """Of latent attention: absorbed in decode, in graphs, and where SGLang does so in prefill."""
         absorbed = not prefill.requests or graph
         return Form.ABSORBED if absorbed else LatentAttention.prefill_form(batch.context_tokens - batch.new_tokens)
 

@@ -203,6 +203,7 @@ def test_flops_are_counted_in_the_precision_of_each_matrix() -> None:
         matrices=(matrix(5, 40, 8, FP8), Matrix(5, 8, 24, FP4, weight_bytes=100), matrix(1, 3, 8, BF16)),
         head=matrix(1, 20, 8, INT8),
         states=(State(1, 50, 4, 1),),
+        attention=tuple(one for one in MADE.attention if one.window is None),
     )
     batch = BatchShape.of([(3, 4)], [9], padded_rows=0)
     pairs = batch.causal_pairs * 2 * 4 * 8 * 2
@@ -280,3 +281,11 @@ def test_a_servers_batch_says_how_many_keys_are_picked(lengths: list[int], selec
     picked = [min(length, selected) for length in lengths]
     batch = BatchShape.of(decode_contexts=lengths, attention=backends(model, "fa3"))
     assert model.attention_work(batch) == every.attention_work(BatchShape.of(decode_contexts=picked))
+
+
+def test_a_batch_that_does_not_say_what_a_window_leaves_is_taken_to_be_of_alike_requests() -> None:
+    assert MADE.window is not None
+    batch = BatchShape.of([(3, 40), (3, 40)])
+    assert batch.window_tokens == 0
+    assert MADE.work(batch) == MADE.work(batch.within(MADE.window))
+    assert MADE.attention_work(batch) == MADE.attention_work(batch.within(MADE.window))
