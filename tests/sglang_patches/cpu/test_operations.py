@@ -22,6 +22,12 @@ def test_sglang_is_not_told_that_there_is_amx():
     assert not hasattr(torch.ops.sgl_kernel, "convert_weight_packed")
 
 
+def test_what_nobody_supplies_is_named():
+    operations.register()
+    with pytest.raises(AttributeError, match="'sgl_kernel' object has no attribute 'int8_scaled_mm_with_quant'"):
+        torch.ops.sgl_kernel.int8_scaled_mm_with_quant(torch.ones(1))
+
+
 def test_products_inside_are_counted():
     operations.register()
     weight = torch.zeros(4, 8).to(torch.float8_e4m3fn)
