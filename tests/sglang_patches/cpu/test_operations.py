@@ -65,3 +65,12 @@ def test_parts_of_a_fused_weight_keep_their_scales():
 def test_the_device_is_a_cpu_unless_one_is_named():
     assert devices.get_device_module() is torch.cpu
     assert devices.get_device_module("cuda") is torch.cuda
+
+
+def test_torch_compiles_as_before(monkeypatch):
+    """SGLang compiles the choice of experts; torch's compiler asks for the function behind this one."""
+    monkeypatch.setattr(torch, "get_device_module", torch.get_device_module)  # put back afterwards
+    devices.choose()
+    torch.compiler.reset()
+    double = torch.compile(lambda x: torch.softmax(x, dim=-1) * 2, backend="eager", fullgraph=True)
+    assert double(torch.zeros(2)).tolist() == [1, 1]
