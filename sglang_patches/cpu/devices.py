@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 _original = torch.get_device_module
 
 
+@functools.cache  # as torch's own: its compiler looks for what is behind the cache
 def get_device_module(device: Any = None) -> ModuleType:
     """`torch.cpu` where no device is named, else torch's own answer."""
     return torch.cpu if device is None else _original(device)
@@ -21,4 +23,4 @@ def choose() -> None:
     A build of torch for CUDA answers with `torch.cuda` even where there is no driver, and models that ask there for the
     current device then fail.
     """
-    torch.get_device_module = get_device_module  # type: ignore[assignment]  # torch's own has a cache around it
+    torch.get_device_module = get_device_module

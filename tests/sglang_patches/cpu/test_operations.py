@@ -22,6 +22,12 @@ def test_sglang_is_not_told_that_there_is_amx():
     assert not hasattr(torch.ops.sgl_kernel, "convert_weight_packed")
 
 
+def test_what_nobody_supplies_is_named():
+    operations.register()
+    with pytest.raises(AttributeError, match="'sgl_kernel' object has no attribute 'int8_scaled_mm_with_quant'"):
+        torch.ops.sgl_kernel.int8_scaled_mm_with_quant(torch.ones(1))
+
+
 def test_products_inside_are_counted():
     operations.register()
     weight = torch.zeros(4, 8).to(torch.float8_e4m3fn)
@@ -59,3 +65,12 @@ def test_parts_of_a_fused_weight_keep_their_scales():
 def test_the_device_is_a_cpu_unless_one_is_named():
     assert devices.get_device_module() is torch.cpu
     assert devices.get_device_module("cuda") is torch.cuda
+
+
+def test_torch_compiles_as_before(monkeypatch):
+    """SGLang compiles the choice of experts; torch's compiler asks for the function behind this one."""
+    monkeypatch.setattr(torch, "get_device_module", torch.get_device_module)  # put back afterwards
+    devices.choose()
+    torch.compiler.reset()
+    double = torch.compile(lambda x: torch.softmax(x, dim=-1) * 2, backend="eager", fullgraph=True)
+    assert double(torch.zeros(2)).tolist() == [1, 1]
