@@ -167,6 +167,9 @@ def explain(queue: QueueState, decision: Decision) -> str:
     seen = f"{queue.running} running, {queue.waiting} waiting"
     if queue.relegated:
         seen += f" ({queue.relegated} of them cannot be in time)"
+    first = binding(queue.capacities)
+    if first is not None and first.room < 1:
+        seen += f", no room left in {first.resource.value} ({first.used} of {first.size})"
     why: dict[str, list[str]] = {}
     for change in decision.changes:
         moved = f"{change.knob.value} {change.old} -> {change.new}"

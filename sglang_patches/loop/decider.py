@@ -357,6 +357,7 @@ class Decider:
             retractions=self.applier.retractions,
             cache_hit_rate=self.observer.cache_hit_rate,
             chunk_tokens=self._most_tokens,
+            decode_step_s=controller.decode.step_s or 0.0,
         )
 
     def _report(self, now_s: float) -> None:

@@ -12,7 +12,7 @@ from sglang.srt.runtime_context import get_parallel
 from sglang_patches.needs.hook import Hook
 from sglang_patches.needs.objects import Gathered, Parallel
 
-GATHER = "sglang.srt.managers.scheduler_components.dp_attn.MLPSyncBatchInfo.all_gather"
+GATHERED = "sglang.srt.managers.scheduler_components.dp_attn.MLPSyncBatchInfo"
 
 EXTENDS = 3
 """Column of a rank's row in what is gathered that says whether it computes prompts.
@@ -48,4 +48,4 @@ def all_gather(result: None, info: Gathered, device: object, group: object, use_
     PEERS.gathered(info.global_num_tokens, info.tp0_info_cpu[:, EXTENDS].tolist(), here.attn_dp_rank)
 
 
-HOOK = Hook(GATHER, HookType.AFTER, all_gather, ("device", "group", "use_all_reduce"))
+HOOK = Hook(f"{GATHERED}.all_gather", HookType.AFTER, all_gather, ("device", "group", "use_all_reduce"))

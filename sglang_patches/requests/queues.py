@@ -18,6 +18,11 @@ POOLS_EVERY_S = 0.05
 reading, and a few steps change it little. A judgement; lower costs that reading more often."""
 
 
+LEAST_TARGET_S = 1e-4
+"""What is left of a target between tokens at least, seconds: policies compare steps with targets and divide by
+them, and no step is as short."""
+
+
 class Queues:
     """Reads one scheduler. O(1): the waiting queue is read only up to one chunk."""
 
@@ -69,8 +74,14 @@ class Queues:
         retractions: int,
         cache_hit_rate: float | None,
         chunk_tokens: int,
+        decode_step_s: float = 0.0,
     ) -> QueueState:
-        """The queues at this moment. ``chunk_tokens``: the most prompt tokens that one prefill step takes."""
+        """The queues at this moment.
+
+        chunk_tokens: the most prompt tokens that one prefill step takes. decode_step_s: what a decode step took lately:
+        in a pipeline, between two tokens of a request each other batch has its step as well, so targets are nearer by
+        those.
+        """
         scheduler = self._scheduler
         chunked, running = scheduler.chunked_req, self._running()
         waiting = scheduler.waiting_queue
@@ -93,6 +104,7 @@ class Queues:
             next_tokens += tokens
         if now_s - self._read_s >= POOLS_EVERY_S:
             self._capacities, self._read_s = self._read.now(running, first_tokens), now_s
+        others_s = decode_step_s * max(0, sum(1 for batch in running_batches(scheduler) if batch.reqs) - 1)
         return QueueState(
             running=running,
             waiting=len(waiting),
@@ -102,9 +114,9 @@ class Queues:
             first_prompt_tokens=first_tokens,
             later_prefix_tokens=later_prefix_tokens // later if later else 0,
             decode_context_tokens=progress.context_tokens if running else 0,
-            gap_s=need.gap_s,
-            mean_s=need.mean_s,
-            due_s=need.due_s,
+            gap_s=_sooner(need.gap_s, others_s, LEAST_TARGET_S),
+            mean_s=_sooner(need.mean_s, others_s, LEAST_TARGET_S),
+            due_s=_sooner(need.due_s, others_s),
             prompt_due_s=prompt_due_s,
             relegated=relegated,
             slack_s=progress.slack_s(now_s) if running else None,
@@ -146,3 +158,7 @@ class Queues:
                 # Prompts just prefilled join the running batch at the next pass; they decode from now on.
                 running += max(0, len(last.reqs) - (scheduler.chunked_req is not None))
         return running
+
+
+def _sooner(seconds: float | None, by_s: float, least_s: float = float("-inf")) -> float | None:
+    return None if seconds is None else max(least_s, seconds - by_s) if by_s else seconds

@@ -8,7 +8,6 @@ through which the ranks found each other; the deciding one looks for all of them
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Protocol
@@ -82,7 +81,8 @@ def sharing_ranks() -> list[int]:
 
 def mark_of(objectives: Objectives) -> str:
     """What ranks must have in common to keep a queue in the same order: versions, and what requests are promised."""
-    told = (version("sglang"), version("roofline-policies"), pickle.dumps(objectives))
+    classes = sorted(objectives.classes.items())
+    told = (version("sglang"), version("roofline-policies"), objectives.server, classes)
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 

@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from roofline_policies.contract.decision import Knob
+from roofline_policies.contract.decision import Decision, Knob
 from roofline_policies.contract.view import ForwardMode, QueueState
 from roofline_policies.control.controller import Controller, ControllerSettings
-from roofline_policies.control.status import LoopTimer, log_line, status
+from roofline_policies.control.status import LoopTimer, explain, log_line, status
 from roofline_policies.policies import Proposal
+from roofline_policies.slo.capacity import Capacity, Resource
 from roofline_policies.slo.objectives import Slo
 from tests.roofline_policies.records import CEILINGS, record
 from tests.roofline_policies.views import BOUNDS, LAUNCH
@@ -146,3 +147,17 @@ def test_loop_time_quantiles():
     cost = timer.to_dict()
     assert cost["iterations"] == 3000
     assert (cost["p50"], cost["p99"]) == pytest.approx((np.quantile(last, 0.5), np.quantile(last, 0.99)))
+
+
+def test_the_page_and_the_line_name_what_binds(controller):
+    states, tokens = Capacity(Resource.STATE_SLOTS, 8, 8), Capacity(Resource.KV_TOKENS, 600, 1000, 75.0)
+    page = status(controller, 2.0, BUSY._replace(capacities=(tokens, states)))
+    assert page["binds"] == "state_slots"
+    assert page["capacity"] == {
+        "kv_tokens": {"used": 600, "size": 1000, "per_request": 75.0, "more_requests": pytest.approx(400 / 75)},
+        "state_slots": {"used": 8, "size": 8, "per_request": 1.0, "more_requests": 0.0},
+    }
+    line = explain(BUSY._replace(capacities=(tokens, states)), Decision(LAUNCH))
+    assert line.startswith("8 running, 3 waiting, no room left in state_slots (8 of 8), KV 50% full")
+    assert "no room" not in explain(BUSY._replace(capacities=(tokens,)), Decision(LAUNCH))
+    assert status(controller, 2.0, BUSY)["binds"] is None

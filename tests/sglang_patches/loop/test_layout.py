@@ -1,6 +1,7 @@
 """Which knobs move on which layout. Stand-ins take the place of SGLang's Scheduler; arguments are real at the end."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from sglang.srt.disaggregation.utils import DisaggregationMode
@@ -111,7 +112,15 @@ def test_deterministic_inference_sets_the_grain_of_chunks():
 
 def test_what_runs_beside_what_is_counted_has_a_name():
     assert not_counted(stand_in_scheduler()) == ()
-    assert not_counted(stand_in_scheduler(server_args=arguments(enable_lora=True))) == ("LoRA adapters",)
+    for changed, name in (
+        ({"enable_lora": True}, "LoRA adapters"), ({"pp_size": 2}, "the layers of one stage"),
+        ({"attn_dp_size": 2}, "attention that is not split over all ranks"),
+        ({"dllm_algorithm": "LowConfidence"}, "denoising steps that are repeated"),
+        ({"enable_pdmux": True}, "prefill that shares the device with decode"),
+    ):  # fmt: skip
+        assert not_counted(stand_in_scheduler(server_args=arguments(**changed))) == (name,)
+    pictures = SimpleNamespace(is_multimodal=True)
+    assert not_counted(stand_in_scheduler(model_config=pictures)) == ("encoders of images, audio and video",)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
 from roofline_policies.contract.decision import Knob
+from roofline_policies.control.controller import STALLED_AFTER
 from roofline_policies.policies import Proposal
 from roofline_policies.settings.loading import load
 from roofline_policies.slo.admission import Rank
@@ -299,3 +300,14 @@ def test_a_retracted_request_goes_first(clock, scheduler):
     hooks.add_request_to_queue(None, scheduler, back, True)
     assert names(decider) == ["back", "soon"]
     assert decider.applier.retractions == 1
+
+
+def test_batches_that_compute_nothing_are_no_steps_that_reported_nothing(clock, scheduler):
+    """An attention rank without requests runs empty batches for as long as others have some."""
+    settings = replace(load("adaptive", overrides=["hardware=h200"]), policy=Listens())
+    decider = Decider(scheduler, settings, Served(MODEL, Ticks, predictor=Times()))
+    for iteration in range(2 * STALLED_AFTER):
+        batch = StandInBatch(SglangMode.IDLE, forward_iter=iteration)
+        decider.launching(batch)
+        decider.launched(batch)
+    assert decider.status()["policy"]["state"] == "active"

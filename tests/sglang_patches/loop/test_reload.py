@@ -20,6 +20,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMo
 from sglang.srt.utils.auth import add_api_key_middleware
 from sglang.utils import TypeBasedDispatcher
 from starlette.testclient import TestClient
+from torch.distributed import HashStore
 
 from roofline_policies.contract.decision import Knob, Range
 from roofline_policies.errors import InputError
@@ -34,6 +35,7 @@ from sglang_patches.loop import decider as decider_module
 from sglang_patches.loop.applier import Applier
 from sglang_patches.loop.decider import Decider
 from sglang_patches.loop.messages import PolicyAdoptReq, PolicyOfferReq, register
+from sglang_patches.server.company import Company
 from sglang_patches.server.facts import Served
 from tests.sglang_patches.loop.loop_parts import Ticks
 from tests.sglang_patches.stand_ins import MODEL, StandInBatch, StandInRunningBatch, stand_in_scheduler
@@ -130,6 +132,9 @@ class Manager:
 
     def auto_create_handle_loop(self):
         pass
+
+    async def get_internal_state(self):
+        return [{"roofline": rank.status()} for rank in self.ranks]
 
     def _dispatch_to_scheduler(self, request):
         self.sent.append(type(request))
@@ -378,3 +383,15 @@ def test_a_scheduler_that_fails_after_all_is_reported(client, start, in_front_of
     assert answer.status_code == 500
     assert "reload raised ZeroDivisionError" in answer.json()["error"]["message"]
     assert page(decider)["state"] == "fallback"
+
+
+def test_nothing_is_sent_while_a_rank_does_not_follow(client, start, in_front_of, monkeypatch):
+    """It could not read an offer, and fail."""
+    decider = start()
+    monkeypatch.setattr(decider, "_company", Company(HashStore(), 0, [1], "the same"))
+    manager = in_front_of(decider)
+    decider.decide()
+    answer = client(manager=manager).post("/roofline/policy")
+    assert answer.status_code == 400
+    assert "ranks that share the queue do not follow: 1" in answer.json()["error"]["message"]
+    assert manager.sent == []

@@ -293,3 +293,16 @@ def test_device_time_is_polled_never_waited_for(monkeypatch):
     monkeypatch.setattr(StandInEvent, "over", True)
     record = next(observer.records())
     assert (record.seconds, record.seconds_source) == (0.0125, "device events")
+
+
+def test_work_beside_which_something_runs_uncounted_says_so():
+    for names, provenance in (((), {Provenance.CLOSED_FORM}), (("LoRA adapters",), {Provenance.ESTIMATED})):
+        observer = Observer(MODEL, interval=HostInterval, not_counted=names)
+        batch = StandInBatch(SglangMode.EXTEND, [4], [0])
+        observer.launch(batch)
+        observer.forward_starts()
+        observer.forward_ends()
+        observer.launched(batch)
+        observer.finish(batch, SimpleNamespace(can_run_cuda_graph=False), 1.0)
+        (record,) = observer.records()
+        assert record.work.provenance == provenance

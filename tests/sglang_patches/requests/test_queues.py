@@ -3,13 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
+from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from roofline_policies.slo.objectives import Slo
 from roofline_policies.slo.running_targets import Need
 from sglang_patches.requests.capacities import Capacities
 from sglang_patches.requests.progress import Progress
-from sglang_patches.requests.queues import Queues
-from tests.sglang_patches.stand_ins import pools, stand_in_scheduler
+from sglang_patches.requests.queues import LEAST_TARGET_S, Queues
+from tests.sglang_patches.stand_ins import StandInRunningBatch, pools, stand_in_scheduler
 
 
 class Told(Progress):
@@ -32,7 +33,7 @@ def scheduler(running=3, waiting=(), **fields):
     )  # fmt: skip
 
 
-def state(scheduler, progress=None):
+def state(scheduler, progress=None, **more):
     need = Need(gap_s=0.1, mean_s=0.05, due_s=0.7)
     options = {
         "need": need,
@@ -41,6 +42,7 @@ def state(scheduler, progress=None):
         "retractions": 1,
         "cache_hit_rate": 0.5,
         "chunk_tokens": 2048,
+        **more,
     }
     return Queues(scheduler, Capacities(scheduler)).state(4.0, progress=progress or Told(), **options)
 
@@ -104,3 +106,45 @@ def test_prompts_just_prefilled_run():
     chunked = SimpleNamespace(seqlen=3000, extend_end=2048)
     queue = state(scheduler(running=0, last_batch=last, chunked_req=chunked))
     assert (queue.running, queue.slack_s) == (2, 6.0)
+
+
+def pipeline(*sizes, last=(), **fields):
+    """A scheduler on which so many requests run in each batch that is under way; last: batches that were prefilled."""
+    batches = [StandInRunningBatch(size) for size in sizes]
+    there = scheduler(**fields)
+    there.running_batch, there.running_mbs = batches[0], batches
+    there.last_mbs, there.mbs = [*last], [None] * len(sizes)
+    return there
+
+
+def prefilled(requests):
+    mode = SimpleNamespace(is_extend=lambda: True)
+    return SimpleNamespace(reqs=[None] * requests, forward_mode=mode)
+
+
+def test_all_batches_of_a_pipeline_count():
+    assert state(pipeline(3, 0, 5, last=[None, prefilled(2), None])).running == 10
+    there = pipeline(0, 4)
+    queues = Queues(there, Capacities(there))
+    assert queues.counts() == {"running": 4, "waiting": 0}
+    assert not queues.idle()
+    for idle, last in ((True, []), (False, [prefilled(1)])):
+        there = pipeline(0, 0, last=last)
+        assert Queues(there, Capacities(there)).idle() is idle
+
+
+def test_between_two_tokens_each_other_batch_of_a_pipeline_has_its_step():
+    queue = state(pipeline(3, 0, 5, 2), decode_step_s=0.02)
+    assert (queue.gap_s, queue.mean_s) == pytest.approx((0.1 - 2 * 0.02, 0.05 - 2 * 0.02))
+    assert queue.due_s == pytest.approx(0.7 - 2 * 0.02)
+    queue = state(pipeline(3, 1), decode_step_s=0.2)
+    assert queue.gap_s == LEAST_TARGET_S
+    assert queue.due_s == pytest.approx(0.5)
+    alone = state(scheduler(running=3), decode_step_s=0.02)
+    assert (alone.gap_s, alone.mean_s, alone.due_s) == (0.1, 0.05, 0.7)
+
+
+def test_where_prompts_are_computed_elsewhere_none_is_to_be_computed():
+    there = scheduler(waiting=[(500, 0), (700, 0)], disaggregation_mode=DisaggregationMode.DECODE)
+    queue = state(there)
+    assert (queue.waiting, queue.next_prefill_tokens, queue.first_prompt_tokens) == (2, 0, 0)
