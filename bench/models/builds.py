@@ -1,4 +1,4 @@
-"""Builds of published models, several at a time."""
+"""Builds of published models, several at a time, and what became of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from bench.models.comparison import Comparison, compare
+from bench.models.comparison import Comparison
 from bench.models.published import Published
 from roofline_policies.errors import InputError
 from sglang_patches.virtual.unloaded import UnloadedModel, build_here, builders
@@ -28,6 +28,30 @@ def each(models: Sequence[Published], processes: int) -> Iterator[Comparison]:
             except BrokenProcessPool as error:
                 built, seconds = error, 0.0
             yield compare(jobs[job], built, seconds)
+
+
+def compare(published: Published, built: UnloadedModel | Exception, seconds: float) -> Comparison:
+    """Of one model, built or refused."""
+    if isinstance(built, Exception):
+        return Comparison(published.name, published.family, published.precision, str(built), seconds)
+    walked, composition = built.walked, built.walked.composition
+    return Comparison(
+        name=published.name,
+        family=published.family,
+        precision=published.precision,
+        refused=None,
+        seconds=seconds,
+        explained_share=walked.explained_share,
+        unexplained=tuple(sorted(walked.unexplained.items())),
+        estimated=composition.guessed,
+        parameters=composition.parameters,
+        published_parameters=published.parameters,
+        weight_bytes=composition.weight_bytes,
+        kv_bytes_per_token=composition.kv_bytes_per_token,
+        published_kv_bytes_per_token=published.kv_bytes_per_token,
+        state_bytes_per_request=composition.state_bytes_per_request,
+        window=composition.window,
+    )
 
 
 def _timed(folder: str, server_args: Sequence[str]) -> tuple[UnloadedModel | Exception, float]:

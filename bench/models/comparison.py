@@ -1,13 +1,10 @@
-"""One model as it was built, beside what was published of it."""
+"""Models as they were built, beside what was published of them: rows of a table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from bench.models.published import Published
-from sglang_patches.virtual.unloaded import UnloadedModel
 
 COLUMNS = (
     "model", "precision", "accepted", "explained", "unexplained", "parameters", "published", "ratio", "weights GB",
@@ -45,30 +42,6 @@ class Comparison:
     def plain(self) -> dict[str, Any]:
         """Ready for JSON."""
         return asdict(self) | {"ratio": self.ratio, "unexplained": dict(self.unexplained)}
-
-
-def compare(published: Published, built: UnloadedModel | Exception, seconds: float) -> Comparison:
-    """Of one model, built or refused."""
-    if isinstance(built, Exception):
-        return Comparison(published.name, published.family, published.precision, str(built), seconds)
-    walked, composition = built.walked, built.walked.composition
-    return Comparison(
-        name=published.name,
-        family=published.family,
-        precision=published.precision,
-        refused=None,
-        seconds=seconds,
-        explained_share=walked.explained_share,
-        unexplained=tuple(sorted(walked.unexplained.items())),
-        estimated=composition.guessed,
-        parameters=composition.parameters,
-        published_parameters=published.parameters,
-        weight_bytes=composition.weight_bytes,
-        kv_bytes_per_token=composition.kv_bytes_per_token,
-        published_kv_bytes_per_token=published.kv_bytes_per_token,
-        state_bytes_per_request=composition.state_bytes_per_request,
-        window=composition.window,
-    )
 
 
 def table(rows: Iterable[Comparison]) -> str:

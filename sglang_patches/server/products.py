@@ -81,7 +81,8 @@ def of_module(module: Any, activations: Precision) -> Product:
     it to one.
     """
     method = getattr(module, "quant_method", None)
-    name = type(method).__name__
+    known = (one.__name__ for one in type(method).__mro__)  # a method made from a known one multiplies as that does
+    name = next((one for one in known if one in _NARROW or one in _WIDE), "")
     if getattr(method, "use_marlin", False):  # weights alone are quantized, whatever the checkpoint says
         return Product(activations)
     if name in _NARROW:

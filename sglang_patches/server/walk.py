@@ -7,7 +7,6 @@ same. What a class does not tell is listed by name, and what it enters is estima
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +25,7 @@ from roofline_policies.model.mla import LatentAttention
 from roofline_policies.model.moe import Experts
 from roofline_policies.model.parts import Attention, ExpertLayers, Latent, Matrix, State
 from roofline_policies.work import Precision, Provenance
-from sglang_patches.server import products
+from sglang_patches.server import products, sizes, text_config
 from sglang_patches.server.products import PRECISIONS
 from sglang_patches.server.runs import Runs
 from sglang_patches.server.walked import Walked
@@ -94,7 +93,7 @@ class _Walk:
         self._parameters = 0
 
     def result(self) -> Walked:
-        found, self._hidden = self._found, _size(self._config, "hidden_size") or 1
+        found, self._hidden = self._found, text_config.size(self._config, "hidden_size") or 1
         latents = [one for one in self._model.modules() if _is_latent(one)]
         for one in latents:
             self._latent(one)
@@ -108,7 +107,7 @@ class _Walk:
             self._weights(name, module)
         self._table_as_head()
         self._other_states()
-        layers = len(self._layers) or _size(self._config, "num_hidden_layers") or 1
+        layers = len(self._layers) or text_config.size(self._config, "num_hidden_layers") or 1
         composition = Composition(
             name=type(self._model).__name__,
             hidden_size=self._hidden,
@@ -141,7 +140,7 @@ class _Walk:
         if own:
             self._modules += 1
         held = sum(one.nbytes for one in own)
-        self._parameters += _elements(name, module, own)
+        self._parameters += sizes.elements(name, module, own)
         if not self._is_run(name, module):
             self._found.idle_bytes += held
         elif isinstance(module, ParallelLMHead) or self._is_head(module):
@@ -175,7 +174,7 @@ class _Walk:
         """Where there are logits and no head, a tied model hands its embedding table to them."""
         tables = [one for one in self._model.modules() if isinstance(one, VocabParallelEmbedding)]
         asks = any(isinstance(one, LogitsProcessor) for one in self._model.modules())
-        if self._found.head is None and asks and tables and _flag(self._config, "tie_word_embeddings"):
+        if self._found.head is None and asks and tables and text_config.flag(self._config, "tie_word_embeddings"):
             self._head(tables[0], 0)
 
     def _is_head(self, module: nn.Module) -> bool:
@@ -215,10 +214,10 @@ class _Walk:
                 part = State(1, 2 * weight.numel(), 0, 2 * int(weight.shape[0]))
                 self._found.states[part] += self._times(name)
             return
-        outputs, inputs = _out_in(module)
-        sizes = getattr(module, "output_sizes", None)
+        outputs, inputs = sizes.out_in(module)
+        parts = getattr(module, "output_sizes", None)
         siblings = getattr(self._parents.get(id(module)), "_modules", {})
-        halves = isinstance(sizes, list) and len(sizes) == 2 and sizes[0] == sizes[1]
+        halves = isinstance(parts, list) and len(parts) == 2 and parts[0] == parts[1]
         gated = halves and any("down" in one for one in siblings)
         self._matrix(name, module, outputs, inputs, weights, gated)
 
@@ -240,7 +239,7 @@ class _Walk:
         fused = int(getattr(module, "num_fused_shared_experts", 0) or 0)
         here = int(module.num_local_experts) - fused
         count = int(getattr(module, "_num_global_routed", 0) or here)
-        chosen = runner.top_k or getattr(module, "top_k", None) or _chosen(self._config)
+        chosen = runner.top_k or getattr(module, "top_k", None) or text_config.chosen(self._config)
         if chosen is None:
             chosen = 1
             self._found.guessed["experts per token"] = None
@@ -270,7 +269,7 @@ class _Walk:
 
     def _rest(self, name: str, module: nn.Module, own: list[nn.Parameter]) -> None:
         """Modules of other classes: vectors are read once; a router's or an unknown layer's matrix is what it says."""
-        if (stack := _stack(own)) is not None:
+        if (stack := sizes.stack(own)) is not None:
             self._stacked(name, module, *stack)
             return
         for one in own:
@@ -287,7 +286,7 @@ class _Walk:
 
     def _stacked(self, name: str, module: Any, count: int, up: int, hidden: int, width: int) -> None:
         """Experts of a class of the model's own: one tensor has those that go up, one those that come down."""
-        chosen = getattr(module, "top_k", None) or _chosen(self._config)
+        chosen = getattr(module, "top_k", None) or text_config.chosen(self._config)
         if chosen is None:
             self._found.guessed["experts per token"] = None
         product = self._product(module)
@@ -328,7 +327,7 @@ class _Walk:
     def _latent(self, module: Any) -> None:
         kv_b = getattr(module, "kv_b_proj", None)
         weight_bytes = sum(one.nbytes for one in kv_b.parameters(recurse=False)) if isinstance(kv_b, nn.Module) else 0
-        sizes = LatentAttention(
+        latent = LatentAttention(
             num_heads=int(getattr(module, "num_local_heads", None) or module.attn_mqa.tp_q_head_num),
             kv_lora_rank=int(module.kv_lora_rank),
             qk_nope_head_dim=int(module.qk_nope_head_dim),
@@ -339,15 +338,18 @@ class _Walk:
         selected = None
         indexer = getattr(module, "indexer", None)
         if isinstance(indexer, nn.Module):
-            selected = _size(self._config, "index_topk")
-            heads, dim = _size(self._config, "index_n_heads"), _size(self._config, "index_head_dim")
+            selected = text_config.size(self._config, "index_topk")
+            heads, dim = (
+                text_config.size(self._config, "index_n_heads"),
+                text_config.size(self._config, "index_head_dim"),
+            )
             self._found.guessed["keys that an indexer picks"] = None
             if heads and dim:
                 # Scores of every key, no weighted sum; a key in 8 bits and its scale in the cache.
                 self._found.attention[Attention(1, heads, 1, dim, 0, Precision.FP8, dim + 4)] += 1
         self._layers.add(getattr(module, "layer_id", len(self._layers)))
-        kv_bytes = int(sizes.kv_elements * self._kv_element_bytes)
-        self._found.latent[Latent(1, sizes, self._kv_precision, kv_bytes, weight_bytes, selected)] += 1
+        kv_bytes = int(latent.kv_elements * self._kv_element_bytes)
+        self._found.latent[Latent(1, latent, self._kv_precision, kv_bytes, weight_bytes, selected)] += 1
 
     def _state(self, module: Any) -> None:
         """The recurrence of one layer; its convolution's state is part of what a request keeps."""
@@ -364,23 +366,14 @@ class _Walk:
             moved = int(module.q_dim + module.k_dim + module.v_dim)
         self._layers.add(getattr(module, "layer_id", len(self._layers)))
         self._found.guessed["chunked forms of recurrences"] = None
-        per_layer, _ = _state_bytes(self._config) or (4 * elements, 1)
+        per_layer, _ = text_config.state_bytes(self._config) or (4 * elements, 1)
         self._found.states[State(1, row_flops, int(per_layer), moved)] += 1
 
     def _other_states(self) -> None:
         """States that no recurrence has: those of short convolutions, whose products are matrices."""
-        told = _state_bytes(self._config)
+        told = text_config.state_bytes(self._config)
         if told is not None and not self._found.states:
             self._found.states[State(1, 0, told[0], 0)] += told[1]
-
-
-def _state_bytes(config: Any) -> tuple[int, int] | None:
-    """Bytes of one request's state in one layer, and how many layers have one, as the configuration tells SGLang."""
-    for one in _texts(config):
-        params = getattr(one, "mamba2_cache_params", None)
-        if params is not None and params.layers:
-            return int(params.mamba_cache_per_req) // len(params.layers), len(params.layers)
-    return None
 
 
 def _is_latent(module: Any) -> bool:
@@ -392,40 +385,6 @@ def _is_mamba(module: nn.Module) -> bool:
     return any(kind.__name__ == "MambaMixer2" for kind in type(module).__mro__)
 
 
-def _out_in(module: Any) -> tuple[int, int]:
-    """Outputs and inputs of this rank's part of a linear layer."""
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    outputs = getattr(module, "output_size_per_partition", None) or sum(
-        getattr(module, "output_partition_sizes", ()) or (module.output_size,)
-    )
-    return int(outputs), int(getattr(module, "input_size_per_partition", None) or module.input_size)
-
-
-def _elements(name: str, module: Any, own: list[nn.Parameter]) -> int:
-    """Parameters of a module: its matrices' sizes, as packed weights hold several in one element; without scales."""
-    if isinstance(module, RadixAttention):
-        return 0  # scales of the KV cache
-    biases = int(sum(one.numel() for key, one in module.named_parameters(recurse=False) if "bias" in key))
-    if own and isinstance(module, FusedMoE):
-        runner = module.moe_runner_config
-        width, up = runner.intermediate_size_per_partition, 2 if runner.is_gated else 1
-        return int(module.num_local_experts * runner.hidden_size * width * (up + 1)) + biases
-    if own and isinstance(module, LinearBase) and not name.endswith("conv1d"):
-        outputs, inputs = _out_in(module)
-        return int(outputs * inputs + biases)
-    return int(sum(one.numel() for one in own))
-
-
-def _stack(own: list[nn.Parameter]) -> tuple[int, int, int, int] | None:
-    """Count, outputs that go up, hidden size and width of experts whose weights are two tensors and no more."""
-    if len(own) != 2 or any(len(one.shape) != SMALL + 1 for one in own):
-        return None
-    (count, up, hidden), (others, down, width) = (tuple(int(size) for size in one.shape) for one in own)
-    fits = count == others and hidden == down and up in (width, 2 * width)
-    return (count, up, hidden, width) if fits else None
-
-
 def _routes(name: str, module: nn.Module) -> bool:
     told = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
     return "gate" in told or "router" in told
@@ -433,29 +392,3 @@ def _routes(name: str, module: nn.Module) -> bool:
 
 def _is_convolution(name: str, module: nn.Module, one: nn.Parameter) -> bool:
     return "conv" in f"{name} {type(module).__name__}".lower()
-
-
-def _texts(config: Any) -> Iterator[Any]:
-    """A configuration, and those of the text models inside it."""
-    yield config
-    for name in ("text_config", "llm_config", "language_config", "thinker_config"):
-        inner = getattr(config, name, None)
-        if inner is not None:
-            yield from _texts(inner)
-
-
-def _size(config: Any, key: str) -> int | None:
-    for one in _texts(config):
-        value = getattr(one, key, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
-
-
-def _flag(config: Any, key: str) -> bool:
-    return any(bool(getattr(one, key, False)) for one in _texts(config))
-
-
-def _chosen(config: Any) -> int | None:
-    names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts", "experts_per_token", "moe_k")
-    return next((size for name in names if (size := _size(config, name)) is not None), None)

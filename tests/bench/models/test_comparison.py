@@ -5,7 +5,8 @@ import json
 import pytest
 
 from bench.models.__main__ import main
-from bench.models.comparison import COLUMNS, compare, table
+from bench.models.builds import compare
+from bench.models.comparison import COLUMNS, table
 from bench.models.published import Published, chosen
 from roofline_policies.errors import InputError
 from roofline_policies.model.composition import Composition

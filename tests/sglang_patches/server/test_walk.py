@@ -1,0 +1,242 @@
+"""The walk over modules: against closed forms of whole models, and what it makes of modules it does not know."""
+
+import json
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from roofline_policies.model.decoder import Decoder
+from roofline_policies.work import Precision, Provenance
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sglang")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from sglang_patches.server import model as served
+    from sglang_patches.server.runs import Runs
+    from sglang_patches.server.walk import walk
+    from sglang_patches.virtual.unloaded import build_here, builders
+
+nn = torch.nn
+BF16 = Precision.BF16
+DENSE = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 250, "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6, "hidden_act": "silu", "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+    "rope_theta": 10000.0,
+}  # fmt: skip
+EXPERTS = {"moe_intermediate_size": 32, "num_experts_per_tok": 2, "norm_topk_prob": True}
+FAMILIES = {
+    "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+    "llama, tied": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True},
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "head_dim": None},
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False},
+    "qwen3 moe": EXPERTS
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "attention_bias": False, "num_experts": 8,
+        "decoder_sparse_step": 1, "mlp_only_layers": [],
+    },
+    "deepseek v2": EXPERTS
+    | {
+        "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "num_key_value_heads": 8,
+        "n_routed_experts": 8, "n_shared_experts": 2, "first_k_dense_replace": 1, "moe_layer_freq": 1,
+        "kv_lora_rank": 32, "q_lora_rank": None, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+        "topk_method": "greedy", "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0,
+        "scoring_func": "softmax", "head_dim": None, "attention_bias": False,
+    },
+}  # fmt: skip
+RANKS = (1, 2, 4)
+
+
+def config_of(family):
+    told = DENSE | FAMILIES[family]
+    return told if told["head_dim"] else {key: value for key, value in told.items() if key != "head_dim"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Every family at every number of ranks, as SGLang builds its first rank."""
+    folder = tmp_path_factory.mktemp("models")
+    jobs = {}
+    with builders(1) as pool:
+        for family in FAMILIES:
+            made = folder / family.replace(" ", "_")
+            made.mkdir()
+            (made / "config.json").write_text(json.dumps(config_of(family)))
+            for ranks in RANKS:
+                jobs[family, ranks] = pool.submit(build_here, str(made), ("--tp", str(ranks)))
+        return {key: job.result().walked for key, job in jobs.items()}
+
+
+def plain(composition):
+    """Of two descriptions of one model everything but the names and the order of parts.
+
+    The closed form says how wide the shared experts are a second time, which are matrices in both.
+    """
+    return replace(
+        composition,
+        name="",
+        provenance=Provenance.CLOSED_FORM,
+        matrices=tuple(sorted(composition.matrices, key=repr)),
+        experts=tuple(replace(one, experts=replace(one.experts, shared_width=0)) for one in composition.experts),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_modules_come_to_the_closed_form(built, family, ranks):
+    walked = built[family, ranks]
+    assert walked.unexplained == {}
+    assert walked.composition.provenance is Provenance.MODULES
+    closed = Decoder.from_config(config_of(family)).shard(ranks).composition
+    assert plain(walked.composition) == plain(closed)
+
+
+# --- modules that no model of SGLang's has ----------------------------------------------------------------------------
+
+
+def linear(outputs, inputs):
+    return nn.Linear(inputs, outputs, bias=False, dtype=torch.bfloat16, device="meta")
+
+
+def of(model, runs=None, **config):
+    config = SimpleNamespace(hidden_size=8, num_hidden_layers=1, **config)
+    return walk(model, activations=BF16, kv_dtype=torch.bfloat16, config=config, runs=runs)
+
+
+def held(model):
+    return sum(one.nbytes for one in model.parameters())
+
+
+class Mystery(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape, dtype=torch.bfloat16, device="meta"))
+
+
+class Norm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(8, dtype=torch.bfloat16, device="meta"))
+
+
+def test_a_class_nobody_knows_is_told_by_name_with_its_bytes():
+    model = nn.Sequential(linear(16, 8), Mystery(4, 6))
+    walked = of(model)
+    assert walked.unexplained == {"Mystery": 2 * 4 * 6}
+    assert (walked.modules, walked.unexplained_modules) == (2, 1)
+    assert walked.composition.weight_bytes == held(model)
+    assert walked.explained_share == pytest.approx(1 - 48 / (48 + 256))
+    assert Provenance.ESTIMATED in walked.composition._said
+
+
+def test_a_vector_of_a_class_nobody_knows_is_read_once():
+    walked = of(nn.Sequential(linear(16, 8), Norm()))
+    assert walked.unexplained == {}
+    assert walked.composition.other_bytes == 16
+
+
+def test_weights_that_two_layers_share_are_held_once_and_multiplied_twice():
+    first, second = linear(16, 8), linear(16, 8)
+    second.weight = first.weight
+    model = nn.ModuleDict({"a": first, "b": second})
+    composition = of(model).composition
+    (one,) = composition.matrices
+    assert (one.count, one.stored) == (2, 1)
+    assert composition.weight_bytes == 2 * 16 * 8
+    assert composition.parameters == 16 * 8
+
+
+def test_a_module_that_is_entered_twice_counts_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(3))
+
+        def forward(self, x):
+            for one in (*self.layers, self.layers[0]):
+                x = one(x)
+            return x
+
+    model = Twice()
+    runs = Runs(model)
+    model(torch.zeros(1, 8))
+    model(torch.zeros(1, 8))
+    runs.end()
+    composition = of(model, runs).composition
+    (one,) = composition.matrices
+    assert (one.count, one.stored) == (4, 3)
+    assert composition.weight_bytes == held(model)
+
+
+def test_a_vision_tower_is_held_and_not_read():
+    model = nn.ModuleDict({"language_model": linear(16, 8), "visual": nn.ModuleDict({"blocks": linear(4, 8)})})
+    composition = of(model).composition
+    assert composition.idle_bytes == 2 * 4 * 8
+    assert composition.weight_bytes == held(model)
+    assert composition.read_bytes == 2 * 16 * 8
+
+
+class Stack(nn.Module):
+    """Experts as two tensors."""
+
+    top_k = 2
+
+    def __init__(self, count, up, hidden, width):
+        super().__init__()
+        self.up = nn.Parameter(torch.empty(count, up, hidden, dtype=torch.bfloat16, device="meta"))
+        self.down = nn.Parameter(torch.empty(count, hidden, width, dtype=torch.bfloat16, device="meta"))
+
+
+@pytest.mark.parametrize(("up", "gated"), [(24, True), (12, False)])
+def test_two_tensors_of_matrices_that_fit_are_experts(up, gated):
+    model = Stack(4, up, 8, 12)
+    walked = of(model)
+    assert walked.unexplained == {}
+    (one,) = walked.composition.experts
+    assert (one.experts.count, one.experts.chosen, one.experts.width, one.hidden) == (4, 2, 12, 8)
+    assert one.gated is gated
+    assert walked.composition.weight_bytes == held(model)
+
+
+def test_two_tensors_that_do_not_fit_are_not():
+    model = Stack(4, 24, 8, 11)
+    assert of(model).unexplained == {"Stack": held(model)}
+
+
+class BatchedLinear(Mystery):
+    pass
+
+
+def test_a_batch_of_matrices_is_as_many():
+    (one,) = of(BatchedLinear(3, 16, 8)).composition.matrices
+    assert (one.count, one.outputs, one.inputs, one.weight_bytes) == (3, 16, 8, 2 * 16 * 8)
+
+
+def test_states_without_a_recurrence_are_the_configurations():
+    told = SimpleNamespace(mamba_cache_per_req=120, layers=[0, 2, 3])
+    composition = of(linear(16, 8), mamba2_cache_params=told).composition
+    assert composition.state_bytes_per_request == 120
+    inside = SimpleNamespace(mamba2_cache_params=told)
+    assert of(linear(16, 8), text_config=inside).composition.state_bytes_per_request == 120
+
+
+def test_a_model_that_cannot_be_walked_is_estimated(caplog):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = linear(16, 8)
+
+        def children(self):
+            raise RuntimeError("these modules are not to be seen")
+
+    runner = SimpleNamespace(model=Odd(), kv_cache_dtype=torch.bfloat16)
+    config = SimpleNamespace(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    walked = served.walked(SimpleNamespace(dtype=torch.bfloat16, hf_config=config), runner)
+    assert walked.composition.provenance is Provenance.ESTIMATED
+    assert walked.composition.weight_bytes == 2 * 16 * 8
+    assert "these modules are not to be seen" in caplog.text
