@@ -18,7 +18,7 @@ from roofline_policies.errors import InputError
 
 FOLDER = Path(__file__).parent / "published"
 
-CARD = "the model's page on huggingface.co: its config.json, and the number of elements of its safetensors"
+CARD = "written down from memory of what the model's page on huggingface.co says; not read again there"
 """Source of configuration and parameters where an entry names no other."""
 
 
