@@ -7,8 +7,9 @@ weights; those here are read as they are stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
 from sglang.srt.plugins.hook_registry import HookType
@@ -35,6 +36,30 @@ def with_their_scales(
     return weight_scale.reshape(-1).repeat_interleave(widths)[:, None], weight
 
 
+def get_rope_cpu(
+    original: Callable[..., Any],
+    head_size: int,
+    rotary_dim: int,
+    max_position: int,
+    base: int,
+    is_neox_style: bool = True,
+    rope_scaling: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    partial_rotary_factor: float = 1.0,
+    device: str | None = None,
+) -> Any:
+    """What turns queries and keys of latent attention by their positions.
+
+    SGLang makes only that of DeepSeek's own scaling there; for any other its general module serves.
+    """
+    from sglang.srt.layers.rotary_embedding.factory import get_rope
+
+    common = (head_size, rotary_dim, max_position, base, is_neox_style, rope_scaling, dtype, partial_rotary_factor)
+    if rope_scaling is not None and rope_scaling.get("rope_type") == "deepseek_yarn":
+        return original(*common, device)
+    return get_rope(*common)
+
+
 def without_snapshots(view: object, hf_config: object) -> bool:
     """Whether a prefix cache of states may take snapshots of them: SGLang refuses that on a CPU after choosing it."""
     return False
@@ -43,6 +68,7 @@ def without_snapshots(view: object, hf_config: object) -> bool:
 FP8 = "sglang.srt.layers.quantization.fp8"
 MXFP4 = "sglang.srt.layers.quantization.mxfp4"
 _FUSED_NORMS = "sglang.kernels.ops.attention.fla"
+_ROTARY = "sglang.srt.layers.rotary_embedding.factory"
 _ELEMENTWISE = "sglang.kernels.ops.elementwise.elementwise"
 
 REPLACED: Mapping[str, object] = {
@@ -58,6 +84,22 @@ REPLACED: Mapping[str, object] = {
 """Names in modules of SGLang's by which they choose, and what they are here."""
 
 HOOKS = (
+    Hook(
+        f"{_ROTARY}.get_rope_cpu",
+        HookType.AROUND,
+        get_rope_cpu,
+        (
+            "head_size",
+            "rotary_dim",
+            "max_position",
+            "base",
+            "is_neox_style",
+            "rope_scaling",
+            "dtype",
+            "partial_rotary_factor",
+            "device",
+        ),
+    ),
     Hook(
         f"{_ELEMENTWISE}._launch_fused_gate_sigmoid_mul",
         HookType.AROUND,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sglang_patches.cpu import attention, branches, devices, padding, rotary
+from sglang_patches.cpu import attention, branches, devices, padding
 from sglang_patches.needs import hook
 
-HOOKS = (*attention.HOOKS, *rotary.HOOKS, *branches.HOOKS)
+HOOKS = (*attention.HOOKS, *branches.HOOKS)
 
 
 def prepare() -> None:
