@@ -179,7 +179,7 @@ class _Walk:
 
     def _is_head(self, module: nn.Module) -> bool:
         """Whether a model uses its embedding table as the head."""
-        return isinstance(module, VocabParallelEmbedding) and any(
+        return isinstance(module, VocabParallelEmbedding | nn.Embedding) and any(
             getattr(one, "lm_head", None) is module for one in self._model.modules()
         )
 
@@ -189,7 +189,8 @@ class _Walk:
             return
         product = self._product(module)
         weight = module.weight if isinstance(getattr(module, "weight", None), torch.Tensor) else None
-        outputs, inputs = int(module.num_embeddings_per_partition), int(module.embedding_dim)
+        rows = getattr(module, "num_embeddings_per_partition", None) or module.num_embeddings
+        outputs, inputs = int(rows), int(module.embedding_dim)
         table = not isinstance(module, ParallelLMHead)
         bytes_ = held or (weight.nbytes if weight is not None else 0)
         found.tied = found.tied or table or not held
