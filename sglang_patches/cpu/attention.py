@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from sglang.srt.plugins.hook_registry import HookType
 
-from sglang_patches.cpu.scores import attend
+from sglang_patches.cpu.supplied.scores import attend
 from sglang_patches.needs.attributes import find
 from sglang_patches.needs.hook import Hook
 from sglang_patches.needs.layers import AttentionLayer, ForwardBatch, NativeBackend

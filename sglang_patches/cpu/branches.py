@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from sglang.srt.plugins.hook_registry import HookType
 
-from sglang_patches.cpu.experts import gate_shared_expert
+from sglang_patches.cpu.supplied.experts import gate_shared_expert
 from sglang_patches.needs.attributes import find
 from sglang_patches.needs.hook import Hook
 from sglang_patches.needs.layers import QuantizedLayer

@@ -63,7 +63,7 @@ class StandInModule(ModuleType):
         # Private and dunder names stay absent: import machinery and inspect probe for them on every module.
         if name.startswith("_"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        from sglang_patches.cpu.operations import KERNELS
+        from sglang_patches.cpu.supplied.operations import KERNELS
 
         value: Any
         if name in KERNELS:
@@ -101,7 +101,7 @@ class StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Names are made when they are asked for; torch is told of its operations with the package itself."""
         if module.__name__ == PACKAGE:
-            from sglang_patches.cpu import operations
+            from sglang_patches.cpu.supplied import operations
 
             operations.register()
 

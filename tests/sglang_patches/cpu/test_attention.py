@@ -16,7 +16,7 @@ from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.runtime_context import get_parallel
 
 from sglang_patches.cpu.attention import forward_decode, forward_extend
-from sglang_patches.cpu.scores import attend
+from sglang_patches.cpu.supplied.scores import attend
 
 HEADS, KV_HEADS, HEAD, SLOTS = 4, 2, 8, 64
 REQUESTS = [(5, 0), (3, 11), (1, 20)]

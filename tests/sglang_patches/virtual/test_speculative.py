@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from roofline_policies.errors import InputError
 from roofline_policies.steps.acceptance import Acceptance
 from roofline_policies.steps.speculation import Speculation
-from sglang_patches.cpu.kernels import assign_req_to_token_pool_cpu
+from sglang_patches.cpu.supplied.kernels import assign_req_to_token_pool_cpu
 from sglang_patches.virtual.accepted import AcceptedRuns
 from sglang_patches.virtual.speculative import check_launched, speculative_args, write_slots
 from tests.sglang_patches.virtual.oracle_acceptance import WORD, probability, stream

@@ -3,7 +3,7 @@
 import torch
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNorm
 
-from sglang_patches.cpu import gates
+from sglang_patches.cpu.supplied import gates
 
 TOKENS, HEADS, KV_HEADS, SIZE = 3, 4, 2, 6
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import conv1d, silu
 from transformers.models.qwen3_next import modeling_qwen3_next as theirs
 
-from sglang_patches.cpu import linear_attention as ours
+from sglang_patches.cpu.supplied import linear_attention as ours
 
 KEY_HEADS, HEADS, KEY, VALUE, CHANNELS, WIDTH = 2, 4, 8, 6, 5, 4
 

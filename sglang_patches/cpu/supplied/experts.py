@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import gelu, linear, silu
 
-from sglang_patches.cpu.quantized import by_blocks, by_groups, by_powers
+from sglang_patches.cpu.supplied.quantized import by_blocks, by_groups, by_powers
 
 _UNQUANTIZED, _FP8, _INT4, _MXFP4 = 0, 2, 3, 4
 """How weights are stored, as SGLang numbers it (``CPUQuantMethod``)."""
@@ -49,7 +49,7 @@ def fused_experts_cpu(
     if method not in (_UNQUANTIZED, _FP8, _INT4, _MXFP4) or activation not in _ACTIVATIONS:
         raise NotImplementedError(
             f"fused_experts_cpu with method={method}, activation={activation} is not supplied by "
-            f"sglang_patches.cpu.experts"
+            f"sglang_patches.cpu.supplied.experts"
         )
     combine = _in_halves(_ACTIVATIONS[activation]) if alpha is None else _in_turns(alpha, limit)
     output = torch.zeros(hidden_states.shape, dtype=torch.float32)
@@ -147,7 +147,9 @@ def shared_expert_cpu(
         NotImplementedError: weights of int8.
     """
     if use_int8_w8a8:
-        raise NotImplementedError("shared_expert_cpu with int8 weights is not supplied by sglang_patches.cpu.experts")
+        raise NotImplementedError(
+            "shared_expert_cpu with int8 weights is not supplied by sglang_patches.cpu.supplied.experts"
+        )
     method = _FP8 if use_fp8_w8a16 else _UNQUANTIZED
     scales = [None if scale is None else scale[None] for scale in (w1_scale, w2_scale)]
     gate_up = _stored(w1[None], scales[0], None, 0, method, block_size, hidden_states.dtype)

@@ -8,7 +8,7 @@ from torch.nn.functional import gelu, silu
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.stored_weights import awq, fp8_blocks, fp8_whole, gptq, mxfp4
-from sglang_patches.cpu import experts, quantized
+from sglang_patches.cpu.supplied import experts, quantized
 
 INPUTS, OUTPUTS, EXPERTS = 96, 64, 5
 

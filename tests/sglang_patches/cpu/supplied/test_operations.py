@@ -6,7 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("sglang")
 
-from sglang_patches.cpu import branches, devices, operations
+from sglang_patches.cpu import branches, devices
+from sglang_patches.cpu.supplied import operations
 from sglang_patches.needs.attributes import find
 
 

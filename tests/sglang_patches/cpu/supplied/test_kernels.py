@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from sglang_patches.cpu import kernels
+from sglang_patches.cpu.supplied import kernels
 
 INT_TYPES = [torch.int32, torch.int64]
 POOL, POOL_LEN = 13, 37

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sglang_patches.cpu import experts, gates, kernels, linear_attention, quantized
+from sglang_patches.cpu.supplied import experts, gates, kernels, linear_attention, quantized
 
 KERNELS: dict[str, Callable[..., Any]] = kernels.KERNELS | linear_attention.KERNELS
 """Functions of the package and its submodules."""

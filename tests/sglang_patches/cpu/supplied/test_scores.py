@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sglang_patches.cpu.scores import attend, visible
+from sglang_patches.cpu.supplied.scores import attend, visible
 
 
 def textbook(query, keys, values, scale, window=None, cap=0.0, sinks=None):
