@@ -1,5 +1,7 @@
 """Ranks that share a queue look for each other in torch's own store; no rank waits for another."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from sglang.srt.runtime_context import derive_attention_ranks
 from roofline_policies.slo.objectives import Objectives, Slo
 from sglang_patches.server import agree, company
 from sglang_patches.server.company import Company, mark_of, sharing_ranks
+from tests import ROOT
 
 MARK = mark_of(Objectives(Slo(itl_s=0.05)))
 
@@ -77,3 +80,20 @@ def test_one_rank_of_each_queue_decides(monkeypatch, place, decides):
     monkeypatch.setattr(agree, "get_parallel", lambda: SimpleNamespace(**{**here, **place}))
     assert agree.decides_here() is decides
     assert agree.scheduler_index() == 2 * (place.get("dp_rank") or 0) + place.get("attn_dp_rank", 0)
+
+
+@pytest.mark.parametrize(("others_itl_s", "problem"), [(0.05, None), (0.06, "ranks were launched with another policy")])
+def test_two_processes_find_each_other_in_the_store_of_their_group(tmp_path, others_itl_s, problem):
+    command = [sys.executable, "-m", "tests.sglang_patches.server.company_process"]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(itl_s), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        for rank, itl_s in ((0, 0.05), (1, others_itl_s))
+    ]
+    told = [rank.communicate(timeout=300)[0].strip().splitlines()[-1].split("|") for rank in ranks]
+    complete, first, last = told[0]
+    assert first.startswith("ranks that share the queue do not follow: 1;")
+    assert complete == str(problem is None)
+    assert last.startswith(str(problem))
+    assert told[1][0] == complete
