@@ -9,10 +9,11 @@ READY := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE :=
 # What is there of counting beside tests/interpreted.
 COUNTING_TESTS := tests/roofline_policies/counting
+KINDS := tests/sglang_patches/kinds
 # Models and data are local; nothing is fetched at run time.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test test-servers test-library test-fast test-triton lint bench kernels requirements clean
+.PHONY: setup demo test test-servers test-library test-interpreted test-kinds test-fast test-triton lint bench kernels requirements clean
 
 setup: $(READY)
 
@@ -28,17 +29,23 @@ demo: setup
 	$(BIN)/python -m bench.demo_model .cache/demo_model
 	$(BIN)/python -m bench.live experiment=demo
 
-# Two halves side by side, for two cores. Triton's interpreter is chosen when Triton is imported, so what it runs has a
-# process of its own.
+# Four parts, two side by side, for two cores; what fails in one is no reason not to see the others. Triton's interpreter
+# is chosen when Triton is imported, so what it runs has a process of its own.
 test: setup
-	$(MAKE) --jobs=2 --output-sync=line test-servers test-library
+	$(MAKE) --jobs=2 --keep-going --output-sync=line test-servers test-library test-interpreted test-kinds
 
 test-servers: setup
-	$(BIN)/python -m pytest --durations=10 tests/bench tests/sglang_patches
+	$(BIN)/python -m pytest --durations=10 tests/bench tests/sglang_patches --ignore=$(KINDS)
 
 test-library: setup
 	$(BIN)/python -m pytest --durations=10 tests/layout tests/typing tests/roofline_policies
+
+test-interpreted: setup
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest --durations=10 tests/interpreted
+
+# A server for each kind of model.
+test-kinds: setup
+	$(BIN)/python -m pytest --durations=10 $(KINDS)
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow"

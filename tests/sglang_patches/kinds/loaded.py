@@ -1,13 +1,7 @@
-"""Loads a checkpoint into SGLang's model runner, without a server: what its pools hold, and what a forward computes.
-
-python -m tests.sglang_patches.kinds.loaded MODEL DTYPE [NEW,PREFIX+NEW,PREFIX ...]
-"""
+"""Loads a checkpoint into SGLang's model runner, without a server: what its pools hold, and what a forward computes."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from array import array
 from typing import Any
 
@@ -77,18 +71,3 @@ def flops(runner: Any, requests: list[tuple[int, int]]) -> dict[str, int]:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         runner.decode(tokens, batch)
     return counted | {"decode": counter.get_total_flops()}
-
-
-def main() -> None:
-    model, dtype, *given = sys.argv[1:]
-    runner = runner_of(model, dtype)
-    found: dict[str, Any] = {"pools": pools(runner.torch_runner), "flops": []}
-    for batch in given:
-        requests = [(int(new), int(prefix)) for new, prefix in (one.split(",") for one in batch.split("+"))]
-        found["flops"].append(flops(runner, requests))
-    print("LOADED", json.dumps(found), flush=True)
-    os._exit(0)  # what SGLang imports may crash while the interpreter is torn down
-
-
-if __name__ == "__main__":
-    main()

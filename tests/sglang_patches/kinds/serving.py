@@ -37,21 +37,17 @@ CASES = {
     "data-parallel attention": Case("qwen3_moe", TWO_RANKS_OF_ATTENTION),
     "two pipeline stages": Case("llama_untied", ("--pp-size", "2")),
     "llama": Case("llama"),
-    "llama_untied": Case("llama_untied"),
     "qwen3_moe": Case("qwen3_moe"),
     "deepseek_mla": Case("deepseek_mla"),
-    "deepseek_mla_no_q_lora": Case("deepseek_mla_no_q_lora"),
     "gpt_oss": Case("gpt_oss"),
     "gemma": Case("gemma"),
     # SGLang keeps the last inputs of the convolution in bfloat16, where it is not told otherwise.
     "qwen3_next": Case("qwen3_next", environment={"SGLANG_MAMBA_CONV_DTYPE": "float32"}),
     "qwen3_5": Case("qwen3_5", environment={"SGLANG_MAMBA_CONV_DTYPE": "float32"}),
     "fp8": Case("fp8", dtype="float16"),
-    "fp8_whole": Case("fp8_whole", dtype="float16"),
     # Two experts of a row may be as good as equal; where rounding chooses between them, the row is another.
     "fp8_moe": Case("fp8_moe", dtype="float16", share=0.7),
     "int4": Case("int4", dtype="float16"),
-    "int4_awq": Case("int4_awq", dtype="float16"),
     "gpt_oss_mxfp4": Case("gpt_oss_mxfp4", dtype="bfloat16", share=0.7),
 }
 

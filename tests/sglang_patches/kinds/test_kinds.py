@@ -1,4 +1,5 @@
-"""A real server for each kind of model, on a CPU: its tokens are those of transformers' own model.
+"""A real server for each kind of model, on a CPU, with a policy that moves nothing: its tokens are those of
+transformers' own model, and it knows all of its work.
 
 Each kind has one server, which stays for its tests. What a server computes in float32 differs from the reference by
 the order of its sums; in float16 by rounding, where another token may be chosen, but only one that is as likely.
@@ -6,6 +7,7 @@ the order of its sums; in float16 by rounding, where another token may be chosen
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 
 from bench.tiny_models import KINDS, build
 from tests.sglang_patches.kinds.serving import CASES, OUTPUT_TOKENS, Answer, Case, Reference, answers, prompts, serve
+from tests.sglang_patches.served.live_server import get
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +44,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     quantized = KINDS[case.kind].stored is not None
     model = build(folder / "model", case.kind, dtype=torch.bfloat16 if quantized else torch.float32)
     plain = build(folder / "plain", case.kind, dtype=torch.float32, as_stored=False) if quantized else model
-    with serve(case, model, folder / "log") as running:
+    with serve(case, model, folder / "log", "--policy", "static", "--policy-set", "hardware=l4") as running:
         asked = answers(running.base_url, prompts())
         yield Served(case, model, running.base_url, asked, Reference(plain))
 
@@ -69,3 +72,13 @@ def test_tokens_and_their_logprobs_are_the_references(served: Served) -> None:
 def test_what_is_cached_changes_no_answer(served: Served) -> None:
     """The same prompts again, one after the other: their prefixes are cached now, and chunks fall elsewhere."""
     check(served, [answers(served.base_url, [list(answer.prompt)])[0] for answer in served.first])
+
+
+def test_the_work_of_every_kind_is_known(served: Served) -> None:
+    for rank in json.loads(get(served.base_url, "/roofline"))["ranks"]:
+        assert (rank["policy"]["state"], rank["policy"]["fallback_reason"]) == ("active", None)
+        assert set(rank["provenance"]["work"]) <= {"modules", "estimated"}
+        assert rank["model"]["explained_share_of_bytes"] == 1.0
+        assert rank["model"]["unexplained_bytes"] == {}
+        assert rank["model"]["idle_weight_bytes"] == 0
+        assert sum(phase["issued_flops"] for phase in rank["totals"].values()) > 0

@@ -6,10 +6,7 @@ The right values are written out here from the sizes of the checkpoint, layer by
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +14,10 @@ import pytest
 
 pytest.importorskip("sglang")
 
-import torch
 from safetensors.torch import load_file
 
-from bench.tiny_models import KINDS, WINDOW, build
+from bench.tiny_models import KINDS, WINDOW
+from tests.sglang_patches.kinds.measured import REQUESTS, measured
 
 pytestmark = pytest.mark.slow
 
@@ -29,22 +26,6 @@ LATENT, NOPE, ROPE, VALUE = 32, 16, 8, 16
 STATE_HEADS, STATE, CHANNELS, WIDTH = 4, 16, 2 * 2 * 16 + 4 * 16, 4
 
 WITH_STATES = ("qwen3_next", "qwen3_5")
-
-REQUESTS = [(20, 0), (37, 0)], [(20, 11), (3, 70)]
-"""(new rows, rows before them) of two batches: fresh prompts, and prompts behind what is cached."""
-
-
-def loaded(model: Path, dtype: str, *batches: list[tuple[int, int]]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.sglang_patches.kinds.loaded", str(model), dtype]
-    # Torch's compiler refuses to run below what counts.
-    environment = os.environ | {"TORCHDYNAMO_DISABLE": "1", "PYTHONDONTWRITEBYTECODE": "", "TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [*command, *("+".join(f"{new},{prefix}" for new, prefix in batch) for batch in batches)],
-        capture_output=True, text=True, env=environment, timeout=600, check=False,
-    )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith("LOADED ")]
-    assert lines, done.stdout + done.stderr
-    return json.loads(lines[0].removeprefix("LOADED "))
 
 
 def full_pairs(requests: list[tuple[int, int]]) -> int:
@@ -109,9 +90,8 @@ TOKEN_BYTES = {
 
 
 @pytest.fixture(scope="module", params=PLAIN)
-def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
-    model = build(tmp_path_factory.mktemp("kind") / "model", request.param, dtype=torch.float32)
-    return request.param, model, loaded(model, "float32", *REQUESTS)
+def one(request: pytest.FixtureRequest) -> tuple[str, Path, Any]:
+    return request.param, *measured(request.param)
 
 
 def test_pools_hold_what_the_sizes_say(one: tuple[str, Path, Any]) -> None:
@@ -122,7 +102,7 @@ def test_pools_hold_what_the_sizes_say(one: tuple[str, Path, Any]) -> None:
 
 def test_flops_are_those_of_the_matrices_and_of_attention(one: tuple[str, Path, Any]) -> None:
     kind, model, found = one
-    for prefill, counted in zip(REQUESTS, found["flops"], strict=True):
+    for prefill, counted in zip(REQUESTS, found["counted"], strict=True):
         requests, rows = len(prefill), sum(new for new, _ in prefill)
         cached = any(prefix for _, prefix in prefill)
         matrices = linear(model, kind, rows, requests, absorbed=cached)
@@ -133,6 +113,6 @@ def test_flops_are_those_of_the_matrices_and_of_attention(one: tuple[str, Path, 
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int4"])
-def test_a_cache_beside_quantized_weights(kind: str, tmp_path: Path) -> None:
-    found = loaded(build(tmp_path / "model", kind), "bfloat16")
+def test_a_cache_beside_quantized_weights(kind: str) -> None:
+    _, found = measured(kind)
     assert found["pools"] == {"full_token": 2 * TOKEN_BYTES[kind][0], "window_token": 0, "request": 0}

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("sglang")
 
-import torch
-
-from bench.tiny_models import KINDS, build
+from bench.tiny_models import KINDS
+from tests.sglang_patches.kinds.measured import REQUESTS, measured
 
 pytestmark = pytest.mark.slow
-
-REQUESTS = [(20, 0), (37, 0)], [(20, 11), (3, 70)]
-"""(new rows, rows before them) of two batches: fresh prompts, and prompts behind what is cached."""
 
 PLAIN = [kind for kind in KINDS if KINDS[kind].stored is None]
 STORED = [kind for kind in KINDS if KINDS[kind].stored is not None]
@@ -34,23 +25,9 @@ ROTARY_ANGLES = 2 * 2 * 8
 products of a position and 8 frequencies."""
 
 
-def walked(model: Path, dtype: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.sglang_patches.kinds.walked", str(model), dtype]
-    # Torch's compiler refuses to run below what counts.
-    environment = os.environ | {"TORCHDYNAMO_DISABLE": "1", "PYTHONDONTWRITEBYTECODE": "", "TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [*command, *("+".join(f"{new},{prefix}" for new, prefix in batch) for batch in REQUESTS)],
-        capture_output=True, text=True, env=environment, timeout=600, check=False,
-    )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith("WALKED ")]
-    assert lines, done.stdout + done.stderr
-    return json.loads(lines[0].removeprefix("WALKED "))
-
-
 @pytest.fixture(scope="module", params=PLAIN)
-def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    model = build(tmp_path_factory.mktemp("kind") / "model", request.param, dtype=torch.float32)
-    return request.param, walked(model, "float32")
+def plain(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return request.param, measured(request.param)[1]
 
 
 def test_flops_are_torchs_to_the_last_one(plain: tuple[str, dict[str, Any]]) -> None:
@@ -83,9 +60,9 @@ def test_cache_and_states_are_the_pools(plain: tuple[str, dict[str, Any]]) -> No
 
 
 @pytest.mark.parametrize("kind", STORED)
-def test_what_quantized_weights_take_is_what_their_parameters_take(kind: str, tmp_path: Path) -> None:
+def test_what_quantized_weights_take_is_what_their_parameters_take(kind: str) -> None:
     """Scales and zero points included; FLOPs are those of the matrices, whatever they are stored in."""
-    found = walked(build(tmp_path / "model", kind), "bfloat16")
+    _, found = measured(kind)
     known = found["known"]
     assert (known["explained_share_of_bytes"], known["unexplained_bytes"]) == (1.0, {})
     assert known["weight_bytes"] == found["held_bytes"]

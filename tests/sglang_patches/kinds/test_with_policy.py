@@ -16,7 +16,7 @@ from tests.sglang_patches.kinds.serving import CASES, answers, prompts, serve
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["llama_untied"])  # of CASES, those that a policy accepts
+@pytest.mark.parametrize("name", ["qwen3_moe"])
 def test_tokens_are_those_without_a_policy(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     model = build(tmp_path / "model", case.kind, dtype=torch.float32)

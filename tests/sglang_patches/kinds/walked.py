@@ -43,9 +43,6 @@ def main() -> None:
     known = walked(runner.torch_runner.model_config, runner.torch_runner)
     model = known.composition
     parameters = {id(one): one.nbytes for one in runner.torch_runner.model.parameters()}
-    if os.environ.get("DUMP"):
-        for part in (*model.matrices, *model.experts, *model.states, model.head):
-            print(part, file=sys.stderr)
     found: dict[str, Any] = {
         "counted": counted,
         "issued": [issued(model, batch) for batch in batches],
