@@ -41,6 +41,13 @@ BYTES_PER_ELEMENT: Mapping[Precision, int] = MappingProxyType(
 """Of a whole element; four bits are half a byte, and never come without scales, so they are not in here."""
 
 
+def stored_bytes(elements: int, precision: Precision) -> int:
+    """Bytes of so many elements, packed and without scales."""
+    if precision is Precision.FP4:
+        return -(-elements // 2)
+    return elements * BYTES_PER_ELEMENT[precision]
+
+
 class Bytes(NamedTuple):
     """Bytes moved between memory and the device, by direction."""
 

@@ -12,7 +12,7 @@ from bench.traffic.files import open_trace
 from roofline_policies.contract.view import ForwardMode
 from roofline_policies.errors import InputError
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composition import Composition
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Provenance
 
 WARM_UP = 5
@@ -51,7 +51,7 @@ class StepRecord(NamedTuple):
         return self.step_s - self.seconds
 
 
-def read_steps(files: Iterable[str | Path], model: Composition) -> list[StepRecord]:
+def read_steps(files: Iterable[str | Path], model: RankModel) -> list[StepRecord]:
     """The iterations in the files, in order, without the first of each server.
 
     model: what one rank of the server runs; the batch is worked out from the FLOPs that it says the batch has.
@@ -63,7 +63,7 @@ def read_steps(files: Iterable[str | Path], model: Composition) -> list[StepReco
     return [step for file in files for step in _read(file, model)]
 
 
-def _read(file: str | Path, model: Composition) -> Iterator[StepRecord]:
+def _read(file: str | Path, model: RankModel) -> Iterator[StepRecord]:
     last = started = 0
     with open_trace(file) as lines:
         for line_number, line in enumerate(lines, start=1):
@@ -77,7 +77,7 @@ def _read(file: str | Path, model: Composition) -> Iterator[StepRecord]:
                 yield step
 
 
-def parse(line: str, where: str, model: Composition) -> tuple[int, StepRecord]:
+def parse(line: str, where: str, model: RankModel) -> tuple[int, StepRecord]:
     """One line: the iteration's number, and what is needed of it. ``where`` names the line in errors.
 
     Raises:
@@ -98,7 +98,7 @@ def _object(line: str, where: str) -> Mapping[str, Any]:
     return conf
 
 
-def _step(conf: Mapping[str, Any], where: str, model: Composition) -> StepRecord:
+def _step(conf: Mapping[str, Any], where: str, model: RankModel) -> StepRecord:
     provenance = conf.get("provenance")
     if provenance != [Provenance.CLOSED_FORM.value]:
         allowed = f"[{Provenance.CLOSED_FORM.value}]"
@@ -118,7 +118,7 @@ def _step(conf: Mapping[str, Any], where: str, model: Composition) -> StepRecord
     )
 
 
-def _shape(conf: Mapping[str, Any], where: str, model: Composition) -> BatchShape:
+def _shape(conf: Mapping[str, Any], where: str, model: RankModel) -> BatchShape:
     """The batch whose work was recorded: what is left of the FLOPs beside the linear layers is attention's."""
     requests, new = (count(conf, key, where) for key in ("requests", "new_tokens"))
     padded = count(conf, "padded_rows", where, low=0)

@@ -34,8 +34,8 @@ from roofline_policies.contract.view import ForwardMode
 from roofline_policies.device.calibrate import calibrated
 from roofline_policies.device.hardware import Ceilings, from_catalogue
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
 from roofline_policies.steps.host_time import HostTime, RequestPath
 
@@ -121,7 +121,7 @@ def fit_line(mode: ForwardMode, steps: Sequence[StepRecord]) -> StepLine:
 
 
 def measure(
-    mode: ForwardMode, steps: Sequence[StepRecord], ceilings: Ceilings, model: Composition
+    mode: ForwardMode, steps: Sequence[StepRecord], ceilings: Ceilings, model: RankModel
 ) -> tuple[StepLine, Error]:
     """The fit without every third step, and its errors on those."""
     held_out = steps[HELD_OUT - 1 :: HELD_OUT]
@@ -153,7 +153,7 @@ def fit_host(steps: Sequence[StepRecord]) -> HostTime:
 
 
 def fit(
-    steps: Sequence[StepRecord], ceilings: Ceilings, model: Composition, about: Mapping[str, Any]
+    steps: Sequence[StepRecord], ceilings: Ceilings, model: RankModel, about: Mapping[str, Any]
 ) -> tuple[FittedSteps, list[Error]]:
     """Everything but the request path; ``about``: model, machine, source and date.
 
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--date", default=date.today().isoformat(), help="what to date the fit with")
     args = parser.parse_args(argv)
     try:
-        model = Decoder.from_directory(args.model_path).shard(1).composition
+        model = Decoder.from_directory(args.model_path).shard(1).rank_model
         steps = read_steps(args.records, model)
         requests = read_requests(args.requests)
         ceilings = calibrated("cpu", args.threads) if args.device == "cpu" else from_catalogue(args.device)

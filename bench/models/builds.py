@@ -34,7 +34,7 @@ def compare(published: Published, built: UnloadedModel | Exception, seconds: flo
     """Of one model, built or refused."""
     if isinstance(built, Exception):
         return Comparison(published.name, published.family, published.precision, str(built), seconds)
-    walked, composition = built.walked, built.walked.composition
+    walked, model = built.walked, built.walked.rank_model
     return Comparison(
         name=published.name,
         family=published.family,
@@ -43,14 +43,14 @@ def compare(published: Published, built: UnloadedModel | Exception, seconds: flo
         seconds=seconds,
         explained_share=walked.explained_share,
         unexplained=tuple(sorted(walked.unexplained.items())),
-        estimated=composition.guessed,
-        parameters=composition.parameters,
+        estimated=model.guessed,
+        parameters=model.parameters,
         published_parameters=published.parameters,
-        weight_bytes=composition.weight_bytes,
-        kv_bytes_per_token=composition.kv_bytes_per_token,
+        weight_bytes=model.weight_bytes,
+        kv_bytes_per_token=model.kv_bytes_per_token,
         published_kv_bytes_per_token=published.kv_bytes_per_token,
-        state_bytes_per_request=composition.state_bytes_per_request,
-        window=composition.window,
+        state_bytes_per_request=model.state_bytes_per_request,
+        window=model.window,
     )
 
 

@@ -17,7 +17,7 @@ from roofline_policies.errors import InputError
 from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composition import Composition
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.settings.loading import AUTO
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency, shipped_efficiencies
 from roofline_policies.steps.fitted_steps import FittedSteps
@@ -137,7 +137,7 @@ class Device:
         )
 
     @property
-    def rank(self) -> Composition:
+    def rank(self) -> RankModel:
         """What one rank runs."""
         return self.model.rank(self.tp_size)
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from bench.checks import count, section, text
 from roofline_policies.errors import InputError
 from roofline_policies.model.catalogue import CatalogueModel, model_from_section
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.config import served_precision
 from roofline_policies.model.decoder import Decoder
+from roofline_policies.model.rank_model import RankModel
 
 QUANTIZED = "hf_quant_config.json"
 """Where ModelOpt's checkpoints say how their weights are stored, beside a config.json that does not."""
@@ -29,7 +29,7 @@ class ServedModel(Protocol):
     @property
     def context_length(self) -> int: ...
 
-    def rank(self, tp_size: int) -> Composition:
+    def rank(self, tp_size: int) -> RankModel:
         """What one of ``tp_size`` tensor-parallel ranks runs.
 
         Raises:
@@ -46,7 +46,7 @@ class BuiltModel:
     context_length: int
     folder: str
 
-    def rank(self, tp_size: int) -> Composition:
+    def rank(self, tp_size: int) -> RankModel:
         """See ``ServedModel``. The first time takes some 10 s for every ``tp_size``."""
         return _built(self.folder, tp_size)
 
@@ -89,7 +89,7 @@ def _texts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 @lru_cache(maxsize=16)
-def _built(folder: str, tp_size: int) -> Composition:
+def _built(folder: str, tp_size: int) -> RankModel:
     from sglang_patches.virtual.unloaded import build  # here: it is only for such models
 
-    return build(folder, ("--tp", str(tp_size))).walked.composition
+    return build(folder, ("--tp", str(tp_size))).walked.rank_model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from roofline_policies.model.attention_kernels import AttentionKernel, Backends, PaddedProduct, SeenOnly, Windowed
 from roofline_policies.model.attention_tiles import Fa3, TritonAttention, triton_tile
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.parts import Attention
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import BYTES_PER_ELEMENT
 
 KNOWN = ("fa3", "triton", "torch_native")
@@ -15,7 +15,7 @@ HOPPER = (9, 0)
 
 
 def backends(
-    model: Composition,
+    model: RankModel,
     prefill: str,
     decode: str | None = None,
     *,
@@ -59,7 +59,7 @@ def backends(
     return Backends(named(prefill, full), named(decode, full), name, windowed)
 
 
-def _latent_heads(model: Composition) -> tuple[int, int]:
+def _latent_heads(model: RankModel) -> tuple[int, int]:
     """One head as wide as all of the expanded form together, whose keys and values differ in width; nothing is computed
     where there is no attention at all."""
     sizes = next((one.sizes for one in model.latent), None)

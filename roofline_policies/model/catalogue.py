@@ -14,10 +14,10 @@ from importlib.resources import files
 from types import MappingProxyType
 
 from roofline_policies.errors import InputError
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.config import read_family, read_size
 from roofline_policies.model.decoder import Decoder
 from roofline_policies.model.families import ARCHITECTURES, KEYS
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Precision
 
 _GROUP = "conf/model"
@@ -38,13 +38,13 @@ class CatalogueModel:
     context_length: int
     shape: Decoder
 
-    def rank(self, tp_size: int) -> Composition:
+    def rank(self, tp_size: int) -> RankModel:
         """What one of ``tp_size`` tensor-parallel ranks runs.
 
         Raises:
             InputError: the model cannot be split over so many.
         """
-        return self.shape.shard(tp_size).composition
+        return self.shape.shard(tp_size).rank_model
 
 
 def shipped_models() -> Mapping[str, CatalogueModel]:

@@ -1,7 +1,7 @@
 """A decoder from its configuration: the sizes that its Work depends on, and how it divides over ranks.
 
 For models that are known without weights: the virtual clock's, and tests' oracles. What a server loaded is walked
-instead (``sglang_patches/server``), and must come to the same composition wherever both are known.
+instead (``sglang_patches/server``), and must come to the same ``RankModel`` wherever both are known.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from roofline_policies.errors import InputError
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.config import read_config
 from roofline_policies.model.families import FAMILIES, decoder_fields
 from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.model.mla import Form, LatentAttention
 from roofline_policies.model.moe import Experts
 from roofline_policies.model.parts import Attention, ExpertLayers, Latent, Matrix, matrix
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.model.tensor_parallel import check_ranks, split, split_vocabulary
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision, Work
 
@@ -35,7 +35,7 @@ class Decoder:
     family: one of FAMILIES; it names the model and decides nothing, the other fields do.
     mlp_bias: of the gated MLPs. weight_precision: of weights and activations; a 16 or 32 bit float.
     kv_precision: of the KV cache.
-    composition: its parts, which answer what a batch computes and moves.
+    rank_model: its parts, which answer what a batch computes and moves.
 
     Raises:
         InputError: a size below one, layers without an MLP, weights that are not 16 or 32 bit floats.
@@ -53,11 +53,11 @@ class Decoder:
     expert_layers: int = 0
     experts: Experts | None = None
     mlp_bias: bool = False
-    composition: Composition = field(init=False, repr=False, compare=False)
+    rank_model: RankModel = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._check()
-        object.__setattr__(self, "composition", self._composed())
+        object.__setattr__(self, "rank_model", self._rank_model())
 
     def _check(self) -> None:
         def refuse(problem: str, key: str, value: object, allowed: Iterable[object]) -> InputError:
@@ -122,21 +122,21 @@ class Decoder:
     def parameters(self) -> int:
         """Elements of every tensor once, a tied table once. The copy that SGLang 0.5.23 holds of the matrix that
         absorbed latent attention takes apart is not in here."""
-        return self.composition.parameters
+        return self.rank_model.parameters
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of ``parameters``."""
-        return self.composition.weight_bytes
+        return self.rank_model.weight_bytes
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Of the cache, over all layers; without a quantized cache's scales."""
-        return self.composition.kv_bytes_per_token
+        return self.rank_model.kv_bytes_per_token
 
     def work(self, batch: BatchShape, *, form: Form | None = None) -> Work:
-        """FLOPs and bytes of one forward pass; see ``Composition.work``."""
-        return self.composition.work(batch, form=form)
+        """FLOPs and bytes of one forward pass; see ``RankModel.work``."""
+        return self.rank_model.work(batch, form=form)
 
     def shard(self, tp_size: int) -> Decoder:
         """What one of ``tp_size`` tensor-parallel ranks holds and runs, without expert parallelism.
@@ -163,7 +163,7 @@ class Decoder:
             vocab_size=split_vocabulary(self.vocab_size, tp_size),
         )
 
-    def _composed(self) -> Composition:
+    def _rank_model(self) -> RankModel:
         hidden, layers, precision, attention = self.hidden_size, self.num_layers, self.weight_precision, self.attention
         sparse, inner, experts = self.expert_layers, self.intermediate_size, self.experts
         dense = layers - sparse
@@ -193,7 +193,7 @@ class Decoder:
         head = matrix(1, self.vocab_size, hidden, precision)
         parameters = sum(one.elements for one in matrices) + others + layers * latent_elements
         parameters += sum(one.count * one.experts.count * one.experts.expert_elements(hidden) for one in routed)
-        return Composition(
+        return RankModel(
             name=self.family,
             hidden_size=hidden,
             layers=layers,

@@ -136,7 +136,7 @@ class LatentAttention:
         issued: P are the causal pairs, and those that the batch says its kernel does beside them, which are
             told as FLOPs of the expanded form. useful: the same form
             without padding and masked pairs, whichever form would have been cheaper.
-        Ignored, beside what ``Composition.work`` ignores: merging partial results where a prefix beyond 131,072
+        Ignored, beside what ``RankModel.work`` ignores: merging partial results where a prefix beyond 131,072
         tokens is expanded piece by piece, and the FA3 backend's conversion of an 8 bit cache before it is read.
         """
         rows = batch.new_tokens + batch.padded_rows

@@ -2,7 +2,7 @@
 
 A part says how many layers have it, so a model of a hundred layers is a handful of parts. Sizes are elements unless the
 name says bytes. Where the figures come from (a configuration in closed form, or modules that a server loaded) is the
-composition's business.
+rank model's business.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from roofline_policies.model.mla import LatentAttention
 from roofline_policies.model.moe import Experts
-from roofline_policies.work import BYTES_PER_ELEMENT, Precision
+from roofline_policies.work import Precision, stored_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,4 +152,4 @@ class State:
 
 def matrix(count: int, outputs: int, inputs: int, precision: Precision, *, gated: bool = False) -> Matrix:
     """A matrix that is stored in the precision it is multiplied in, without scales."""
-    return Matrix(count, outputs, inputs, precision, outputs * inputs * BYTES_PER_ELEMENT[precision], gated)
+    return Matrix(count, outputs, inputs, precision, stored_bytes(outputs * inputs, precision), gated)

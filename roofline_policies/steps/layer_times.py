@@ -1,4 +1,4 @@
-"""Seconds of the layers of a composition, part by part, but for attention kernels that a table covers. O(1) each.
+"""Seconds of the layers of a model, part by part, but for attention kernels that a table covers. O(1) each.
 
 Matrix products are priced as the fitted ones; experts as the product they are most like; attention to latents and
 recurrent states by a roofline with shares of the ceilings that ``StepCosts`` states. No table covers those.
@@ -12,8 +12,8 @@ from math import ceil
 
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.parts import Attention, ExpertLayers, Latent, Matrix
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.steps.costs import StepCosts
 from roofline_policies.steps.efficiency import GemmEfficiency
 from roofline_policies.steps.kernel_time import gemm_s
@@ -48,7 +48,7 @@ def grouped_gemm_s(
     return seconds
 
 
-def small_row_elements(model: Composition) -> int:
+def small_row_elements(model: RankModel) -> int:
     """Elements that the small kernels of all layers read and write per row: norms, rotary embedding and KV store,
     activations, routing and the sums over chosen experts, states."""
     moved = 8 * model.layers * model.hidden_size
@@ -56,9 +56,9 @@ def small_row_elements(model: Composition) -> int:
     moved += sum(one.count * one.sizes.small_elements for one in model.latent)
     moved += sum(3 * one.count * one.outputs // 2 for one in model.matrices if one.gated)
     for routed in model.experts:
-        chosen, width = routed.experts.chosen, routed.experts.width
+        chosen, width = routed.experts.chosen * routed.share, routed.experts.width
         activated = 3 * width if routed.gated else 2 * width
-        moved += routed.count * (routed.experts.count + chosen * (activated + routed.hidden) + routed.hidden)
+        moved += round(routed.count * (routed.experts.count + chosen * (activated + routed.hidden) + routed.hidden))
     return moved
 
 
@@ -77,7 +77,7 @@ class LayerTimes:
     some take one tile more.
     """
 
-    model: Composition
+    model: RankModel
     ceilings: Ceilings
     sms: int
     gemm: Callable[[Product], GemmEfficiency]

@@ -18,9 +18,9 @@ from roofline_policies.device.hardware import Ceilings, from_catalogue
 from roofline_policies.errors import InputError
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape, graph_size
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.mla import Form, LatentAttention
 from roofline_policies.model.parts import Attention, Latent, Matrix
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.model.tensor_parallel import check_ranks
 from roofline_policies.steps.costs import DEFAULT_COSTS, StepCosts
 from roofline_policies.steps.efficiency import (
@@ -91,7 +91,7 @@ class StepPredictor:
         InputError: an attention kernel or ``linear`` was not measured, or ``tp_size`` is below one.
     """
 
-    model: Composition
+    model: RankModel
     ceilings: Ceilings
     efficiency: Efficiency
     attention: str = "fa3"
@@ -138,7 +138,7 @@ class StepPredictor:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def for_device(cls, model: Composition, device: str, **options: object) -> StepPredictor:
+    def for_device(cls, model: RankModel, device: str, **options: object) -> StepPredictor:
         """A predictor with what is shipped for a device of the catalogue, e.g. ``h200``.
 
         Raises:

@@ -9,8 +9,8 @@ from operator import mul
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.device.roofline import roof_time
 from roofline_policies.model.batch import BatchShape, graph_size
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.mla import Form
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Work
 
 EMPTY = BatchShape()
@@ -34,7 +34,7 @@ class RooflineSteps:
     they went on, so that it is never cheaper without a graph. padded_row_flops: of attention, see ``padded_to``.
     """
 
-    model: Composition
+    model: RankModel
     ceilings: Ceilings
     masked_pair_flops: int = 0
     captured: Sequence[int] = ()
@@ -76,7 +76,7 @@ class RooflineSteps:
         return self.bound_s(batch)
 
     def bound_s(self, batch: BatchShape, form: Form | None = None) -> float:
-        """The larger roof of a batch that has rows. form: of latent attention, see ``Composition.work``."""
+        """The larger roof of a batch that has rows. form: of latent attention, see ``RankModel.work``."""
         if not self._compute_s:
             roofs = roof_time(self._work(batch, form), self.ceilings)
             return max(roofs.compute_s, roofs.memory_s)

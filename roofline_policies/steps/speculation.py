@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composition import Composition
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.steps.acceptance import Acceptance
 from roofline_policies.steps.times import StepTimes
 
@@ -132,7 +132,7 @@ def verify_shape(requests: int, context_tokens: int, steps: int) -> BatchShape:
     )
 
 
-def check_draft(target: Composition, draft: Composition | None, *, where: str, key: str = "draft") -> Composition:
+def check_draft(target: RankModel, draft: RankModel | None, *, where: str, key: str = "draft") -> RankModel:
     """The model that drafts for ``target``. Call it before anything runs.
 
     target, draft: each as one rank would hold all of it. where, key: what configures it, for errors.

@@ -104,9 +104,8 @@ def not_counted(scheduler: Scheduler) -> tuple[str, ...]:
     """What a server of this layout runs otherwise than it is counted; its work says ``estimated``."""
     arguments = _resolved(scheduler)
     told = (
-        # The closed forms split a model over the tensor-parallel ranks and over nothing else.
-        (arguments.pp_size > 1, "the layers of one stage"),
-        (arguments.attn_dp_size > 1, "attention that is not split over all ranks"),
+        # Their layers beside attention are split over all ranks, and run the rows of all of them.
+        (arguments.attn_dp_size > 1, "the other attention ranks' rows"),
         (bool(arguments.enable_lora), "LoRA adapters"),
         (bool(scheduler.model_config.is_multimodal), "encoders of images, audio and video"),
         (arguments.dllm_algorithm is not None, "denoising steps that are repeated"),

@@ -18,7 +18,7 @@ from roofline_policies.counting import Counts, Ledger, Snapshot, counted, differ
 from roofline_policies.counting.ledger import Totals
 from roofline_policies.errors import RooflineError
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composition import Composition
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Bytes, Flops, Provenance, Work
 from sglang_patches.needs.objects import ServerArgs
 
@@ -116,7 +116,7 @@ class InlineWork:
     model: the shape that one rank runs. What is launched between two forward passes is booked on the second.
     """
 
-    def __init__(self, model: Composition, counters: Counters, device: str) -> None:
+    def __init__(self, model: RankModel, counters: Counters, device: str) -> None:
         self._model = model
         self._ungrouped = all(one.heads == one.kv_heads for one in model.attention)
         self._counters = counters
@@ -125,7 +125,7 @@ class InlineWork:
         self._last: Totals = start.totals() if start is not None else ()
         self._whole = True
 
-    def follow(self, model: Composition) -> None:
+    def follow(self, model: RankModel) -> None:
         """Go on with another model beside what is counted."""
         self._model = model
 

@@ -15,8 +15,8 @@ from roofline_policies.counting import LedgerError, Snapshot
 from roofline_policies.counting.ledger import Totals
 from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.mla import Form
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Precision, Provenance, Work
 from sglang_patches.needs.objects import Batch, Request, StepResult, TreeCache
 from sglang_patches.observe.clocks import Interval
@@ -75,7 +75,7 @@ class Observer:
 
     def __init__(
         self,
-        model: Composition,
+        model: RankModel,
         *,
         interval: Callable[[], Interval],
         graph_sizes: Sequence[int] = (),
@@ -103,7 +103,7 @@ class Observer:
         self._last_done_s: float | None = None
         self._hit_tokens = self._prompt_tokens = 0
 
-    def follow(self, model: Composition) -> None:
+    def follow(self, model: RankModel) -> None:
         """Go on with what the model has turned out to run, from the next iteration on."""
         if model == self._model:
             return

@@ -10,7 +10,7 @@ from typing import Any
 from roofline_policies.device.hardware import from_catalogue, match_device
 from roofline_policies.errors import InputError
 from roofline_policies.model.attention_kernels import Backends
-from roofline_policies.model.composition import Composition
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.settings.loading import AUTO, Settings
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency
 from roofline_policies.steps.predictor import StepPredictor
@@ -41,7 +41,7 @@ class Served:
     of the weights.
     """
 
-    model: Composition
+    model: RankModel
     interval: Callable[[], Interval]
     graph_sizes: Sequence[int] = ()
     predictor: StepTimes | None = None
@@ -50,7 +50,7 @@ class Served:
     attention: Backends | None = None
     linear: tuple[Precision | None, Precision | None] = (None, None)
     known: Mapping[str, Any] = field(default_factory=dict)
-    settle: Callable[[], tuple[Composition, Mapping[str, Any]] | None] | None = None
+    settle: Callable[[], tuple[RankModel, Mapping[str, Any]] | None] | None = None
 
 
 def of_server(scheduler: Scheduler, settings: Settings, counters: Counters | None) -> Served:
@@ -60,17 +60,17 @@ def of_server(scheduler: Scheduler, settings: Settings, counters: Counters | Non
     captured = runs is not None and runs.seen
     walked = served_model.walked(scheduler.model_config, runner)
     pool_bytes = served_model.kv_bytes_of_pool(runner)
-    rank = walked.composition
+    rank = walked.rank_model
     graph_sizes = sorted(scheduler.tp_worker.get_decode_cuda_graph_bs())
     if settings.ceilings is not None:
         for sentence in settings.ceilings.covering(*rank.precisions).stand_ins:
             logger.warning(f"Roofline: {sentence}. Shares of a ceiling are to be read with that in mind.")
 
-    def settle() -> tuple[Composition, Mapping[str, Any]] | None:
+    def settle() -> tuple[RankModel, Mapping[str, Any]] | None:
         if runs is None or not runs.seen:
             return None
         again = served_model.walked(scheduler.model_config, runner)
-        return again.composition, served_model.told(again, pool_bytes)
+        return again.rank_model, served_model.told(again, pool_bytes)
 
     return Served(
         rank,
@@ -113,7 +113,7 @@ def roofline_times(served: Served, settings: Settings, rows_per_request: int) ->
 
 
 def _predictor(
-    scheduler: Scheduler, settings: Settings, rank: Composition, graph_sizes: Sequence[int]
+    scheduler: Scheduler, settings: Settings, rank: RankModel, graph_sizes: Sequence[int]
 ) -> StepPredictor | None:
     """What the settings ask for, None where that does not cover this server's kernels."""
     choice = settings.efficiency

@@ -11,8 +11,8 @@ from sglang.srt.runtime_context import get_serving
 
 from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.backends import backends
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.parts import Attention, Matrix
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Precision, Provenance
 from sglang_patches.cpu import standin
 from sglang_patches.needs.objects import ModelConfig, ModelRunner, Scheduler, Serving, TargetWorker
@@ -72,7 +72,7 @@ def walked(model_config: ModelConfig, runner: ModelRunner) -> Walked:
         return Walked(estimated(runner, activations, model_config.hf_config, told), {}, 0, 0)
 
 
-def estimated(runner: ModelRunner, activations: Precision, config: Any, why: str) -> Composition:
+def estimated(runner: ModelRunner, activations: Precision, config: Any, why: str) -> RankModel:
     """A model of which only its weights and its cache are known: every weight meets every row.
 
     Attention is of the configuration's heads where it has some; KV bytes are the pool's.
@@ -86,7 +86,7 @@ def estimated(runner: ModelRunner, activations: Precision, config: Any, why: str
     kv_bytes = kv_bytes_of_pool(runner) // layers
     matrix = Matrix(1, max(1, elements // hidden), hidden, activations, held)
     attention = Attention(layers, heads, heads, dim, dim, activations, kv_bytes)
-    return Composition(
+    return RankModel(
         name=type(runner.model).__name__,
         hidden_size=hidden,
         layers=layers,
@@ -110,7 +110,7 @@ def kv_bytes_of_pool(runner: ModelRunner) -> int:
         return 0
 
 
-def attention(rank: Composition, scheduler: Scheduler) -> Backends:
+def attention(rank: RankModel, scheduler: Scheduler) -> Backends:
     """The attention kernels that the server runs ``rank`` with, as SGLang resolved its backends."""
     runner, args = scheduler.tp_worker.model_runner, scheduler.server_args
     nvidia = scheduler.device == "cuda" and torch.version.hip is None
@@ -149,24 +149,24 @@ def device_uuid() -> str:
     return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
-def told(model: Walked, kv_pool_bytes: int) -> Mapping[str, Any]:
+def told(walked_model: Walked, kv_pool_bytes: int) -> Mapping[str, Any]:
     """How well a model's work is known, ready for JSON."""
-    composition = model.composition
+    model = walked_model.rank_model
     return {
-        "class": composition.name,
-        "provenance": composition.provenance.value,
-        "explained_share_of_bytes": round(model.explained_share, 6),
-        "modules_with_weights": model.modules,
-        "unexplained_modules": model.unexplained_modules,
-        "unexplained_bytes": dict(model.unexplained),
-        "estimated": list(composition.guessed),
-        "weight_bytes": composition.weight_bytes,
-        "idle_weight_bytes": composition.idle_bytes,
-        "parameters": composition.parameters,
-        "kv_bytes_per_token": composition.kv_bytes_per_token,
+        "class": model.name,
+        "provenance": model.provenance.value,
+        "explained_share_of_bytes": round(walked_model.explained_share, 6),
+        "modules_with_weights": walked_model.modules,
+        "unexplained_modules": walked_model.unexplained_modules,
+        "unexplained_bytes": dict(walked_model.unexplained),
+        "estimated": list(model.guessed),
+        "weight_bytes": model.weight_bytes,
+        "idle_weight_bytes": model.idle_bytes,
+        "parameters": model.parameters,
+        "kv_bytes_per_token": model.kv_bytes_per_token,
         "kv_bytes_per_token_of_pool": kv_pool_bytes or None,
-        "state_bytes_per_request": composition.state_bytes_per_request,
-        "precisions": [precision.value for precision in composition.precisions],
+        "state_bytes_per_request": model.state_bytes_per_request,
+        "precisions": [precision.value for precision in model.precisions],
     }
 
 

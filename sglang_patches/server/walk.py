@@ -1,4 +1,4 @@
-"""From the modules that SGLang built to the parts of a composition: what one rank holds and runs.
+"""From the modules that SGLang built to the parts of a ``RankModel``: what one rank holds and runs.
 
 The classes of SGLang's layers decide, not the family's name, so a model that nobody here has heard of is read all the
 same. What a class does not tell is listed by name, and what it enters is estimated.
@@ -20,10 +20,10 @@ from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabPara
 from torch import nn
 
 from roofline_policies.errors import InputError
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.mla import LatentAttention
 from roofline_policies.model.moe import Experts
 from roofline_policies.model.parts import Attention, ExpertLayers, Latent, Matrix, State
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Precision, Provenance
 from sglang_patches.server import products, sizes, text_config
 from sglang_patches.server.products import PRECISIONS
@@ -108,7 +108,9 @@ class _Walk:
         self._table_as_head()
         self._other_states()
         layers = len(self._layers) or text_config.size(self._config, "num_hidden_layers") or 1
-        composition = Composition(
+        if len({one.window for one in found.attention if one.window is not None}) > 1:
+            found.guessed["windows of several sizes"] = None
+        model = RankModel(
             name=type(self._model).__name__,
             hidden_size=self._hidden,
             layers=layers,
@@ -131,7 +133,7 @@ class _Walk:
             provenance=Provenance.MODULES,
             guessed=tuple(found.guessed),
         )
-        return Walked(composition, found.unexplained, self._modules, self._unexplained_modules)
+        return Walked(model, found.unexplained, self._modules, self._unexplained_modules)
 
     # --- weights ------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from roofline_policies.model.composition import Composition
+from roofline_policies.model.rank_model import RankModel
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Walked:
     how many have weights of their own, and how many of those are such.
     """
 
-    composition: Composition
+    rank_model: RankModel
     unexplained: Mapping[str, int]
     modules: int
     unexplained_modules: int
@@ -24,5 +24,5 @@ class Walked:
     @property
     def explained_share(self) -> float:
         """Of the bytes of all weights."""
-        held = self.composition.weight_bytes
-        return 1.0 if not held else 1 - self.composition.unexplained_bytes / held
+        held = self.rank_model.weight_bytes
+        return 1.0 if not held else 1 - self.rank_model.unexplained_bytes / held

@@ -17,7 +17,7 @@ from sglang.srt.runtime_context import SpawnRanks, publish
 from sglang.srt.server_args import PortArgs, ServerArgs, prepare_server_args
 
 from roofline_policies.model.attention_kernels import Backends
-from roofline_policies.model.composition import Composition
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.settings.loading import Settings
 from roofline_policies.steps.host_time import HostTime
 from roofline_policies.steps.speculation import Speculation
@@ -147,7 +147,7 @@ class VirtualServer:
     def attach(
         self,
         settings: Settings,
-        model: Composition,
+        model: RankModel,
         predictor: StepTimes | None,
         attention: Backends | None = None,
         linear: tuple[Precision | None, Precision | None] = (None, None),

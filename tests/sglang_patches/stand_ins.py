@@ -24,7 +24,7 @@ DECODER = Decoder(
     weight_precision=Precision.BF16,
     kv_precision=Precision.BF16,
 )
-MODEL = DECODER.composition
+MODEL = DECODER.rank_model
 
 
 @dataclass

@@ -30,7 +30,7 @@ CONFIG = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 128, "vocab_size": 250,
     "tie_word_embeddings": False, "torch_dtype": "bfloat16",
 }  # fmt: skip
-MODEL = Decoder.from_config(CONFIG).shard(1).composition
+MODEL = Decoder.from_config(CONFIG).shard(1).rank_model
 PADDED = backends(MODEL, "torch_native", padded_queries=False)
 H200 = from_catalogue("h200")
 LINES = {

@@ -9,8 +9,8 @@ from bench.models.builds import compare
 from bench.models.comparison import COLUMNS, table
 from bench.models.published import Published, chosen
 from roofline_policies.errors import InputError
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.parts import Attention, matrix
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Precision
 from sglang_patches.server.walked import Walked
 from sglang_patches.virtual.unloaded import UnloadedModel
@@ -19,7 +19,7 @@ BF16 = Precision.BF16
 
 
 def built(unexplained=0):
-    composition = Composition(
+    composition = RankModel(
         "Some", 4, 1, BF16,
         matrices=(matrix(1, 8, 4, BF16),),
         attention=(Attention(1, 2, 1, 4, 4, BF16, 16, window=7),),

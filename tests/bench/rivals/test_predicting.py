@@ -192,7 +192,7 @@ def test_with_a_devices_own_predictor_both_decide_within_bounds():
         weight_precision=Precision.BF16,
         kv_precision=Precision.BF16,
     )
-    times = StepPredictor.for_device(model.composition, "h200")
+    times = StepPredictor.for_device(model.rank_model, "h200")
     short = seen(times, running=16, decode_context_tokens=16 * 500, slack_s=0.05)
     assert mixes(short).value is True
     tight, loose = chunk(SlackChunks(), short), chunk(SlackChunks(), seen(times, running=16, slack_s=0.2))

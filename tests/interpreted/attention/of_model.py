@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.decoder import Decoder
 from roofline_policies.model.gqa import GroupedAttention
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Bytes, Flops, Precision, Work
 
 LAYERS = 2
 
 
-def model(heads: int, kv_heads: int, head_dim: int, precision: Precision) -> Composition:
+def model(heads: int, kv_heads: int, head_dim: int, precision: Precision) -> RankModel:
     """LAYERS layers with this attention; the other sizes do not matter here."""
     return Decoder(
         family="llama",
@@ -23,13 +23,13 @@ def model(heads: int, kv_heads: int, head_dim: int, precision: Precision) -> Com
         tied_embeddings=False,
         weight_precision=precision,
         kv_precision=precision,
-    ).composition
+    ).rank_model
 
 
-def attention_part(shape: Composition, batch: BatchShape) -> Work:
+def attention_part(shape: RankModel, batch: BatchShape) -> Work:
     """Of the model's Work what Q K^T, P V and the reads of keys and values contribute: all that sees the contexts.
 
-    Source: ``Composition.attention_work`` has the terms `per_pair * causal_pairs + layers * masked_flops` (issued),
+    Source: ``RankModel.attention_work`` has the terms `per_pair * causal_pairs + layers * masked_flops` (issued),
     `per_pair * causal_pairs` (useful), `kv_bytes * context_tokens` (requested), `kv_bytes * (context_tokens - new)`
     (compulsory).
     """

@@ -33,9 +33,9 @@ QWEN3_0_6B = Decoder(
     tied_embeddings=True,
     weight_precision=Precision.BF16,
     kv_precision=Precision.BF16,
-).composition
+).rank_model
 LLAMA = shipped_model("llama_3_1_8b").shape
-LLAMA_8B = LLAMA.composition
+LLAMA_8B = LLAMA.rank_model
 
 chunk = st.tuples(st.integers(1, 700), st.integers(0, 900))
 chunks = st.lists(chunk, min_size=1, max_size=4)
@@ -146,8 +146,8 @@ def test_prefill_and_decode_may_have_kernels_of_their_own():
     assert kernels.decode.tile == Tile(128, 64)
     assert backends(LLAMA_8B, "fa3").name == "fa3"
     assert backends(LLAMA_8B, "flashinfer").decode == SeenOnly(32, 128)
-    assert backends(replace(LLAMA, kv_precision=Precision.FP8).composition, "fa3").prefill.element_bytes == 1
-    latent = shipped_model("deepseek_v2_lite").shape.composition
+    assert backends(replace(LLAMA, kv_precision=Precision.FP8).rank_model, "fa3").prefill.element_bytes == 1
+    latent = shipped_model("deepseek_v2_lite").shape.rank_model
     assert BatchShape.of([(900, 50)], attention=backends(latent, "fa3")).masked_flops == 0
 
 
@@ -181,7 +181,7 @@ def test_chunks_of_a_long_prompt_and_batches_do_too(prefix):
 
 
 MODELS = [
-    *(shipped_model(name).shape.composition for name in ("llama_3_1_8b", "qwen3_30b_a3b", "deepseek_v2_lite")),
+    *(shipped_model(name).shape.rank_model for name in ("llama_3_1_8b", "qwen3_30b_a3b", "deepseek_v2_lite")),
     QWEN3_0_6B,
 ]
 PREDICTORS = {

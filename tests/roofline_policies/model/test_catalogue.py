@@ -91,11 +91,11 @@ def test_a_shipped_model_has_its_published_sizes(name: str) -> None:
 def test_the_catalogue_lists_what_it_has() -> None:
     models = shipped_models()
     assert list(models) == NAMES == sorted(file.stem for file in GROUP.glob("*.yaml"))
-    assert {name for name, model in models.items() if model.shape.composition.experts} == {
+    assert {name for name, model in models.items() if model.shape.rank_model.experts} == {
         "deepseek_v2_lite",
         "qwen3_30b_a3b",
     }
-    assert {name for name, model in models.items() if model.shape.composition.latent} == {"deepseek_v2_lite"}
+    assert {name for name, model in models.items() if model.shape.rank_model.latent} == {"deepseek_v2_lite"}
     assert models["qwen3_8b"].name == "Qwen/Qwen3-8B"
     with pytest.raises(TypeError):
         models["mine"] = models["qwen3_8b"]  # type: ignore[index]
@@ -120,7 +120,7 @@ def test_an_unknown_model_is_told_the_known_ones() -> None:
 @pytest.mark.parametrize("tp_size", [1, 2, 4])
 def test_a_rank_runs_the_parts_of_the_model_split(name: str, tp_size: int) -> None:
     model = shipped_model(name)
-    assert model.rank(tp_size) == model.shape.shard(tp_size).composition
+    assert model.rank(tp_size) == model.shape.shard(tp_size).rank_model
     with pytest.raises(InputError, match=r"tp_size = 3"):
         model.rank(3)
 

@@ -27,7 +27,7 @@ SMALL = Decoder(
     weight_precision=Precision.BF16,
     kv_precision=Precision.BF16,
 )
-PADDED = backends(SMALL.composition, "torch_native", padded_queries=False)
+PADDED = backends(SMALL.rank_model, "torch_native", padded_queries=False)
 LLAMA_3_8B = replace(
     SMALL,
     hidden_size=4096,
@@ -168,7 +168,7 @@ def test_a_dense_decoder_is_its_closed_form(whole: Decoder, batch: BatchShape, t
         compulsory=Bytes(weights + gathered, kv * new),
         provenance=frozenset({Provenance.CLOSED_FORM}),
     )
-    model = rank.composition
+    model = rank.rank_model
     assert model.attention_work(batch) == seen
     assert model.work_beside_attention(batch) == rest
     assert rank.work(batch) == model.work(batch) == seen + rest

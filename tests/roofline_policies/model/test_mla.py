@@ -256,12 +256,12 @@ def test_the_form_is_the_one_sglang_runs(batch: BatchShape, form: Form) -> None:
     assert ATTENTION.form(batch) is form
     for shape in (SMALL, WITH_EXPERTS):
         assert shape.work(batch) == shape.work(batch, form=form)
-        assert shape.composition.attention_work(batch) == shape.composition.attention_work(batch, form=form)
+        assert shape.rank_model.attention_work(batch) == shape.rank_model.attention_work(batch, form=form)
 
 
 def test_each_form_is_the_cheaper_one_where_sglang_runs_it() -> None:
     def flops(batch: BatchShape, form: Form) -> int:
-        return DEEPSEEK.composition.attention_work(batch, form=form).useful.total
+        return DEEPSEEK.rank_model.attention_work(batch, form=form).useful.total
 
     for batch in (BatchShape.of(decode_contexts=[4000] * 8), BatchShape.of([(16, 4000)])):
         assert flops(batch, Form.ABSORBED) < flops(batch, Form.EXPANDED)
@@ -276,7 +276,7 @@ def test_each_form_is_the_cheaper_one_where_sglang_runs_it() -> None:
 def test_useful_is_within_issued_and_compulsory_within_requested(
     shape: Decoder, batch: BatchShape, form: Form | None
 ) -> None:
-    for work in (shape.work(batch, form=form), shape.composition.attention_work(batch, form=form)):
+    for work in (shape.work(batch, form=form), shape.rank_model.attention_work(batch, form=form)):
         assert 0 <= work.useful.total <= work.issued.total
         assert 0 <= work.compulsory.read <= work.requested.read
         assert 0 <= work.compulsory.written <= work.requested.written
@@ -294,8 +294,8 @@ def test_within_a_form_a_larger_batch_is_more_work_and_parts_add(
     assert large.issued == small.issued + other.issued
     assert large.useful == small.useful + other.useful
     assert large.requested.written == small.requested.written + other.requested.written
-    parts = [shape.composition.attention_work(part, form=form) for part in (batch, more)]
-    assert shape.composition.attention_work(batch + more, form=form) == parts[0] + parts[1]
+    parts = [shape.rank_model.attention_work(part, form=form) for part in (batch, more)]
+    assert shape.rank_model.attention_work(batch + more, form=form) == parts[0] + parts[1]
 
 
 @given(SHAPES, nonempty, FORMS)
@@ -305,8 +305,8 @@ def test_two_ranks_do_the_whole_and_what_both_of_them_hold(shape: Decoder, batch
     assert 2 * rank.parameters >= whole.parameters
     assert rank.kv_bytes_per_token == whole.kv_bytes_per_token
     part, all_of_it = (
-        rank.composition.attention_work(batch, form=form),
-        whole.composition.attention_work(batch, form=form),
+        rank.rank_model.attention_work(batch, form=form),
+        whole.rank_model.attention_work(batch, form=form),
     )
     assert part.issued + part.issued == all_of_it.issued
     assert part.useful + part.useful == all_of_it.useful

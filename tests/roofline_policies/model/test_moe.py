@@ -113,7 +113,7 @@ def test_flops_and_parameters_are_those_of_the_hugging_face_model(sizes: dict[st
     shape = Decoder.from_config(config.to_dict(), weight_precision=Precision.FP32)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.arange(new).reshape(1, new) % config.vocab_size)
-    padded = backends(shape.composition, "torch_native", padded_queries=False)  # torch counts whole rectangles
+    padded = backends(shape.rank_model, "torch_native", padded_queries=False)  # torch counts whole rectangles
     work = shape.work(BatchShape.of([(new, 0)], all_logits=True, attention=padded))
     assert work.issued == Flops(fp32=counter.get_total_flops())
     assert shape.parameters == sum(parameter.numel() for parameter in network.parameters())
@@ -150,7 +150,7 @@ def test_a_decode_step_by_hand() -> None:
 
 @given(nonempty)
 def test_only_bytes_of_routed_experts_are_estimated(batch: BatchShape) -> None:
-    model = SMALL.composition
+    model = SMALL.rank_model
     estimated = model.expert_weights(batch)
     assert estimated.provenance == {Provenance.ESTIMATED}
     assert (estimated.issued, estimated.useful) == (Flops(), Flops())

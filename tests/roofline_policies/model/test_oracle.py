@@ -67,7 +67,7 @@ def shape_of(config: Any) -> Decoder:
 
 def padded(shape: Decoder) -> Backends:
     """What torch's counter sees: products over whole rectangles, of new rows alone."""
-    return backends(shape.composition, "torch_native", padded_queries=False)
+    return backends(shape.rank_model, "torch_native", padded_queries=False)
 
 
 def count(config: Any, model: Any, chunks: list[int]) -> list[int]:

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.parts import Attention, matrix
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Bytes, Flops, Precision, Provenance, Work
 
 BF16 = Precision.BF16
 FULL = Attention(count=2, heads=4, kv_heads=2, qk_dim=4, v_dim=4, kv_precision=BF16, kv_bytes=32)
 WINDOWED = replace(FULL, count=3, heads=6, window=7)
 # Per row and element: qkv 8 -> 40, output 24 -> 8, in five layers; a head of 20 x 8; 13 bytes of norms.
-MADE = Composition(
+MADE = RankModel(
     name="made",
     hidden_size=8,
     layers=5,
@@ -35,7 +35,7 @@ widths = st.integers(1, 160)
 kernels = st.sampled_from(["fa3", "triton", "torch_native", "other"])
 
 
-def windowed(window: int) -> Composition:
+def windowed(window: int) -> RankModel:
     return replace(MADE, attention=(FULL, replace(WINDOWED, window=window)))
 
 

@@ -31,9 +31,9 @@ def rows_of(requests, length, width):
 
 
 PRICED = [
-    *(shipped_model(name).shape.composition for name in ("llama_3_1_8b", "qwen3_30b_a3b", "deepseek_v2_lite")),
-    SMALL.composition,
-    dataclasses.replace(LLAMA, attention=GroupedAttention(40, 40, 128)).composition,
+    *(shipped_model(name).shape.rank_model for name in ("llama_3_1_8b", "qwen3_30b_a3b", "deepseek_v2_lite")),
+    SMALL.rank_model,
+    dataclasses.replace(LLAMA, attention=GroupedAttention(40, 40, 128)).rank_model,
 ]
 
 
@@ -89,7 +89,7 @@ def test_beyond_the_first_of_sglangs_own_sizes_a_step_is_never_cheaper_than_with
 def test_a_small_model_beyond_its_graphs_takes_as_long_as_its_launches(requests):
     """Measured with Qwen3-0.6B on another device: 5.44 to 5.51 ms a token against 2.64 within the graphs."""
     attention = GroupedAttention(16, 8, 128, qk_norm=True)
-    model = dataclasses.replace(SMALL, vocab_size=151936, tied_embeddings=True, attention=attention).composition
+    model = dataclasses.replace(SMALL, vocab_size=151936, tied_embeddings=True, attention=attention).rank_model
     small = StepPredictor(model, H200, EFFICIENCY, captured=tuple(range(8, 49, 8)))
     within = dataclasses.replace(small, captured=tuple(range(8, 129, 8)))
     decode = BatchShape.of((), [256] * requests)

@@ -31,7 +31,7 @@ GEMM = EFFICIENCY.gemm["bf16"]
 MOE = shipped_model("qwen3_30b_a3b").shape
 MLA = shipped_model("deepseek_v2_lite").shape
 LLAMA = shipped_model("llama_3_1_8b").rank(1)
-STEPS = {shape: StepPredictor.for_device(shape.composition, "h200") for shape in (MOE, MLA)}
+STEPS = {shape: StepPredictor.for_device(shape.rank_model, "h200") for shape in (MOE, MLA)}
 BANDWIDTH = H200.bytes_per_s
 
 shapes = st.sampled_from([MOE, MLA])
@@ -87,7 +87,7 @@ def test_the_products_inside_are_the_models(shape, rows):
     layers = layers_of(STEPS[shape])
     products = sum(2 * rows * count * n * k for count, ones in layers._products for _, n, k, _ in ones)
     routed = 2 * rows * shape.expert_layers * shape.experts.chosen * 3 * shape.hidden_size * shape.experts.width
-    work = shape.composition.work_beside_attention(BatchShape.of([(rows, 0)])._replace(logit_rows=0))
+    work = shape.rank_model.work_beside_attention(BatchShape.of([(rows, 0)])._replace(logit_rows=0))
     assert products + routed == work.issued.total
 
 
@@ -111,7 +111,7 @@ def test_without_experts_a_step_is_one_layer_of_kernels_times_the_layers(options
         weight_precision=Precision.BF16,
         kv_precision=Precision.FP8,
     )
-    step = StepPredictor.for_device(whole.shard(ranks).composition, "h200", **options)
+    step = StepPredictor.for_device(whole.shard(ranks).rank_model, "h200", **options)
     parts = {"prefill": BatchShape.of(prefill), "decode": BatchShape.of((), decode)}
     time = step.step(**parts, graph=True)
 
@@ -180,7 +180,7 @@ def test_attention_to_latents_computes_at_the_stated_share():
 
 
 def test_an_8_bit_cache_halves_what_is_streamed():
-    half = StepPredictor.for_device(dataclasses.replace(MLA, kv_precision=Precision.FP8).composition, "h200")
+    half = StepPredictor.for_device(dataclasses.replace(MLA, kv_precision=Precision.FP8).rank_model, "h200")
     costs = StepCosts(latent_compute=1.0)
 
     def grown(step):
@@ -233,7 +233,7 @@ def test_kernels_are_counted():
 
 @pytest.mark.parametrize("shape", [MOE, MLA], ids=["moe", "mla"])
 def test_tensor_parallel_ranks_share_the_products_and_pay_for_talking(shape):
-    split = StepPredictor.for_device(shape.shard(4).composition, "h200", tp_size=4)
+    split = StepPredictor.for_device(shape.shard(4).rank_model, "h200", tp_size=4)
     chunk = {"prefill": BatchShape.of([(8192, 0)]), "graph": True}
     one, many = STEPS[shape].step(**chunk), split.step(**chunk)
     assert many.linear_s < one.linear_s / 2
@@ -259,7 +259,7 @@ def test_more_rows_never_take_less_time(shape, rows):
     ("make", "said"),
     [
         (
-            lambda: StepPredictor.for_device(MLA.shard(3).composition, "h200", tp_size=3),
+            lambda: StepPredictor.for_device(MLA.shard(3).rank_model, "h200", tp_size=3),
             "tp_size = 3: does not divide num_heads = 16",
         ),
         (lambda: dataclasses.replace(STEPS[MLA], attention="flashinfer"), "not measured"),
@@ -276,7 +276,7 @@ def test_a_bad_predictor_is_refused(make, said):
 def test_experts_of_which_all_are_chosen_are_a_wide_mlp():
     """Every row through every expert: the weights of one MLP as wide as all of them together."""
     every = dataclasses.replace(MOE, experts=Experts(16, 16, 768))
-    seconds = layers_of(StepPredictor.for_device(every.composition, "h200")).experts_s(64)
+    seconds = layers_of(StepPredictor.for_device(every.rank_model, "h200")).experts_s(64)
     wide = 48 * (gemm_s(GEMM, 64, 16 * 1536, 2048, H200, 132) + gemm_s(GEMM, 64, 2048, 16 * 768, H200, 132))
     assert seconds == pytest.approx(wide, rel=0.25)
 
@@ -286,9 +286,9 @@ def test_experts_of_which_all_are_chosen_are_a_wide_mlp():
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_a_rank_that_holds_some_of_the_experts_reads_and_computes_its_share(ranks):
-    (routed,) = MOE.composition.experts
-    rank = dataclasses.replace(MOE.composition, experts=(dataclasses.replace(routed, held=128 // ranks),))
-    whole, part = (layers_of(StepPredictor.for_device(model, "h200")) for model in (MOE.composition, rank))
+    (routed,) = MOE.rank_model.experts
+    rank = dataclasses.replace(MOE.rank_model, experts=(dataclasses.replace(routed, held=128 // ranks),))
+    whole, part = (layers_of(StepPredictor.for_device(model, "h200")) for model in (MOE.rank_model, rank))
     # 64 rows reach 126 of 128 experts: reading them is what takes the time.
     assert part.experts_s(64) == pytest.approx(whole.experts_s(64) / ranks, rel=0.25)
     assert part.experts_s(8192) == pytest.approx(whole.experts_s(8192) / ranks, rel=0.1)

@@ -36,7 +36,7 @@ LLAMA = Decoder(
     weight_precision=Precision.BF16,
     kv_precision=Precision.BF16,
 )
-STEP = StepPredictor.for_device(LLAMA.composition, "h200")
+STEP = StepPredictor.for_device(LLAMA.rank_model, "h200")
 FILE = ROOT / "conf" / "efficiency" / "h200.yaml"
 
 gemms = st.sampled_from(sorted(EFFICIENCY.gemm))
@@ -230,7 +230,7 @@ def test_the_work_inside_is_the_models(chunks, contexts):
     layers = count * sum(2 * batch.new_tokens * n * k for _, n, k, _ in products)
     head = 2 * batch.logit_rows * LLAMA.hidden_size * LLAMA.vocab_size
     assert count == LLAMA.num_layers
-    assert layers + head == LLAMA.composition.work_beside_attention(batch).issued.total
+    assert layers + head == LLAMA.rank_model.work_beside_attention(batch).issued.total
 
 
 @given(chunks, contexts)
@@ -281,7 +281,7 @@ def test_a_mixed_step_launches_attention_once():
 
 @pytest.mark.parametrize("tp_size", [2, 4, 8])
 def test_tensor_parallel_ranks_share_the_products_and_pay_for_talking(tp_size):
-    split = StepPredictor.for_device(LLAMA.shard(tp_size).composition, "h200", tp_size=tp_size)
+    split = StepPredictor.for_device(LLAMA.shard(tp_size).rank_model, "h200", tp_size=tp_size)
     for shape in ({"decode": BatchShape.of((), [1000] * 64)}, {"prefill": BatchShape.of([(8192, 0)])}):
         one, many = STEP.step(**shape, graph=True), split.step(**shape, graph=True)
         assert many.linear_s < one.linear_s
@@ -318,11 +318,11 @@ def test_seconds_are_seconds():
         (lambda: dataclasses.replace(STEP, captured=(8, 4)), "captured"),
         (lambda: dataclasses.replace(STEP, attention="flashinfer"), "not measured"),
         (lambda: dataclasses.replace(STEP, linear="int4"), "not measured"),
-        (lambda: StepPredictor.for_device(LLAMA.shard(3).composition, "h200", tp_size=3), "tp_size = 3"),
+        (lambda: StepPredictor.for_device(LLAMA.shard(3).rank_model, "h200", tp_size=3), "tp_size = 3"),
         (lambda: dataclasses.replace(STEP, tp_size=0), "tp_size = 0: must be positive"),
         (lambda: StepCosts(host_s=-1.0), "host_s = -1.0: out of range"),
         (lambda: StepCosts(small_memory=2.0), "at most 1"),
-        (lambda: StepPredictor.for_device(LLAMA.composition, "l4"), "no measured efficiencies; allowed: h200"),
+        (lambda: StepPredictor.for_device(LLAMA.rank_model, "l4"), "no measured efficiencies; allowed: h200"),
     ],
 )
 def test_a_bad_predictor_is_refused(make, said):

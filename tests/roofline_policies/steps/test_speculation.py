@@ -27,7 +27,7 @@ def line(*coefficients):
 
 
 WHOLE, PADDED, DRAFTING = (
-    StepPredictor.for_device(shape.composition, "h200", captured=sizes)
+    StepPredictor.for_device(shape.rank_model, "h200", captured=sizes)
     for shape, sizes in ((LLAMA, ()), (LLAMA, SIZES), (HEAD, SIZES))
 )
 TARGET, DRAFT = line(1.0, 0.1, 0.01, 1e-4), line(0.2, 0.02, 0.003, 1e-5)
@@ -127,8 +127,8 @@ def test_fewer_than_one_draft_is_no_speculation():
 
 def test_a_model_without_a_draft_model_is_refused():
     with pytest.raises(InputError, match=r"virtual: draft = None: has no draft model"):
-        check_draft(LLAMA.composition, None, where="virtual")
-    other = dataclasses.replace(LLAMA, vocab_size=32000).composition
+        check_draft(LLAMA.rank_model, None, where="virtual")
+    other = dataclasses.replace(LLAMA, vocab_size=32000).rank_model
     with pytest.raises(InputError, match=r"conf: small\.vocab_size = 32000: has another vocabulary; allowed: 128256"):
-        check_draft(LLAMA.composition, other, where="conf", key="small")
-    assert check_draft(LLAMA.composition, HEAD.composition, where="conf") is HEAD.composition
+        check_draft(LLAMA.rank_model, other, where="conf", key="small")
+    assert check_draft(LLAMA.rank_model, HEAD.rank_model, where="conf") is HEAD.rank_model

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from roofline_policies.device.hardware import from_catalogue
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import shipped_model
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.moe import Experts
 from roofline_policies.model.parts import ExpertLayers, Matrix, matrix
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.steps.efficiency import load_efficiency
 from roofline_policies.steps.kernel_time import KernelModel, gemm_s
 from roofline_policies.steps.predictor import StepPredictor
@@ -25,7 +25,7 @@ MOE = shipped_model("qwen3_30b_a3b").rank(1)
 LLAMA = shipped_model("llama_3_1_8b").rank(1)
 
 
-def stored(model: Composition, share: float, precision: Precision | None = None) -> Composition:
+def stored(model: RankModel, share: float, precision: Precision | None = None) -> RankModel:
     """The model with products whose weights take ``share`` of their bytes; the head is left alone."""
     matrices = [
         dataclasses.replace(one, weight_bytes=round(one.weight_bytes * share), precision=precision or one.precision)

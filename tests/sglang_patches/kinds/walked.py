@@ -12,12 +12,12 @@ from typing import Any
 
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.mla import Form
+from roofline_policies.model.rank_model import RankModel
 from tests.sglang_patches.kinds.loaded import flops, pools, runner_of
 
 
-def issued(model: Composition, requests: list[tuple[int, int]]) -> dict[str, int]:
+def issued(model: RankModel, requests: list[tuple[int, int]]) -> dict[str, int]:
     """FLOPs of a prefill and of the decode step behind it, on SGLang's ``torch_native`` with our prefill."""
     kernels = backends(model, "torch_native", padded_queries=False)
     prefill = BatchShape.of(prefill=requests, attention=kernels)
@@ -41,7 +41,7 @@ def main() -> None:
     ]
     counted = [flops(runner, batch) for batch in batches]
     known = walked(runner.torch_runner.model_config, runner.torch_runner)
-    model = known.composition
+    model = known.rank_model
     parameters = {id(one): one.nbytes for one in runner.torch_runner.model.parameters()}
     found: dict[str, Any] = {
         "counted": counted,

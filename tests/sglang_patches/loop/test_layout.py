@@ -113,8 +113,7 @@ def test_deterministic_inference_sets_the_grain_of_chunks():
 def test_what_runs_beside_what_is_counted_has_a_name():
     assert not_counted(stand_in_scheduler()) == ()
     for changed, name in (
-        ({"enable_lora": True}, "LoRA adapters"), ({"pp_size": 2}, "the layers of one stage"),
-        ({"attn_dp_size": 2}, "attention that is not split over all ranks"),
+        ({"enable_lora": True}, "LoRA adapters"), ({"attn_dp_size": 2}, "the other attention ranks' rows"),
         ({"dllm_algorithm": "LowConfidence"}, "denoising steps that are repeated"),
         ({"enable_pdmux": True}, "prefill that shares the device with decode"),
     ):  # fmt: skip

@@ -77,7 +77,7 @@ def test_an_iteration_whose_attention_was_not_counted_has_no_inline_work(kernels
 
 def test_decode_without_groups_multiplies_without_dots(kernels):
     """SGLang's stage 1 for as many KV heads as heads sums products element by element."""
-    ungrouped = replace(DECODER, attention=GroupedAttention(4, 4, 16)).composition
+    ungrouped = replace(DECODER, attention=GroupedAttention(4, 4, 16)).rank_model
     inline = InlineWork(ungrouped, kernels, "cpu")
     kernels.count(0, load=400)
     work = inline.work(ForwardMode.DECODE, DECODE, inline.snapshot().totals())

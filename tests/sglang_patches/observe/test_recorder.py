@@ -165,7 +165,7 @@ def test_a_server_records_every_iteration_to_the_last_flop(model, tmp_path):
     assert not all(row["after_idle"] for row in rows)
     assert max(row["running"] for row in rows) > 1
 
-    rank = Decoder.from_directory(model, weight_precision=Precision.FP32).shard(1).composition
+    rank = Decoder.from_directory(model, weight_precision=Precision.FP32).shard(1).rank_model
     steps = read_steps([path], rank)
     assert len(steps) == len(rows) - WARM_UP
     decodes = [step.shape for step in steps if step.mode is ForwardMode.DECODE]

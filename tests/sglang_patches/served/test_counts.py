@@ -43,7 +43,7 @@ def spent(served):
 
 @pytest.fixture(scope="module")
 def shape(model):
-    return Decoder.from_directory(model, weight_precision=Precision.FP32).shard(1).composition
+    return Decoder.from_directory(model, weight_precision=Precision.FP32).shard(1).rank_model
 
 
 def attention(shape, queries, keys):

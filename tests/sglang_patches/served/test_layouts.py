@@ -70,7 +70,9 @@ def test_each_group_of_ranks_decides_for_its_own_requests_and_the_tokens_stay_th
         assert min(page["changes_total"][knob] for knob in ("max_running_requests", "defer_prefill", "mixed_chunk")) > 0
         assert page["binds"] in page["capacity"]
         assert page["waits_for"] is None
-        assert ("estimated" in page["provenance"]["work"]) == bool(page["not_counted"]) == (layout != "replicas")
+        assert (
+            ("estimated" in page["provenance"]["work"]) == bool(page["not_counted"]) == (layout == "attention groups")
+        )
     computed = sum(page["totals"][mode]["new_tokens"] for page in pages for mode in ("prefill", "decode", "mixed"))
     # Each token but the last of an answer is computed once; so is a health check's, and a row in flight at an end.
     assert computed >= sum(LENGTHS) + len(LENGTHS) * (OUTPUT_TOKENS - 1)

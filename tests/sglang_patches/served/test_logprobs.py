@@ -59,7 +59,7 @@ def chunks_of(length, cached=0):
     ],
 )
 def test_the_head_runs_for_the_rows_whose_logprobs_were_asked_for(served, model, length, start, fields):
-    shape = Decoder.from_directory(model, weight_precision=Precision.FP32).shard(1).composition
+    shape = Decoder.from_directory(model, weight_precision=Precision.FP32).shard(1).rank_model
     (token_ids,) = prompts([length], vocab_size=256, seed=length)
     token_ids[0] = 200 + length % 50  # nobody's prefix
     before = roofline(served.base_url)["totals"]
@@ -86,7 +86,7 @@ def test_the_head_runs_for_the_rows_whose_logprobs_were_asked_for(served, model,
 
 def test_a_cached_prefix_is_used_only_up_to_where_logprobs_begin(served, model):
     """SGLang computes again what it must have logits of, so rows and head follow from the batch that runs."""
-    shape = Decoder.from_directory(model, weight_precision=Precision.FP32).shard(1).composition
+    shape = Decoder.from_directory(model, weight_precision=Precision.FP32).shard(1).rank_model
     (token_ids,) = prompts([100], vocab_size=256, seed=9)
     token_ids[0] = 199
     ask(served, token_ids)

@@ -54,8 +54,8 @@ class Pool:
 
 def test_modules_come_to_what_the_configuration_says():
     config, run = runner()
-    found = served_model.walked(config, run).composition
-    expected = Decoder.from_config(config.hf_config.to_dict(), weight_precision=Precision.BF16).shard(1).composition
+    found = served_model.walked(config, run).rank_model
+    expected = Decoder.from_config(config.hf_config.to_dict(), weight_precision=Precision.BF16).shard(1).rank_model
     assert found.provenance is Provenance.MODULES
     batch = BatchShape.of(prefill=[(9, 4)])
     assert found.work(batch)._replace(provenance=frozenset()) == expected.work(batch)._replace(provenance=frozenset())
@@ -71,7 +71,7 @@ def test_a_model_that_cannot_be_walked_is_estimated_and_nothing_raises(monkeypat
     caplog.set_level(logging.WARNING)
     config, run = runner(token_to_kv_pool=pool)
     found = served_model.walked(config, run)
-    model = found.composition
+    model = found.rank_model
     assert (model.provenance, model.guessed) == (
         Provenance.ESTIMATED,
         ("everything but bytes (RuntimeError: no such layer)",),

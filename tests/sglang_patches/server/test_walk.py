@@ -71,17 +71,17 @@ def built(tmp_path_factory):
         return {key: job.result().walked for key, job in jobs.items()}
 
 
-def plain(composition):
+def plain(model):
     """Of two descriptions of one model everything but the names and the order of parts.
 
     The closed form says how wide the shared experts are a second time, which are matrices in both.
     """
     return replace(
-        composition,
+        model,
         name="",
         provenance=Provenance.CLOSED_FORM,
-        matrices=tuple(sorted(composition.matrices, key=repr)),
-        experts=tuple(replace(one, experts=replace(one.experts, shared_width=0)) for one in composition.experts),
+        matrices=tuple(sorted(model.matrices, key=repr)),
+        experts=tuple(replace(one, experts=replace(one.experts, shared_width=0)) for one in model.experts),
     )
 
 
@@ -91,9 +91,9 @@ def plain(composition):
 def test_the_modules_come_to_the_closed_form(built, family, ranks):
     walked = built[family, ranks]
     assert walked.unexplained == {}
-    assert walked.composition.provenance is Provenance.MODULES
-    closed = Decoder.from_config(config_of(family)).shard(ranks).composition
-    assert plain(walked.composition) == plain(closed)
+    assert walked.rank_model.provenance is Provenance.MODULES
+    closed = Decoder.from_config(config_of(family)).shard(ranks).rank_model
+    assert plain(walked.rank_model) == plain(closed)
 
 
 # --- modules that no model of SGLang's has ----------------------------------------------------------------------------
@@ -129,26 +129,26 @@ def test_a_class_nobody_knows_is_told_by_name_with_its_bytes():
     walked = of(model)
     assert walked.unexplained == {"Mystery": 2 * 4 * 6}
     assert (walked.modules, walked.unexplained_modules) == (2, 1)
-    assert walked.composition.weight_bytes == held(model)
+    assert walked.rank_model.weight_bytes == held(model)
     assert walked.explained_share == pytest.approx(1 - 48 / (48 + 256))
-    assert Provenance.ESTIMATED in walked.composition._said
+    assert Provenance.ESTIMATED in walked.rank_model._said
 
 
 def test_a_vector_of_a_class_nobody_knows_is_read_once():
     walked = of(nn.Sequential(linear(16, 8), Norm()))
     assert walked.unexplained == {}
-    assert walked.composition.other_bytes == 16
+    assert walked.rank_model.other_bytes == 16
 
 
 def test_weights_that_two_layers_share_are_held_once_and_multiplied_twice():
     first, second = linear(16, 8), linear(16, 8)
     second.weight = first.weight
     model = nn.ModuleDict({"a": first, "b": second})
-    composition = of(model).composition
-    (one,) = composition.matrices
+    model = of(model).rank_model
+    (one,) = model.matrices
     assert (one.count, one.stored) == (2, 1)
-    assert composition.weight_bytes == 2 * 16 * 8
-    assert composition.parameters == 16 * 8
+    assert model.weight_bytes == 2 * 16 * 8
+    assert model.parameters == 16 * 8
 
 
 def test_a_module_that_is_entered_twice_counts_twice():
@@ -167,18 +167,18 @@ def test_a_module_that_is_entered_twice_counts_twice():
     model(torch.zeros(1, 8))
     model(torch.zeros(1, 8))
     runs.end()
-    composition = of(model, runs).composition
-    (one,) = composition.matrices
+    model = of(model, runs).rank_model
+    (one,) = model.matrices
     assert (one.count, one.stored) == (4, 3)
-    assert composition.weight_bytes == held(model)
+    assert model.weight_bytes == held(model)
 
 
 def test_a_vision_tower_is_held_and_not_read():
     model = nn.ModuleDict({"language_model": linear(16, 8), "visual": nn.ModuleDict({"blocks": linear(4, 8)})})
-    composition = of(model).composition
-    assert composition.idle_bytes == 2 * 4 * 8
-    assert composition.weight_bytes == held(model)
-    assert composition.read_bytes == 2 * 16 * 8
+    model = of(model).rank_model
+    assert model.idle_bytes == 2 * 4 * 8
+    assert model.weight_bytes == held(model)
+    assert model.read_bytes == 2 * 16 * 8
 
 
 class Stack(nn.Module):
@@ -197,10 +197,10 @@ def test_two_tensors_of_matrices_that_fit_are_experts(up, gated):
     model = Stack(4, up, 8, 12)
     walked = of(model)
     assert walked.unexplained == {}
-    (one,) = walked.composition.experts
+    (one,) = walked.rank_model.experts
     assert (one.experts.count, one.experts.chosen, one.experts.width, one.hidden) == (4, 2, 12, 8)
     assert one.gated is gated
-    assert walked.composition.weight_bytes == held(model)
+    assert walked.rank_model.weight_bytes == held(model)
 
 
 def test_two_tensors_that_do_not_fit_are_not():
@@ -213,16 +213,16 @@ class BatchedLinear(Mystery):
 
 
 def test_a_batch_of_matrices_is_as_many():
-    (one,) = of(BatchedLinear(3, 16, 8)).composition.matrices
+    (one,) = of(BatchedLinear(3, 16, 8)).rank_model.matrices
     assert (one.count, one.outputs, one.inputs, one.weight_bytes) == (3, 16, 8, 2 * 16 * 8)
 
 
 def test_states_without_a_recurrence_are_the_configurations():
     told = SimpleNamespace(mamba_cache_per_req=120, layers=[0, 2, 3])
-    composition = of(linear(16, 8), mamba2_cache_params=told).composition
-    assert composition.state_bytes_per_request == 120
+    model = of(linear(16, 8), mamba2_cache_params=told).rank_model
+    assert model.state_bytes_per_request == 120
     inside = SimpleNamespace(mamba2_cache_params=told)
-    assert of(linear(16, 8), text_config=inside).composition.state_bytes_per_request == 120
+    assert of(linear(16, 8), text_config=inside).rank_model.state_bytes_per_request == 120
 
 
 def test_a_model_that_cannot_be_walked_is_estimated(caplog):
@@ -237,6 +237,6 @@ def test_a_model_that_cannot_be_walked_is_estimated(caplog):
     runner = SimpleNamespace(model=Odd(), kv_cache_dtype=torch.bfloat16)
     config = SimpleNamespace(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     walked = served.walked(SimpleNamespace(dtype=torch.bfloat16, hf_config=config), runner)
-    assert walked.composition.provenance is Provenance.ESTIMATED
-    assert walked.composition.weight_bytes == 2 * 16 * 8
+    assert walked.rank_model.provenance is Provenance.ESTIMATED
+    assert walked.rank_model.weight_bytes == 2 * 16 * 8
     assert "these modules are not to be seen" in caplog.text

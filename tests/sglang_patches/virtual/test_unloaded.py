@@ -50,7 +50,7 @@ def built(tmp_path_factory):
 def composition(built, name):
     found = built[name]
     assert not isinstance(found, Exception), found
-    return found.walked.composition
+    return found.walked.rank_model
 
 
 @pytest.mark.slow

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import shipped_model
-from roofline_policies.model.composition import Composition
 from roofline_policies.model.mla import Form, LatentAttention
 from roofline_policies.model.moe import Experts
 from roofline_policies.model.parts import Attention, ExpertLayers, Latent, Matrix, State, matrix
+from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Bytes, Flops, Precision, Provenance, Work
 
 BF16, FP8, FP4, INT8 = Precision.BF16, Precision.FP8, Precision.FP4, Precision.INT8
 FULL = Attention(count=2, heads=4, kv_heads=2, qk_dim=4, v_dim=4, kv_precision=BF16, kv_bytes=32)
 WINDOWED = replace(FULL, count=3, heads=6, window=7)
 # Per row and element: qkv 8 -> 40, output 24 -> 8, in five layers; a head of 20 x 8; 13 bytes of norms.
-MADE = Composition(
+MADE = RankModel(
     name="made",
     hidden_size=8,
     layers=5,
@@ -281,6 +281,31 @@ def test_a_servers_batch_says_how_many_keys_are_picked(lengths: list[int], selec
     picked = [min(length, selected) for length in lengths]
     batch = BatchShape.of(decode_contexts=lengths, attention=backends(model, "fa3"))
     assert model.attention_work(batch) == every.attention_work(BatchShape.of(decode_contexts=picked))
+
+
+def test_four_bits_are_half_a_byte_and_come_without_scales() -> None:
+    narrow = MADE.with_products(FP4)
+    for one in narrow.matrices:
+        assert (one.precision, one.weight_bytes) == (FP4, -(-one.outputs * one.inputs // 2))
+    for routed in narrow.experts:
+        assert routed.expert_bytes == -(-routed.hidden * (routed.up_width + routed.experts.width) // 2)
+
+
+def test_attention_without_heads_computes_nothing() -> None:
+    (full, *_) = MADE.attention
+    silent = replace(MADE, attention=(replace(full, heads=0),), latent=())
+    batch = BatchShape.of([(3, 4)])._replace(masked_flops=100)
+    assert silent.attention_work(batch).issued.total == 0
+
+
+def test_layers_that_share_a_cache_store_nothing() -> None:
+    (full, *_) = MADE.attention
+    own = replace(MADE, attention=(full,))
+    both = replace(MADE, attention=(full, replace(full, shares_cache=True)))
+    batch = BatchShape.of([(3, 4)])
+    assert both.kv_bytes_per_token == own.kv_bytes_per_token
+    assert both.work_beside_attention(batch) == own.work_beside_attention(batch)
+    assert both.attention_work(batch).issued.total == 2 * own.attention_work(batch).issued.total
 
 
 def test_a_batch_that_does_not_say_what_a_window_leaves_is_taken_to_be_of_alike_requests() -> None:

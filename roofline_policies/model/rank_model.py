@@ -1,6 +1,6 @@
 """Work of a forward pass from the parts of a model: the one place where FLOPs and bytes are added up.
 
-A composition is what one rank holds and runs. It is made in closed form from a configuration (``decoder``),
+``RankModel`` is what one rank holds and runs. It is made in closed form from a configuration (``decoder``),
 or by whoever walks the modules that a server loaded.
 """
 
@@ -13,13 +13,13 @@ from operator import add
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.mla import Form
 from roofline_policies.model.parts import Attention, ExpertLayers, Latent, Matrix, State
-from roofline_policies.work import BYTES_PER_ELEMENT, Bytes, Flops, Precision, Provenance, Work
+from roofline_policies.work import BYTES_PER_ELEMENT, Bytes, Flops, Precision, Provenance, Work, stored_bytes
 
 _ESTIMATED = frozenset({Provenance.ESTIMATED})
 
 
 @dataclass(frozen=True, slots=True)
-class Composition:
+class RankModel:
     """The parts of a model, and what a forward pass over a batch computes and moves with them.
 
     name: of the family or the model's class, for people. hidden_size: width of the rows between layers. layers: how
@@ -67,7 +67,7 @@ class Composition:
     _sums: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _masked: tuple[float, float] = field(init=False, repr=False, compare=False)
     _said: frozenset[Provenance] = field(init=False, repr=False, compare=False)
-    _others: dict[str, Composition] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _others: dict[str, RankModel] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         element = BYTES_PER_ELEMENT[self.activations]
@@ -86,7 +86,8 @@ class Composition:
         full = [one for one in self.attention if one.window is None]
         windowed = [one for one in self.attention if one.window is not None]
         # The KV store reads what it writes to the cache; the cache's own bytes are counted apart.
-        read += sum(one.count * one.kv_heads * (one.qk_dim + one.v_dim) for one in self.attention)
+        storing = (one for one in self.attention if not one.shares_cache)
+        read += sum(one.count * one.kv_heads * (one.qk_dim + one.v_dim) for one in storing)
         read += sum(one.count * one.sizes.kv_elements for one in self.latent)
         states = sum(one.count * one.row_elements for one in self.states)
         others = self.other_bytes + self.unexplained_bytes
@@ -142,25 +143,29 @@ class Composition:
         rows = [one.precision for one in self.matrices] + [one.precision for one in self.experts]
         return tuple(dict.fromkeys((self.activations, *head, *rows)))
 
-    def with_products(self, precision: Precision, kernel: str | None = None) -> Composition:
+    def with_products(self, precision: Precision, kernel: str | None = None) -> RankModel:
         """The same model with its layers' matrices, routed experts' too, stored and multiplied in another precision.
 
         kernel: of the products, see ``Matrix``. The head, attention and activations stay as they are. Without scales.
         """
         known = precision if kernel is None else kernel
         if known not in self._others:
-            element = BYTES_PER_ELEMENT[precision]
             self._others[known] = replace(
                 self,
                 matrices=tuple(
-                    replace(m, precision=precision, weight_bytes=m.outputs * m.inputs * element, kernel=kernel)
-                    for m in self.matrices
+                    replace(
+                        one,
+                        precision=precision,
+                        weight_bytes=stored_bytes(one.outputs * one.inputs, precision),
+                        kernel=kernel,
+                    )
+                    for one in self.matrices
                 ),
                 experts=tuple(
                     replace(
                         one,
                         precision=precision,
-                        expert_bytes=element * one.hidden * (one.up_width + one.experts.width),
+                        expert_bytes=stored_bytes(one.hidden * (one.up_width + one.experts.width), precision),
                         kernel=kernel,
                     )
                     for one in self.experts
@@ -304,7 +309,7 @@ def _stored(alike: Iterable[Attention]) -> int:
 def _in_layers(alike: list[Attention]) -> float:
     """In how many layers what a kernel does beyond one layer's seen pairs is done: as many as there are, where they
     are alike; others count by their FLOPs per pair."""
-    if not alike:
+    first = max(alike, key=lambda one: one.count, default=None)
+    if first is None or not first.pair_flops:
         return 0.0
-    first = max(alike, key=lambda one: one.count)
     return sum(one.count * one.pair_flops for one in alike) / first.pair_flops
