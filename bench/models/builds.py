@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.models.comparison import Comparison
 from bench.models.published import Published
 from roofline_policies.errors import InputError
-from sglang_patches.virtual.unloaded import UnloadedModel, build_here, builders
+from sglang_patches.virtual.unloaded import UnloadedModel, build_apart, builders
 
 KV_CACHE = ("--kv-cache-dtype", "bf16")
 """Server arguments that make every cache comparable with the published figures."""
@@ -58,7 +58,7 @@ def _timed(folder: str, server_args: Sequence[str]) -> tuple[UnloadedModel | Exc
     start = time.perf_counter()
     built: UnloadedModel | Exception
     try:
-        built = build_here(folder, server_args)
+        built = build_apart(folder, server_args)
     except InputError as error:
         built = InputError(error.problem, where=Path(folder).name)
     return built, time.perf_counter() - start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from roofline_policies.errors import InputError
 from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.catalogue import CatalogueModel
 from roofline_policies.model.rank_model import RankModel
 from roofline_policies.settings.loading import AUTO
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency, shipped_efficiencies
@@ -38,6 +39,12 @@ KEYS = (
 )
 LEAST_KV_TOKENS = 1024
 """Fewer token slots than this are no server."""
+STATES_PER_KV = 0.9
+"""Memory for states of requests over that for KV, where a model has both.
+
+Source: SGLang 0.5.23, default of ``--mamba-full-memory-ratio``."""
+MOST_BUILDS = 3
+"""Builds that are worth the wait to say how many ranks hold a model; 5 to 20 s each."""
 MOST_RANKS = 1024
 """Ranks that are tried for a model that does not fit; more than any model has heads to split."""
 
@@ -246,13 +253,25 @@ def _slots(model: ServedModel, ceilings: Ceilings, tp_size: int, mem_fraction_st
         InputError: the model cannot be split over so many.
     """
     rank = model.rank(tp_size)
-    static = ceilings.memory_bytes * mem_fraction_static
-    return int((static - rank.weight_bytes) // rank.kv_bytes_per_token), rank.weight_bytes
+    if rank.kv_bytes_per_token < 1:
+        problem = "keeps nothing of a request in a KV cache, which a scheduler here cannot do without"
+        raise InputError(problem, where="virtual", key="model", value=model.name, allowed="a model with attention")
+    left = ceilings.memory_bytes * mem_fraction_static - rank.weight_bytes
+    if rank.state_bytes_per_request:
+        left /= 1 + STATES_PER_KV
+    return int(left // rank.kv_bytes_per_token), rank.weight_bytes
 
 
 def _least_tp_size(model: ServedModel, ceilings: Ceilings, mem_fraction_static: float) -> int | None:
-    """The fewest ranks that hold the model; None where no number that it can be split over does."""
-    for tp_size in range(1, MOST_RANKS + 1):
+    """The fewest ranks that hold the model; None where no number that it can be split over does.
+
+    A model that has to be built for each number is tried with a few powers of two, from where its weights would fit.
+    """
+    tried: Iterable[int] = range(1, MOST_RANKS + 1)
+    if not isinstance(model, CatalogueModel):
+        least = model.rank(1).weight_bytes / (ceilings.memory_bytes * mem_fraction_static)
+        tried = [ranks for ranks in (1, 2, 4, 8, 16, 32, 64) if ranks >= least][:MOST_BUILDS]
+    for tp_size in tried:
         try:
             tokens, _ = _slots(model, ceilings, tp_size, mem_fraction_static)
         except InputError:  # heads or layers that do not divide

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.checks import count, section, text
 from roofline_policies.errors import InputError
@@ -15,6 +14,9 @@ from roofline_policies.model.catalogue import CatalogueModel, model_from_section
 from roofline_policies.model.config import served_precision
 from roofline_policies.model.decoder import Decoder
 from roofline_policies.model.rank_model import RankModel
+
+if TYPE_CHECKING:
+    from sglang_patches.virtual.unloaded import UnloadedModel
 
 QUANTIZED = "hf_quant_config.json"
 """Where ModelOpt's checkpoints say how their weights are stored, beside a config.json that does not."""
@@ -40,15 +42,38 @@ class ServedModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BuiltModel:
-    """A model whose modules SGLang builds without weights, and is asked what they are. folder: of its config.json."""
+    """A model whose modules SGLang builds without weights, and is asked what they are.
+
+    folder: of its config.json. ranks: what was built, by the number of ranks; it goes where the model goes, so that the
+    process of a run builds nothing.
+    """
 
     name: str
     context_length: int
     folder: str
+    ranks: dict[int, RankModel] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, folder: Path) -> BuiltModel:
+        """Built for one rank.
+
+        Raises:
+            InputError: SGLang cannot build it.
+        """
+        built = _build(str(folder), 1)
+        return cls(folder.name, built.context_length, str(folder), {1: built.walked.rank_model})
 
     def rank(self, tp_size: int) -> RankModel:
         """See ``ServedModel``. The first time takes some 10 s for every ``tp_size``."""
-        return _built(self.folder, tp_size)
+        if tp_size not in self.ranks:
+            self.ranks[tp_size] = _build(self.folder, tp_size).walked.rank_model
+        return self.ranks[tp_size]
+
+
+def _build(folder: str, tp_size: int) -> UnloadedModel:
+    from sglang_patches.virtual.unloaded import build  # here: it is only for such models
+
+    return build(folder, ("--tp", str(tp_size)))
 
 
 def model_of(conf: Mapping[str, Any]) -> ServedModel:
@@ -77,19 +102,4 @@ def model_of(conf: Mapping[str, Any]) -> ServedModel:
             pass
         else:
             return CatalogueModel(file.parent.name, count(config, "max_position_embeddings", str(file)), shape)
-    context = next((one["max_position_embeddings"] for one in _texts(config) if "max_position_embeddings" in one), None)
-    if not isinstance(context, int) or context < 1:
-        raise InputError("is not a size", where=str(file), key="max_position_embeddings", value=context)
-    return BuiltModel(file.parent.name, context, str(file.parent))
-
-
-def _texts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A configuration, and those of the models inside it: a model for several modalities has one for its text."""
-    return [config, *(one for one in config.values() if isinstance(one, Mapping))]
-
-
-@lru_cache(maxsize=16)
-def _built(folder: str, tp_size: int) -> RankModel:
-    from sglang_patches.virtual.unloaded import build  # here: it is only for such models
-
-    return build(folder, ("--tp", str(tp_size))).walked.rank_model
+    return BuiltModel.of(file.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from sglang_patches.cpu import standin
 from sglang_patches.needs.objects import ModelConfig, ModelRunner, Scheduler, Serving, TargetWorker
 from sglang_patches.server.products import PRECISIONS
 from sglang_patches.server.runs import Runs
+from sglang_patches.server.text_config import size
 from sglang_patches.server.walked import Walked
 
 logger = logging.getLogger(__name__)
@@ -59,17 +61,35 @@ def walked(model_config: ModelConfig, runner: ModelRunner) -> Walked:
     try:
         from sglang_patches.server.walk import walk  # here: it imports SGLang's layers, which the launcher needs not
 
-        return walk(
+        found = walk(
             runner.model,
             activations=activations,
             kv_dtype=runner.kv_cache_dtype,
             config=model_config.hf_config,
             runs=runs if runs is not None and runs.seen else None,
         )
+        return found if getattr(model_config, "is_generation", True) else _without_head(found)
     except Exception as error:
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         logger.warning(f"Roofline: the model's modules cannot be walked ({told}); its work is estimated.")
+    try:
         return Walked(estimated(runner, activations, model_config.hf_config, told), {}, 0, 0)
+    except Exception as error:
+        why = f"{told}; {type(error).__name__}: {error}".splitlines()[0]
+        logger.warning(f"Roofline: the model's sizes cannot be told either ({why}); its work is not known.")
+        nothing = RankModel(
+            "a model", 1, 1, activations, provenance=Provenance.ESTIMATED, guessed=(f"everything ({why})",)
+        )
+        return Walked(nothing, {}, 0, 0)
+
+
+def _without_head(walked_model: Walked) -> Walked:
+    """Of a server that embeds: what is there of a head is never run."""
+    model = walked_model.rank_model
+    if model.head is None:
+        return walked_model
+    unread = 0 if model.tied else model.head.weight_bytes
+    return replace(walked_model, rank_model=replace(model, head=None, tied=False, idle_bytes=model.idle_bytes + unread))
 
 
 def estimated(runner: ModelRunner, activations: Precision, config: Any, why: str) -> RankModel:
@@ -79,10 +99,10 @@ def estimated(runner: ModelRunner, activations: Precision, config: Any, why: str
     """
     parameters = {id(one): one for one in runner.model.parameters()}.values()
     held, elements = sum(one.nbytes for one in parameters), sum(one.numel() for one in parameters)
-    hidden = _positive(config, "hidden_size") or 1
-    heads = _positive(config, "num_attention_heads") or 1
-    layers = _positive(config, "num_hidden_layers") or 1
-    dim = _positive(config, "head_dim") or max(1, hidden // heads)
+    hidden = size(config, "hidden_size") or 1
+    heads = size(config, "num_attention_heads") or 1
+    layers = size(config, "num_hidden_layers") or 1
+    dim = size(config, "head_dim") or max(1, hidden // heads)
     kv_bytes = kv_bytes_of_pool(runner) // layers
     matrix = Matrix(1, max(1, elements // hidden), hidden, activations, held)
     attention = Attention(layers, heads, heads, dim, dim, activations, kv_bytes)
@@ -159,7 +179,7 @@ def told(walked_model: Walked, kv_pool_bytes: int) -> Mapping[str, Any]:
         "modules_with_weights": walked_model.modules,
         "unexplained_modules": walked_model.unexplained_modules,
         "unexplained_bytes": dict(walked_model.unexplained),
-        "estimated": list(model.guessed),
+        "estimated": [*model.guessed, *(["experts that a batch reaches"] if model.experts else [])],
         "weight_bytes": model.weight_bytes,
         "idle_weight_bytes": model.idle_bytes,
         "parameters": model.parameters,
@@ -168,8 +188,3 @@ def told(walked_model: Walked, kv_pool_bytes: int) -> Mapping[str, Any]:
         "state_bytes_per_request": model.state_bytes_per_request,
         "precisions": [precision.value for precision in model.precisions],
     }
-
-
-def _positive(config: Any, key: str) -> int | None:
-    value = getattr(config, key, None)
-    return value if isinstance(value, int) and value > 0 else None

@@ -31,9 +31,19 @@ PRECISIONS: Mapping[torch.dtype, Precision] = {
     torch.float16: Precision.FP16,
     torch.float8_e4m3fn: Precision.FP8,
     torch.float8_e5m2: Precision.FP8,
+    torch.float8_e4m3fnuz: Precision.FP8,
+    torch.float8_e5m2fnuz: Precision.FP8,
     torch.int8: Precision.INT8,
 }
 """By torch's types, of weights and of the KV cache."""
+
+
+def kv_precision(dtype: torch.dtype) -> Precision:
+    """Of a KV cache's elements. Packed four bits come as bytes without a sign, or as a type of their own."""
+    if dtype in PRECISIONS:
+        return PRECISIONS[dtype]
+    return Precision.FP4 if dtype is torch.uint8 or "float4" in str(dtype) else Precision.BF16
+
 
 _NARROW: Mapping[str, Precision] = MappingProxyType({
     "Fp8LinearMethod": Precision.FP8,

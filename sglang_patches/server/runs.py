@@ -19,6 +19,7 @@ class Runs:
     def __init__(self, model: nn.Module) -> None:
         self._entered: Counter[str] = Counter()
         self._towers: set[str] = set()
+        self._ran: set[str] = set()
         self._passes = 1
         self._handles: list[Any] = [
             module.register_forward_pre_hook(self._enter(name)) for name, module in model.named_modules() if name
@@ -48,10 +49,15 @@ class Runs:
         if self._entered:
             self._passes = Counter(self._entered.values()).most_common(1)[0][0]
         self._towers = {tower for name in self._entered for tower in _towers(name)}
+        self._ran = {name[:at] for name in self._entered for at in _ends(name)}
 
     def times(self, name: str) -> int:
         """How often a module is entered in a pass; 1 for one that is read without being called, as heads are."""
         return max(1, round(self._entered[name] / self._passes))
+
+    def ran(self, name: str) -> bool:
+        """Whether a module, or one inside it, was entered."""
+        return not self._entered or name in self._ran
 
     def reaches(self, name: str) -> bool:
         """Whether a module belongs to what runs: something in its tower was entered, or nothing at all has run.
@@ -61,6 +67,11 @@ class Runs:
         """
         towers = _towers(name)
         return not self._entered or not towers or towers[-1] in self._towers
+
+
+def _ends(name: str) -> list[int]:
+    """Where a module's name and those of the modules around it end."""
+    return [at for at, letter in enumerate(name) if letter == "."] + [len(name)]
 
 
 def _towers(name: str) -> list[str]:

@@ -26,7 +26,7 @@ from roofline_policies.model.parts import Attention, ExpertLayers, Latent, Matri
 from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Precision, Provenance
 from sglang_patches.server import products, sizes, text_config
-from sglang_patches.server.products import PRECISIONS
+from sglang_patches.server.products import kv_precision
 from sglang_patches.server.runs import Runs
 from sglang_patches.server.walked import Walked
 
@@ -79,7 +79,7 @@ class _Walk:
     ) -> None:
         self._model = model
         self._activations = activations
-        self._kv_precision = PRECISIONS.get(kv_dtype, Precision.FP4)
+        self._kv_precision = kv_precision(kv_dtype)
         # Two elements of four bits share a byte.
         self._kv_element_bytes = 0.5 if self._kv_precision is Precision.FP4 else kv_dtype.itemsize
         self._config = config
@@ -94,16 +94,17 @@ class _Walk:
 
     def result(self) -> Walked:
         found, self._hidden = self._found, text_config.size(self._config, "hidden_size") or 1
-        latents = [one for one in self._model.modules() if _is_latent(one)]
-        for one in latents:
-            self._latent(one)
+        named = [(name, one) for name, one in self._model.named_modules() if _is_latent(one)]
+        latents = [one for _, one in named]
+        for name, one in named:
+            self._latent(name, one)
         inside = {id(child) for one in latents for child in one.modules() if isinstance(child, RadixAttention)}
         self._absorbed = {id(getattr(one, "kv_b_proj", None)) for one in latents}
         for name, module in self._model.named_modules():
             if isinstance(module, RadixAttention) and id(module) not in inside:
                 self._softmax(name, module)
             elif isinstance(module, RadixLinearAttention) or _is_mamba(module):
-                self._state(module)
+                self._state(name, module)
             self._weights(name, module)
         self._table_as_head()
         self._other_states()
@@ -164,10 +165,11 @@ class _Walk:
         return not known
 
     def _is_run(self, name: str, module: nn.Module) -> bool:
-        if self._runs is not None:
-            return self._runs.reaches(name)
         lowered = name.lower()
-        return not any(word in lowered for word in OTHER_MODALITIES)
+        other = any(word in lowered for word in OTHER_MODALITIES)
+        if self._runs is not None:
+            return self._runs.reaches(name) and (not other or self._runs.ran(name))
+        return not other
 
     def _times(self, name: str) -> int:
         return 1 if self._runs is None else self._runs.times(name)
@@ -249,19 +251,21 @@ class _Walk:
         routed = max(1, int(chosen) - fused)
         width, hidden = int(runner.intermediate_size_per_partition), int(runner.hidden_size)
         product = self._product(module)
-        each = held // max(1, here + fused)
+        each = (held or sum(one.nbytes for one in module.parameters(recurse=False))) // max(1, here + fused)
         gated = bool(runner.is_gated)
         try:
             experts = Experts(count, min(routed, count), width)
         except InputError:
             self._unknown(module, held)
             return
+        if not held or self._times(name) > 1:  # each part is taken to have weights of its own
+            self._found.guessed["weights of experts that run more than once"] = None
         if here != count:
             self._found.guessed["which rank's experts rows choose"] = None
         held_here = None if here == count else here
         part = ExpertLayers(1, experts, hidden, product.precision, each, gated, held_here, product.kernel)
         self._found.experts[part] += self._times(name)
-        self._found.other_bytes += held - each * (here + fused)
+        self._found.other_bytes += max(0, held - each * (here + fused))
         if fused:  # every row goes through them
             up = (2 if gated else 1) * width * fused
             up_bytes = each * fused * up // (up + width * fused)
@@ -324,10 +328,16 @@ class _Walk:
         self._cached_layers.add(module.layer_id)
         self._layers.add(module.layer_id)
         window = size if size > 0 else None
+        chunk = text_config.size(self._config, "attention_chunk_size") if getattr(module, "use_irope", False) else None
+        if chunk is not None:  # a row sees its chunk up to itself, so half of this in the mean
+            window = chunk
+            self._found.guessed["attention within chunks"] = None
         part = Attention(1, heads, kv_heads, qk_dim, v_dim, self._kv_precision, kv_bytes, window, shares)
         self._found.attention[part] += 1
+        if (again := self._times(name) - 1) > 0:  # it finds in the cache what it stored itself
+            self._found.attention[replace(part, shares_cache=True)] += again
 
-    def _latent(self, module: Any) -> None:
+    def _latent(self, name: str, module: Any) -> None:
         kv_b = getattr(module, "kv_b_proj", None)
         weight_bytes = sum(one.nbytes for one in kv_b.parameters(recurse=False)) if isinstance(kv_b, nn.Module) else 0
         latent = LatentAttention(
@@ -352,9 +362,12 @@ class _Walk:
                 self._found.attention[Attention(1, heads, 1, dim, 0, Precision.FP8, dim + 4)] += 1
         self._layers.add(getattr(module, "layer_id", len(self._layers)))
         kv_bytes = int(latent.kv_elements * self._kv_element_bytes)
-        self._found.latent[Latent(1, latent, self._kv_precision, kv_bytes, weight_bytes, selected)] += 1
+        part = Latent(1, latent, self._kv_precision, kv_bytes, weight_bytes, selected)
+        self._found.latent[part] += self._times(name)
+        if self._times(name) > 1:
+            self._found.guessed["weights and cache of latent attention that runs more than once"] = None
 
-    def _state(self, module: Any) -> None:
+    def _state(self, name: str, module: Any) -> None:
         """The recurrence of one layer; its convolution's state is part of what a request keeps."""
         if _is_mamba(module):
             heads = int(module.num_heads) // int(module.tp_size)
@@ -370,7 +383,7 @@ class _Walk:
         self._layers.add(getattr(module, "layer_id", len(self._layers)))
         self._found.guessed["chunked forms of recurrences"] = None
         per_layer, _ = text_config.state_bytes(self._config) or (4 * elements, 1)
-        self._found.states[State(1, row_flops, int(per_layer), moved)] += 1
+        self._found.states[State(1, row_flops, int(per_layer), moved)] += self._times(name)
 
     def _other_states(self) -> None:
         """States that no recurrence has: those of short convolutions, whose products are matrices."""

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,14 +55,45 @@ def build(folder: str | Path, server_args: Sequence[str] = ()) -> UnloadedModel:
         InputError: the folder has no config.json, or SGLang cannot build the model; the message has its reason.
     """
     with builders(1) as pool:
-        return pool.submit(build_here, str(folder), tuple(server_args)).result()
+        return pool.submit(build_apart, str(folder), tuple(server_args)).result()
 
 
 def builders(processes: int) -> ProcessPoolExecutor:
-    """Processes that build one model each, started from one that has SGLang imported; submit ``build_here``."""
+    """Processes that build models; submit ``build_apart``.
+
+    Each is started anew, so that nothing of a build stays in the process that asks for one: Python has one fork server
+    per process, and other work may have its own to start from it.
+    """
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+
+
+def build_apart(folder: str, server_args: Sequence[str]) -> UnloadedModel:
+    """``build_here`` in a fork of this process of ``builders``, which imports SGLang once for all that it builds.
+
+    Raises:
+        InputError: see ``build``.
+    """
     context = get_context("forkserver")
     context.set_forkserver_preload(["sglang_patches.virtual.unloaded_imports"])
-    return ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1)
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(there, folder, server_args))
+    process.start()
+    there.close()
+    try:
+        found: UnloadedModel | InputError = here.recv()
+    except EOFError:
+        found = InputError("SGLang ended while it built it", where="model", key="model_path", value=folder)
+    process.join()
+    if isinstance(found, InputError):
+        raise found
+    return found
+
+
+def _send(connection: Connection, folder: str, server_args: Sequence[str]) -> None:
+    try:
+        connection.send(build_here(folder, server_args))
+    except InputError as error:
+        connection.send(error)
 
 
 def build_here(folder: str, server_args: Sequence[str]) -> UnloadedModel:
@@ -80,7 +112,8 @@ def build_here(folder: str, server_args: Sequence[str]) -> UnloadedModel:
         raise
     except (Exception, SystemExit) as error:  # SGLang, transformers and a model's own code raise what they like
         reason = " ".join(str(error).split()) or type(error).__name__
-        problem = f"SGLang cannot build it: {reason[:400]}"
+        told = f"with {' '.join(server_args)}: {reason}" if server_args else reason
+        problem = f"SGLang cannot build it: {told[:400]}"
         raise InputError(problem, where="model", key="model_path", value=folder) from None
 
 

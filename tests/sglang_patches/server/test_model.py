@@ -15,6 +15,7 @@ from roofline_policies.model.decoder import Decoder
 from roofline_policies.work import Precision, Provenance
 from sglang_patches.server import model as served_model
 from sglang_patches.server import walk as walk_module
+from sglang_patches.server.products import kv_precision
 from sglang_patches.server.runs import Runs
 from tests.sglang_patches.server.one_rank import one_rank_of, sglang_module
 
@@ -143,3 +144,66 @@ def test_a_model_that_cannot_be_watched_serves_all_the_same(caplog):
     served_model.watch(run)
     assert served_model.runs_of(run) is None
     assert "cannot be watched" in caplog.text
+
+
+def test_a_server_that_embeds_runs_no_head():
+    config, run = runner()
+    config.is_generation = False
+    found, expected = served_model.walked(config, run).rank_model, served_model.walked(*runner()).rank_model
+    assert found.head is None
+    assert found.idle_bytes == expected.head.weight_bytes
+    assert found.weight_bytes == expected.weight_bytes
+    batch = BatchShape.of(prefill=[(9, 4)])
+    assert found.work(batch).issued == expected.work(batch._replace(logit_rows=0)).issued
+
+
+def test_sizes_of_a_text_model_inside_another_are_found(monkeypatch):
+    monkeypatch.setattr(walk_module, "walk", lambda *args, **kwargs: 1 / 0)
+    config, run = runner()
+    plain = served_model.walked(config, run).rank_model
+    config.hf_config = SimpleNamespace(text_config=config.hf_config)
+    assert served_model.walked(config, run).rank_model == plain
+    assert (plain.hidden_size, plain.layers) == (64, 3)
+
+
+def test_nothing_raises_where_not_even_sizes_can_be_told(monkeypatch):
+    monkeypatch.setattr(walk_module, "walk", lambda *args, **kwargs: 1 / 0)
+    config, run = runner()
+    run.model = None
+    found = served_model.walked(config, run).rank_model
+    assert (found.provenance, found.weight_bytes) == (Provenance.ESTIMATED, 0)
+    assert found.guessed[0].startswith("everything (ZeroDivisionError")
+    assert found.work(BatchShape.of(decode_contexts=[5])).provenance == {Provenance.ESTIMATED}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [
+        (torch.float8_e4m3fnuz, Precision.FP8),
+        (torch.float8_e4m3fn, Precision.FP8),
+        (torch.bfloat16, Precision.BF16),
+        (torch.uint8, Precision.FP4),
+    ],
+)
+def test_what_a_cache_is_stored_in(dtype, precision):
+    assert kv_precision(dtype) is precision
+
+
+def test_attention_that_runs_twice_is_computed_twice_and_stored_once():
+    config, run = runner()
+    once = served_model.walked(config, run).rank_model
+    served_model.watch(run)
+    runs = served_model.runs_of(run)
+    for name, module in run.model.named_modules():
+        if name:
+            for _ in range(2 if name.startswith("model.layers.1.") else 1):
+                for hook in module._forward_pre_hooks.values():
+                    hook(module, ())
+    twice = served_model.walked(config, run).rank_model
+    assert not runs.watching
+    batch = BatchShape.of(prefill=[(9, 4)])
+    per_layer = once.attention_work(batch).issued.total // 3
+    assert twice.attention_work(batch).issued.total == 4 * per_layer
+    assert (twice.kv_bytes_per_token, twice.weight_bytes) == (once.kv_bytes_per_token, once.weight_bytes)
+    matrices = [sum(2 * one.elements for one in model.matrices) for model in (once, twice)]
+    assert matrices[1] * 3 == matrices[0] * 4

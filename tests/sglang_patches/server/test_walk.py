@@ -18,7 +18,7 @@ with warnings.catch_warnings():
     from sglang_patches.server import model as served
     from sglang_patches.server.runs import Runs
     from sglang_patches.server.walk import walk
-    from sglang_patches.virtual.unloaded import build_here, builders
+    from sglang_patches.virtual.unloaded import build_apart, builders
 
 nn = torch.nn
 BF16 = Precision.BF16
@@ -67,7 +67,7 @@ def built(tmp_path_factory):
             made.mkdir()
             (made / "config.json").write_text(json.dumps(config_of(family)))
             for ranks in RANKS:
-                jobs[family, ranks] = pool.submit(build_here, str(made), ("--tp", str(ranks)))
+                jobs[family, ranks] = pool.submit(build_apart, str(made), ("--tp", str(ranks)))
         return {key: job.result().walked for key, job in jobs.items()}
 
 

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("sglang")
 
 from roofline_policies.errors import InputError
-from sglang_patches.virtual.unloaded import build_here, builders
+from sglang_patches.virtual.unloaded import build_apart, build_here, builders
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "intermediate_size": 512,
@@ -43,7 +43,7 @@ def built(tmp_path_factory):
             (folder / "config.json").write_text(json.dumps(config))
             if quantization is not None:
                 (folder / "hf_quant_config.json").write_text(json.dumps(quantization))
-            jobs[name] = pool.submit(build_here, str(folder), server_args)
+            jobs[name] = pool.submit(build_apart, str(folder), server_args)
         return {name: job.exception() or job.result() for name, job in jobs.items()}
 
 
