@@ -100,8 +100,10 @@ def _object(line: str, where: str) -> Mapping[str, Any]:
 
 def _step(conf: Mapping[str, Any], where: str, model: RankModel) -> StepRecord:
     provenance = conf.get("provenance")
-    if provenance != [Provenance.CLOSED_FORM.value]:
-        allowed = f"[{Provenance.CLOSED_FORM.value}]"
+    # Both follow from the sums of the batch, so that these can be had back; what attention counted itself does not.
+    from_shapes = [[one.value] for one in (Provenance.MODULES, Provenance.CLOSED_FORM)]
+    if provenance not in from_shapes:
+        allowed = " or ".join(map(str, from_shapes))
         raise InputError("does not tell the batch", where=where, key="provenance", value=provenance, allowed=allowed)
     after_idle = conf.get("after_idle")
     if not isinstance(after_idle, bool):

@@ -25,7 +25,7 @@ from roofline_policies.model.moe import Experts
 from roofline_policies.model.parts import Attention, ExpertLayers, Latent, Matrix, State
 from roofline_policies.model.rank_model import RankModel
 from roofline_policies.work import Precision, Provenance
-from sglang_patches.server import products, sizes, text_config
+from sglang_patches.server import products, recognise, sizes, text_config
 from sglang_patches.server.products import kv_precision
 from sglang_patches.server.runs import Runs
 from sglang_patches.server.walked import Walked
@@ -94,7 +94,7 @@ class _Walk:
 
     def result(self) -> Walked:
         found, self._hidden = self._found, text_config.size(self._config, "hidden_size") or 1
-        named = [(name, one) for name, one in self._model.named_modules() if _is_latent(one)]
+        named = [(name, one) for name, one in self._model.named_modules() if recognise.is_latent(one)]
         latents = [one for _, one in named]
         for name, one in named:
             self._latent(name, one)
@@ -103,7 +103,7 @@ class _Walk:
         for name, module in self._model.named_modules():
             if isinstance(module, RadixAttention) and id(module) not in inside:
                 self._softmax(name, module)
-            elif isinstance(module, RadixLinearAttention) or _is_mamba(module):
+            elif isinstance(module, RadixLinearAttention) or recognise.is_mamba(module):
                 self._state(name, module)
             self._weights(name, module)
         self._table_as_head()
@@ -281,12 +281,12 @@ class _Walk:
             return
         for one in own:
             wide = [size for size in one.shape if size > 1]
-            if len(wide) < SMALL or "norm" in type(module).__name__.lower() or _is_convolution(name, module, one):
+            if len(wide) < SMALL or "norm" in type(module).__name__.lower() or recognise.is_convolution(name, module):
                 self._found.other_bytes += one.nbytes
             elif len(one.shape) == SMALL + 1 and "Linear" in type(module).__name__:
                 for _ in range(int(one.shape[0])):  # a batch of matrices, one for every part of the rows
                     self._matrix(name, module, int(one.shape[1]), int(one.shape[2]), one.nbytes // int(one.shape[0]))
-            elif len(one.shape) == SMALL and one.shape[1] == self._hidden and _routes(name, module):
+            elif len(one.shape) == SMALL and one.shape[1] == self._hidden and recognise.routes(name, module):
                 self._matrix(name, module, int(one.shape[0]), int(one.shape[1]), one.nbytes)
             else:
                 self._unknown(module, one.nbytes)
@@ -369,7 +369,7 @@ class _Walk:
 
     def _state(self, name: str, module: Any) -> None:
         """The recurrence of one layer; its convolution's state is part of what a request keeps."""
-        if _is_mamba(module):
+        if recognise.is_mamba(module):
             heads = int(module.num_heads) // int(module.tp_size)
             dim, states = int(module.head_dim), int(module.ssm_state_size)
             # Per head and row: the state takes in x (outer) B, and C reads it.
@@ -390,21 +390,3 @@ class _Walk:
         told = text_config.state_bytes(self._config)
         if told is not None and not self._found.states:
             self._found.states[State(1, 0, told[0], 0)] += told[1]
-
-
-def _is_latent(module: Any) -> bool:
-    return isinstance(getattr(module, "attn_mqa", None), RadixAttention) and hasattr(module, "kv_lora_rank")
-
-
-def _is_mamba(module: nn.Module) -> bool:
-    """By name: its module imports kernels that not every build of SGLang has."""
-    return any(kind.__name__ == "MambaMixer2" for kind in type(module).__mro__)
-
-
-def _routes(name: str, module: nn.Module) -> bool:
-    told = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
-    return "gate" in told or "router" in told
-
-
-def _is_convolution(name: str, module: nn.Module, one: nn.Parameter) -> bool:
-    return "conv" in f"{name} {type(module).__name__}".lower()

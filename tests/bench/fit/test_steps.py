@@ -211,7 +211,7 @@ def row(**changes):
         (row(seconds=0), ["seconds = 0", "> 0"]),
         (row(seconds=None), ["seconds: is missing"]),
         (row(requests=-1), ["requests = -1"]),
-        (row(provenance=["inline"]), ["provenance = ['inline']", "[closed_form]"]),
+        (row(provenance=["inline"]), ["provenance = ['inline']", "['modules'] or ['closed_form']"]),
         (row(issued_flops=12345), ["issued_flops = 12345", "is of another model"]),
         (row(after_idle=3), ["after_idle = 3"]),
         (row(), ["has 0 prefill iterations", "at least 30"]),

@@ -144,11 +144,11 @@ def test_weights_that_two_layers_share_are_held_once_and_multiplied_twice():
     first, second = linear(16, 8), linear(16, 8)
     second.weight = first.weight
     model = nn.ModuleDict({"a": first, "b": second})
-    model = of(model).rank_model
-    (one,) = model.matrices
+    found = of(model).rank_model
+    (one,) = found.matrices
     assert (one.count, one.stored) == (2, 1)
-    assert model.weight_bytes == 2 * 16 * 8
-    assert model.parameters == 16 * 8
+    assert found.weight_bytes == 2 * 16 * 8
+    assert found.parameters == 16 * 8
 
 
 def test_a_module_that_is_entered_twice_counts_twice():
@@ -167,18 +167,18 @@ def test_a_module_that_is_entered_twice_counts_twice():
     model(torch.zeros(1, 8))
     model(torch.zeros(1, 8))
     runs.end()
-    model = of(model, runs).rank_model
-    (one,) = model.matrices
+    found = of(model, runs).rank_model
+    (one,) = found.matrices
     assert (one.count, one.stored) == (4, 3)
-    assert model.weight_bytes == held(model)
+    assert found.weight_bytes == held(model)
 
 
 def test_a_vision_tower_is_held_and_not_read():
     model = nn.ModuleDict({"language_model": linear(16, 8), "visual": nn.ModuleDict({"blocks": linear(4, 8)})})
-    model = of(model).rank_model
-    assert model.idle_bytes == 2 * 4 * 8
-    assert model.weight_bytes == held(model)
-    assert model.read_bytes == 2 * 16 * 8
+    found = of(model).rank_model
+    assert found.idle_bytes == 2 * 4 * 8
+    assert found.weight_bytes == held(model)
+    assert found.read_bytes == 2 * 16 * 8
 
 
 class Stack(nn.Module):
@@ -219,8 +219,8 @@ def test_a_batch_of_matrices_is_as_many():
 
 def test_states_without_a_recurrence_are_the_configurations():
     told = SimpleNamespace(mamba_cache_per_req=120, layers=[0, 2, 3])
-    model = of(linear(16, 8), mamba2_cache_params=told).rank_model
-    assert model.state_bytes_per_request == 120
+    found = of(linear(16, 8), mamba2_cache_params=told).rank_model
+    assert found.state_bytes_per_request == 120
     inside = SimpleNamespace(mamba2_cache_params=told)
     assert of(linear(16, 8), text_config=inside).rank_model.state_bytes_per_request == 120
 
