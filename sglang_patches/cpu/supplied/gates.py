@@ -32,7 +32,7 @@ def fused_qk_gemma_rmsnorm_with_gate_cpu(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The same where each head of q_gate is a query and its gate, which is the third of the results."""
     q, gate = q_gate.reshape(-1, num_heads, 2 * head_dim).chunk(2, dim=-1)
-    return *fused_qk_gemma_rmsnorm_cpu(q, k, q_weight, k_weight, eps, head_dim), gate.reshape(-1, head_dim)
+    return *fused_qk_gemma_rmsnorm_cpu(q, k, q_weight, k_weight, eps, head_dim), gate.reshape(-1, head_dim).contiguous()
 
 
 def fused_sigmoid_mul_cpu(x: torch.Tensor, gate: torch.Tensor) -> None:

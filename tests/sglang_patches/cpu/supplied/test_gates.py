@@ -1,5 +1,6 @@
 """Norms and gates of Qwen3.5 against transformers' norm and the formulas written out head by head."""
 
+import pytest
 import torch
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNorm
 
@@ -60,3 +61,12 @@ def test_projections_are_told_apart():
     assert torch.equal(z, parts[3].reshape(tokens, v_heads, v))
     assert torch.equal(b, parts[4])
     assert torch.equal(a, parts[5])
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_the_gate_of_a_single_token_can_be_seen_as_a_row(tokens: int) -> None:
+    """SGLang views it as [tokens, heads x size]; of one token a slice of every head would be no such row."""
+    q_gate, k = torch.randn(tokens, 4 * 2 * 8), torch.randn(tokens, 2 * 8)
+    _, _, gate = gates.fused_qk_gemma_rmsnorm_with_gate_cpu(q_gate, k, torch.ones(8), torch.ones(8), 1e-6, 8, 4)
+    expected = torch.cat([q_gate[:, head * 16 + 8 : head * 16 + 16] for head in range(4)], dim=-1)
+    assert torch.equal(gate.view(tokens, -1), expected)
