@@ -126,7 +126,7 @@ def kv_bytes_of_pool(runner: ModelRunner) -> int:
         told = pool.get_kv_size_bytes()
         held = sum(told) if isinstance(told, tuple | list) else told
         return int(held // (pool.size + pool.page_size))
-    except Exception:
+    except Exception:  # a pool of another class, or of a later SGLang: the figure is left out of the page
         return 0
 
 
