@@ -12,12 +12,10 @@ from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.contract.view import QueueState, SchedulerView
 from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.model.decoder import Decoder
-from roofline_policies.model.gqa import GroupedAttention
+from roofline_policies.model.catalogue import shipped_model
 from roofline_policies.policies.shapes import running_shape
 from roofline_policies.slo.objectives import Slo
 from roofline_policies.steps.predictor import StepPredictor
-from roofline_policies.work import Precision
 from tests.roofline_policies.views import BOUNDS, view
 
 WIDE = Bounds({Knob.MAX_RUNNING_REQUESTS: Range(1, 256), Knob.PREFILL_CHUNK_TOKENS: Range(64, 8192, 64)}, {})
@@ -181,18 +179,7 @@ def test_no_larger_chunk_fits_and_the_chosen_one_does_unless_it_is_the_least(
 
 
 def test_with_a_devices_own_predictor_both_decide_within_bounds():
-    model = Decoder(
-        family="llama",
-        hidden_size=4096,
-        num_layers=32,
-        attention=GroupedAttention(32, 8, 128),
-        intermediate_size=14336,
-        vocab_size=128256,
-        tied_embeddings=False,
-        weight_precision=Precision.BF16,
-        kv_precision=Precision.BF16,
-    )
-    times = StepPredictor.for_device(model.rank_model, "h200")
+    times = StepPredictor.for_device(shipped_model("llama_3_1_8b").rank(1), "h200")
     short = seen(times, running=16, decode_context_tokens=16 * 500, slack_s=0.05)
     assert mixes(short).value is True
     tight, loose = chunk(SlackChunks(), short), chunk(SlackChunks(), seen(times, running=16, slack_s=0.2))
