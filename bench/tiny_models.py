@@ -231,10 +231,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     args = parser.parse_args()
+    if not 0 <= args.seed < 2**63:
+        parser.error(f"--seed = {args.seed}: out of range; allowed: 0 to 2^63 - 1")
     try:
         folder = build(args.folder, args.kind, seed=args.seed, dtype=getattr(torch, args.dtype))
-    except FileExistsError as error:
-        parser.error(f"FOLDER: {error}; a new one is needed")
+    except OSError as error:
+        problem = "exists; a new one is needed"
+        if not args.folder.exists():
+            problem = f"cannot be written: {error.strerror or error}"
+        parser.error(f"FOLDER = {args.folder}: {problem}")
     config = json.loads((folder / "config.json").read_text())
     print(f"{folder}: {args.kind}, {config['architectures'][0]}, seed {args.seed}")
 

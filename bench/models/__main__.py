@@ -3,7 +3,7 @@
     python -m bench.models --processes 2 --json models.jsonl
 
 Each is built without weights, in a process of its own, its KV cache in 16 bits. With --json every model is written as
-soon as it is done, one to a line, and those in the file are not built again.
+soon as it is done, one to a line, and those in the file are not built again, but for those that were refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
-    left = [one for one in models if one.name not in done]
+    left = [one for one in models if one.name not in done or done[one.name].refused is not None]
     for count, row in enumerate(each(left, arguments.processes), 1):
         done[row.name] = row
         if arguments.json is not None:
@@ -65,13 +65,20 @@ def _read(file: Path) -> dict[str, Comparison]:
     """Results of an earlier run by name.
 
     Raises:
-        InputError: the file cannot be written, or a line is no result.
+        InputError: the file cannot be written or read, or a line is no result.
     """
     writable(file.parent, "models")
     if not file.exists():
         return {}
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        allowed = "a new file, or one that this command wrote"
+        problem = f"cannot be read: {reason}"
+        raise InputError(problem, where="models", key="--json", value=str(file), allowed=allowed) from None
     found = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             told = json.loads(line)
             told.pop("ratio")

@@ -77,7 +77,7 @@ def published() -> tuple[Published, ...]:
 
 
 def chosen(names: Sequence[str]) -> tuple[Published, ...]:
-    """The models of these names; all of them for none.
+    """The models of these names, each once; all of them for none.
 
     Raises:
         InputError: a name that is not there.
@@ -86,4 +86,4 @@ def chosen(names: Sequence[str]) -> tuple[Published, ...]:
     for name in names:
         if name not in models:
             raise InputError("is not there", where="models", key="--only", value=name, allowed=sorted(models))
-    return tuple(models[name] for name in names) if names else tuple(models.values())
+    return tuple(models[name] for name in dict.fromkeys(names)) if names else tuple(models.values())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bench.checks import count, section, text
 from roofline_policies.errors import InputError
 from roofline_policies.model.catalogue import CatalogueModel, model_from_section
-from roofline_policies.model.config import served_precision
+from roofline_policies.model.config import read_config, served_precision
 from roofline_policies.model.decoder import Decoder
 from roofline_policies.model.rank_model import RankModel
 
@@ -93,9 +93,12 @@ def model_of(conf: Mapping[str, Any]) -> ServedModel:
     except OSError as error:
         problem, allowed = f"has no config.json ({error.strerror})", "folder of a model"
         raise InputError(problem, where="virtual", key="model_path", value=str(file.parent), allowed=allowed) from None
-    except ValueError:
-        raise InputError("is not JSON", where=str(file)) from None
-    if not (file.parent / QUANTIZED).is_file():
+    except ValueError as error:
+        raise InputError(f"is not JSON: {error}", where=str(file)) from None
+    quantized = file.parent / QUANTIZED
+    if quantized.is_file():
+        _check_quantized(quantized)
+    else:
         try:
             shape = Decoder.from_config(config, weight_precision=served_precision(config, str(file)), where=str(file))
         except InputError:  # another family, or weights that are quantized
@@ -103,3 +106,16 @@ def model_of(conf: Mapping[str, Any]) -> ServedModel:
         else:
             return CatalogueModel(file.parent.name, count(config, "max_position_embeddings", str(file)), shape)
     return BuiltModel.of(file.parent)
+
+
+def _check_quantized(file: Path) -> None:
+    """Nothing, if ModelOpt's file says how the weights are stored. SGLang passes over one that does not.
+
+    Raises:
+        InputError: it does not.
+    """
+    told = read_config(file).get("quantization")
+    if not isinstance(told, dict) or not isinstance(told.get("quant_algo"), str):
+        allowed = '{"quant_algo": "FP8", ...}, as ModelOpt writes it'
+        raise InputError("does not say how the weights are stored", where=str(file), key="quantization", value=told,
+                         allowed=allowed)  # fmt: skip

@@ -27,9 +27,13 @@ REASONS: Mapping[int, str] = MappingProxyType(
         0x040: "hw_thermal_slowdown",
         0x080: "hw_power_brake_slowdown",
         0x100: "display_clock_setting",
+        0x200: "board_limit",
+        0x400: "reliability",
     }
 )
-"""Bits of the clock event mask. Source: nvml.h, ``nvmlClocksEventReason*``."""
+"""Bits of the clock event mask.
+
+Source: nvml.h, ``nvmlClocksEventReason*``; of the last two, NVIDIA's pynvml, ``nvmlClocksThrottleReason*``."""
 
 _NOT_SLOWED = frozenset({"gpu_idle", "applications_clocks_setting", "sync_boost", "display_clock_setting"})
 

@@ -295,7 +295,8 @@ class PrefillDeferral:
         if view.since_prefill_s > self.longest_defer_s:
             reason = f"prefill was put off for {view.since_prefill_s:.1f} s, longer than {self.longest_defer_s:.1f} s"
             return self._proposals(view, least, mixed, False, reason)
-        reason = f"no chunk fits: {due} in {left_s * 1e3:.0f} ms"
+        when = f" in {left_s * 1e3:.0f} ms" if left_s > 0 else f", {-left_s * 1e3:.0f} ms late already"
+        reason = f"no chunk fits: {due}{when}"
         return self._proposals(view, least, view.knobs.mixed_chunk, True, reason)
 
     @staticmethod

@@ -43,7 +43,9 @@ class SloGuard:
         queue = view.queue
         reason = "prompts are due at different times" if queue.waiting > 1 else "the order of one prompt is any order"
         proposals = [self._guard(Knob.DEADLINE_ORDER, True, reason)]
-        reason = f"{queue.relegated} of {queue.waiting} waiting prompts cannot be in time"
+        reason = "no prompt waits"
+        if queue.waiting:
+            reason = f"{queue.relegated} of {queue.waiting} waiting prompts cannot be in time"
         proposals.append(self._guard(Knob.RELEGATE_FOR_S, self.relegate_for_s, reason))
         return (*proposals, *self._cap(view))
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from sglang.srt.layers.radix_attention import RadixAttention
 from torch import nn
+
+OTHER_MODALITIES = frozenset({"visual", "vision", "audio", "image", "images", "video", "speech", "talker"})
+"""Words in the names of what a text never runs. Used where nothing has run yet; afterwards what ran decides."""
+
+PROJECTORS = ("mm_projector", "multi_modal", "multimodal")
+"""The same, for names of several words."""
+
+
+def is_of_other_modality(name: str) -> bool:
+    """Whether a module's name says that it is for images, sound or video: by whole words, so not ``imagenet_head``."""
+    lowered = name.lower()
+    return not OTHER_MODALITIES.isdisjoint(re.split(r"[._]", lowered)) or any(word in lowered for word in PROJECTORS)
 
 
 def is_latent(module: Any) -> bool:

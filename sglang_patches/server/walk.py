@@ -30,9 +30,6 @@ from sglang_patches.server.products import kv_precision
 from sglang_patches.server.runs import Runs
 from sglang_patches.server.walked import Walked
 
-OTHER_MODALITIES = ("visual", "vision", "audio", "image", "video", "speech", "mm_projector", "multi_modal", "talker")
-"""In the names of what a text never runs. Used where nothing has run yet; afterwards what ran decides."""
-
 SMALL = 2
 """Dimensions of a weight from which on it is taken to be a matrix; vectors are norms, biases, sinks and the like."""
 
@@ -165,11 +162,10 @@ class _Walk:
         return not known
 
     def _is_run(self, name: str, module: nn.Module) -> bool:
-        lowered = name.lower()
-        other = any(word in lowered for word in OTHER_MODALITIES)
-        if self._runs is not None:
-            return self._runs.reaches(name) and (not other or self._runs.ran(name))
-        return not other
+        other = recognise.is_of_other_modality(name)
+        if self._runs is None or not self._runs.seen:
+            return not other
+        return self._runs.reaches(name) and (not other or self._runs.ran(name))
 
     def _times(self, name: str) -> int:
         return 1 if self._runs is None else self._runs.times(name)
@@ -227,6 +223,8 @@ class _Walk:
         self._matrix(name, module, outputs, inputs, weights, gated)
 
     def _matrix(self, name: str, module: Any, outputs: int, inputs: int, weights: int, gated: bool = False) -> None:
+        if outputs < 1 or inputs < 1:
+            return  # a layer of which this rank has no part
         product = self._product(module)
         stored = weights or sum(one.nbytes for one in module.parameters(recurse=False) if one.dim() >= SMALL)
         one = Matrix(1, outputs, inputs, product.precision, stored, gated, product.kernel)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from bench.stored_weights import BLOCK, FORMATS, GROUP
-from bench.tiny_models import KINDS, VOCABULARY, build
+from bench.tiny_models import KINDS, VOCABULARY, build, main
 
 PLAIN = [name for name, kind in KINDS.items() if kind.stored is None]
 QUANTIZED = [name for name, kind in KINDS.items() if kind.stored is not None]
@@ -110,3 +110,24 @@ def test_the_command(tmp_path: Path) -> None:
     assert again.returncode == 2
     assert str(tmp_path / "model") in again.stderr
     assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "given", "told"),
+    [
+        ("new", ["--seed", str(2**63)], "--seed = 9223372036854775808: out of range; allowed: 0 to 2^63 - 1"),
+        ("new", ["--seed", "-1"], "--seed = -1: out of range"),
+        ("file/sub", [], "sub: cannot be written: "),
+        ("file", [], "file: exists; a new one is needed"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: str, given: list[str],
+    told: str,
+) -> None:  # fmt: skip
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["tiny_models", "llama", str(tmp_path / folder), *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err

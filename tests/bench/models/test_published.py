@@ -1,10 +1,12 @@
 """The data of published models: what every entry must have, and what it says of precisions."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from bench.models.__main__ import main
+from bench.models.builds import compare
 from bench.models.published import Published, chosen, published
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 
@@ -47,6 +49,7 @@ def test_files_are_those_a_server_finds(tmp_path):
 def test_names_choose_models_in_their_order():
     names = ["Qwen/Qwen3-0.6B", "meta-llama/Llama-3.2-1B"]
     assert [one.name for one in chosen(names)] == names
+    assert [one.name for one in chosen([*names, names[0]])] == names
     assert chosen([]) == MODELS
 
 
@@ -69,3 +72,31 @@ def test_a_file_that_holds_something_else_is_told(tmp_path, capsys):
     file.write_text("{}\n")
     assert main(["--json", str(file)]) == EXIT_BAD_INPUT
     assert "line 1: is no result of bench.models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "cannot be read: Is a directory"), (b"\xff\xfe", "cannot be read: is not UTF-8 text"),
+                          (b"{}\n", "line 1: is no result of bench.models")],
+)  # fmt: skip
+def test_results_that_cannot_be_read_end_in_one_line_before_anything_is_built(tmp_path, capsys, content, told):
+    file = tmp_path / "models.jsonl"
+    file.mkdir() if content is None else file.write_bytes(content)
+    assert main(["--only", "Qwen/Qwen3-0.6B", "--json", str(file)]) == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1
+
+
+def test_a_model_that_was_refused_is_built_anew(tmp_path, capsys, monkeypatch):
+    file, asked = tmp_path / "models.jsonl", []
+    refused = compare(chosen(["Qwen/Qwen3-0.6B"])[0], ValueError("no memory"), 1.0)
+    file.write_text(json.dumps(refused.plain()) + "\n")
+
+    def each(models, processes):
+        asked.extend(one.name for one in models)
+        return iter([replace(refused, seconds=2.0)])
+
+    monkeypatch.setattr("bench.models.__main__.each", each)
+    assert main(["--only", "Qwen/Qwen3-0.6B", "--json", str(file)]) == 1
+    assert asked == ["Qwen/Qwen3-0.6B"]
+    assert len(file.read_text().splitlines()) == 2

@@ -98,3 +98,15 @@ def test_states_of_requests_take_their_share_of_the_memory():
     tokens = [kv_tokens(BuiltModel("m", 4096, "nowhere", {1: one}), device, 1, 0.5) for one in (plain, hybrid)]
     assert tokens[0] == int(device.memory_bytes * 0.5 // 256)
     assert tokens[1] == int(device.memory_bytes * 0.5 / 1.9 // 256)
+
+
+@pytest.mark.parametrize("told", [{}, {"quantization": "FP8"}, {"quantization": {"group_size": 16}}, []])
+def test_a_file_of_modelopt_that_says_nothing_is_refused(tmp_path, told):
+    with pytest.raises(InputError, match=r"hf_quant_config\.json"):
+        model_of(folder(tmp_path, LLAMA, hf_quant_config=told))
+
+
+def test_what_is_not_json_says_where(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": 1,\n "b" 2}')
+    with pytest.raises(InputError, match=r"config\.json: is not JSON: .* line 2 column 6"):
+        model_of({"model_path": str(tmp_path)})

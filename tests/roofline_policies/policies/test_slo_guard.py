@@ -35,6 +35,8 @@ def test_asks_for_the_order_and_for_how_long_prompts_may_be_passed_over():
     assert {knob: one.value for knob, one in found.items()} == {ORDER: True, RELEGATE: 30}
     assert {one.kind for one in found.values()} == {Kind.TARGET}
     assert found[RELEGATE].reason == "3 of 9 waiting prompts cannot be in time"
+    nobody = by_knob(SloGuard().propose(seen(queue=QueueState())))
+    assert nobody[RELEGATE].reason == "no prompt waits"
     assert by_knob(SloGuard(relegate_for_s=0).propose(seen()))[RELEGATE].value == 0
 
 

@@ -16,6 +16,7 @@ pytest.importorskip("sglang")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from sglang_patches.server import model as served
+    from sglang_patches.server.recognise import is_of_other_modality
     from sglang_patches.server.runs import Runs
     from sglang_patches.server.walk import walk
     from sglang_patches.virtual.unloaded import build_apart, builders
@@ -179,6 +180,30 @@ def test_a_vision_tower_is_held_and_not_read():
     assert found.idle_bytes == 2 * 4 * 8
     assert found.weight_bytes == held(model)
     assert found.read_bytes == 2 * 16 * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("visual.blocks", True), ("model.vision_tower", True), ("embed_vision", True), ("audio_tower.layers.0", True),
+        ("multi_modal_projector", True), ("mm_projector", True), ("thinker.talker", True), ("imagenet_head", False),
+        ("model.provisional", False), ("model.layers.0.mlp", False), ("division.weight", False),
+    ],
+)  # fmt: skip
+def test_names_of_other_modalities_are_told_by_whole_words(name, other):
+    assert is_of_other_modality(name) is other
+
+
+def test_before_anything_has_run_names_decide_on_a_server_too():
+    model = nn.ModuleDict({"language_model": linear(16, 8), "multi_modal_projector": Mystery(4, 6)})
+    walked = of(model, Runs(model))
+    assert walked.unexplained == {}
+    assert walked.rank_model.idle_bytes == 2 * 4 * 6
+
+
+def test_a_layer_of_which_this_rank_has_no_part_is_nothing():
+    found = of(nn.Sequential(linear(8, 16), linear(0, 16))).rank_model
+    assert [(one.outputs, one.inputs, one.count) for one in found.matrices] == [(8, 16, 1)]
 
 
 class Stack(nn.Module):
