@@ -12,14 +12,14 @@ import numpy as np
 
 from bench.checks import choice, count, number, only, optional_count, section, text
 from bench.virtual.models import ServedModel, model_of
-from roofline_policies.device.hardware import Ceilings, match_device
+from roofline_policies.device.hardware import Ceilings, from_catalogue, match_device
 from roofline_policies.errors import InputError
 from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import CatalogueModel
 from roofline_policies.model.rank_model import RankModel
-from roofline_policies.settings.loading import AUTO
+from roofline_policies.settings.loading import AUTO, Settings
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency, shipped_efficiencies
 from roofline_policies.steps.fitted_steps import FittedSteps
 from roofline_policies.steps.predictor import StepPredictor
@@ -177,8 +177,28 @@ class Device:
             tp_size=self.tp_size, captured=captured,
         )  # fmt: skip
 
+    def told(self, settings: Settings, captured: Sequence[int]) -> StepTimes | None:
+        """What a policy is told of step times, which need not be what the clock charges; captured: as in ``steps``.
+
+        ``efficiency=auto``: what the clock charges before bias and noise, None where steps were measured on a server.
+        ``efficiency=none``, ``roofline``: None; whether the roofline then stands in follows from the settings, as on a
+        real server. Coefficients of a device: that device's times, whatever the clock charges.
+
+        Raises:
+            InputError: the coefficients do not cover the attention kernel.
+        """
+        choice = settings.efficiency
+        if choice == AUTO:
+            return self.steps(captured) if self.fitted is None else None
+        if not isinstance(choice, Efficiency):
+            return None
+        return StepPredictor(
+            self.rank, from_catalogue(choice.device), choice, attention=self.attention, tp_size=self.tp_size,
+            captured=captured,
+        )  # fmt: skip
+
     def steps(self, captured: Sequence[int]) -> StepTimes:
-        """Step times with the precision that each kind of step runs in."""
+        """What the clock charges: step times with the precision that each kind of step runs in."""
         prefill = self.fitted or self.predictor(captured, self.linear_prefill)
         decode = self.fitted or self.predictor(captured, self.linear_decode)
         assert prefill is not None
@@ -302,8 +322,9 @@ def _last_line(file: str) -> Mapping[str, Any]:
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
         raise InputError(problem, where="virtual", key="ceilings", value=file, allowed=allowed) from None
-    except (ValueError, IndexError):
-        raise InputError("is not JSON", where="virtual", key="ceilings", value=file, allowed=allowed) from None
+    except (ValueError, IndexError) as error:
+        problem = f"is not JSON in its last line ({error})"
+        raise InputError(problem, where="virtual", key="ceilings", value=file, allowed=allowed) from None
     return section(found, file)
 
 

@@ -67,10 +67,10 @@ def run_arm(experiment: Experiment, arm: VirtualArm, progress: Callable[[int, fl
         settings = arm.settings(experiment.slo)
         if settings is not None:
             server.attach(
-                replace(settings, ceilings=device.ceilings),
+                settings if settings.ceilings is not None else replace(settings, ceilings=device.ceilings),
                 device.rank,
                 # As on a live server: a predictor of plain steps would price drafting at one row per request.
-                device.predictor(server.graph_sizes) if speculation is None else None,
+                device.told(settings, server.graph_sizes) if speculation is None else None,
                 device.backends,
                 device.linear,
             )

@@ -89,9 +89,13 @@ class Experiment:
         """Nothing, if this experiment can run every arm.
 
         Raises:
-            InputError: an arm speculates and there is nothing to draft with.
+            InputError: an arm speculates and there is nothing to draft with, or tells its policy step times that do not
+                cover this server's kernels.
         """
         for arm in arms:
+            settings = arm.settings(self.slo)
+            if settings is not None:
+                self.device.told(settings, ())
             if arm.speculation_steps is not None:
                 drafts = None if self.draft is None else self.draft.model.rank(1)
                 check_draft(self.device.model.rank(1), drafts, where=f"arms.{arm.name}")

@@ -18,9 +18,11 @@ from roofline_policies.device.roofline import roof_time
 from roofline_policies.errors import InputError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.settings.loading import load
 from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
 from roofline_policies.steps.host_time import HostTime, RequestPath
 from roofline_policies.steps.predictor import StepPredictor
+from roofline_policies.steps.times import StepTimes
 from roofline_policies.work import Precision
 
 NONE, PROMPT, ROW = BatchShape(), BatchShape.of(prefill=[(512, 0)]), BatchShape.of(decode_contexts=[700])
@@ -212,12 +214,33 @@ def test_each_kind_of_step_is_priced_in_its_own_precision() -> None:
     assert both(device("linear.decode=fp8")) == [both(plain)[0], both(fp8)[1]]
 
 
-def test_policies_are_told_times_in_the_weights_own_precision_whatever_is_charged() -> None:
-    one = device("linear.prefill=fp8")
-    predictor = one.predictor((1, 2, 4))
-    assert predictor is not None
-    asked = {"prefill": BatchShape.of(prefill=[(4096, 0)]), "decode": NONE, "graph": True}
-    assert predictor.step_s(**asked) == device().steps((1, 2, 4)).step_s(**asked)
+def told(one: Device, *overrides: str) -> StepTimes | None:
+    return one.told(load("adaptive", overrides=overrides), (1, 2, 4))
+
+
+BOTH = {"prefill": BatchShape.of(prefill=[(4096, 0)]), "decode": NONE, "graph": True}
+
+
+@pytest.mark.parametrize("chosen", [(), ("linear.prefill=fp8",), ("efficiency=roofline", "hardware=l4")])
+def test_policies_are_told_what_is_charged_unless_they_say_otherwise(chosen: tuple[str, ...]) -> None:
+    one = device(*chosen)
+    times = told(one)
+    assert times is not None
+    assert times.step_s(**BOTH) == one.steps((1, 2, 4)).step_s(**BOTH)
+
+
+def test_policies_are_told_another_devices_times_whatever_is_charged() -> None:
+    """As on a real server, which takes the coefficients that it is given under the ceilings they were fitted with."""
+    slow = device("hardware=l4", "efficiency=roofline")
+    times = told(slow, "efficiency=h200")
+    assert times is not None
+    assert times.step_s(**BOTH) == device().steps((1, 2, 4)).step_s(**BOTH)
+    assert times.step_s(**BOTH) < slow.steps((1, 2, 4)).step_s(**BOTH) / 5
+
+
+@pytest.mark.parametrize("chosen", ["none", "roofline"])
+def test_policies_may_be_told_nothing(chosen: str) -> None:
+    assert told(device(), f"efficiency={chosen}") is None
 
 
 def test_measured_steps_replace_the_predictor_the_host_and_the_way(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from bench.virtual.arms import VirtualArm
 from bench.virtual.processes import Crash, run_each
 from bench.virtual.settings import Experiment, VirtualSettings
 from bench.virtual.task import run_and_summarise
+from roofline_policies.errors import InputError
 from roofline_policies.steps.host_time import HostTime, RequestPath
 from tests import ROOT
 
@@ -225,3 +226,28 @@ def test_answers_beyond_the_cap_come_whole_and_what_is_open_at_the_end_is_an_err
     assert 0 < len(last.token_s) < 20
     assert 0.5 < last.end_s - last.scheduled_s < 0.5 + 2 * 0.055  # it is seen in the pass after that
     assert last.end_s >= last.token_s[-1]
+
+
+def test_what_policies_are_told_of_step_times_is_in_force() -> None:
+    """The clock charges the same in all of them."""
+    ways = ["auto", "roofline", "none", "h200"]
+    chosen = ", ".join(f"{way}: {{policy: adaptive, policy_set: ['efficiency={way}']}}" for way in ways)
+    plan = settings(TRAFFIC, "~arms", f"+arms={{{chosen}}}", "baseline=auto", "slo.itl_s=0.03")
+    tasks = [(plan.experiment, arm, None) for arm in plan.arms]
+    found = dict(run_each(run_and_summarise, tasks, 2, lambda *_: None))
+    tokens = {}
+    for index, arm in enumerate(plan.arms):
+        assert not isinstance(found[index], Crash), found[index]
+        tokens[arm.name] = [one.token_s for one in found[index][0].records]
+    assert tokens["h200"] == tokens["auto"]  # the device's own coefficients, found by its name
+    assert tokens["roofline"] != tokens["auto"]
+    assert tokens["none"] != tokens["auto"]
+    assert tokens["none"] != tokens["roofline"]
+
+
+def test_coefficients_that_do_not_cover_the_kernels_end_before_anything_runs() -> None:
+    arm = "{a: {policy: adaptive, policy_set: ['efficiency=h200']}}"
+    with pytest.raises(InputError, match="kernel = .no_such with bf16 KV.: not measured"):
+        settings(
+            "hardware=l4", "efficiency=roofline", "device.attention=no_such", "~arms", f"+arms={arm}", "baseline=a"
+        )
