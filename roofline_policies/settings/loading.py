@@ -18,6 +18,7 @@ from roofline_policies.fields import build
 from roofline_policies.policies.base import Policy
 from roofline_policies.settings.overrides import SHIPPED_GROUPS, composed
 from roofline_policies.settings.policy_loader import instantiate, resolve
+from roofline_policies.slo.asking import TARGETS, Asking
 from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency
 
@@ -212,10 +213,11 @@ class _AutoHardware:
 
 
 def _objectives(values: object, where: str) -> Objectives:
-    """The server's objective, and those of priority classes, which take from it what they leave out."""
+    """The server's objective, those of priority classes, which take from it what they leave out, and how far requests
+    may move from these."""
     if not isinstance(values, Mapping):
         raise InputError("must be a mapping", where=where, key="slo", value=values)
-    server = {key: value for key, value in values.items() if key != "classes"}
+    server = {key: value for key, value in values.items() if key not in ("classes", "requests")}
     classes = values.get("classes") or {}
     if not isinstance(classes, Mapping):
         allowed = "a mapping from priorities to targets"
@@ -229,7 +231,16 @@ def _objectives(values: object, where: str) -> Objectives:
         if not isinstance(targets, Mapping):
             raise InputError("must be a mapping", where=where, key=key, value=targets)
         made[int(priority)] = build(Slo, {**server, **targets}, where=where, key=key)
-    return Objectives(build(Slo, server, where=where, key="slo"), made)
+    return Objectives(build(Slo, server, where=where, key="slo"), made, _asking(values.get("requests") or {}, where))
+
+
+def _asking(values: object, where: str) -> Asking:
+    key = "slo.requests"
+    if not isinstance(values, Mapping):
+        raise InputError("must be a mapping", where=where, key=key, value=values)
+    ranges = {name: value for name, value in values.items() if name in TARGETS}
+    plain = {name: value for name, value in values.items() if name not in TARGETS}
+    return build(Asking, plain, where=where, key=key, made=ranges)
 
 
 def _bounds(values: object, where: str) -> BoundsRequest:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from sys import float_info
+from typing import NamedTuple
 
 from roofline_policies.errors import FieldError
+from roofline_policies.slo.asking import EVERYBODYS, Asking
 
 
 class ItlKind(StrEnum):
@@ -61,30 +63,63 @@ class Slo:
         return replace(self, **values)  # type: ignore[arg-type]  # checked when it is made
 
 
+class Granted(NamedTuple):
+    """What a request that brought targets is promised. refused: the keys of those that it does not get as asked."""
+
+    slo: Slo
+    refused: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Objectives:
     """The targets of each request: of the server, of a class, of the request itself.
 
     server: requests of which nothing else is known. classes: requests by the priority that they came with.
+    requests: how far requests may move from these.
     """
 
     server: Slo = Slo()
     classes: Mapping[int, Slo] = field(default_factory=dict)
+    requests: Asking = EVERYBODYS
 
-    def of(self, priority: int | None = None, own: object = None) -> Slo:
-        """The objective of one request.
+    def of(self, priority: int | None = None) -> Slo:
+        """The objective of a request that brings none of its own."""
+        return self.server if priority is None else self.classes.get(priority, self.server)
 
-        own: targets that the request itself brings, as a mapping of Slo's fields; what it leaves out is its class's.
+    def asked(self, priority: int | None, own: object) -> Slo:
+        """What a request asks for that brings targets of its own; what it leaves out is its class's.
+
+        own: a mapping of Slo's fields.
 
         Raises:
             FieldError: ``own`` is no such mapping.
         """
-        slo = self.server if priority is None else self.classes.get(priority, self.server)
-        if own is None:
-            return slo
         if not isinstance(own, Mapping):
             raise FieldError("slo", own, "a mapping with ttft_s, itl_s, itl_kind, e2e_s")
-        return slo.narrowed(own)
+        return self.of(priority).narrowed(own)
+
+    def granted(self, priority: int | None, own: Mapping[str, object]) -> Granted:
+        """What such a request is promised: as near to what it asks for as ``requests`` allows.
+
+        A kind of target between tokens that nobody is promised here is not granted.
+
+        Raises:
+            FieldError: see ``asked``.
+        """
+        promised, asked = self.of(priority), self.asked(priority, own)
+        if not self.requests.allow:
+            return Granted(promised, tuple(str(key) for key in own))
+        every = self.every()
+        kinds = {one.itl_kind for one in every if one.itl_s is not None} or {promised.itl_kind}
+        kind = asked.itl_kind if asked.itl_kind in kinds else promised.itl_kind
+        alike = [one.itl_s for one in every if one.itl_kind is kind]
+        slo = Slo(
+            self.requests.limits("ttft_s", (one.ttft_s for one in every)).nearest(asked.ttft_s),
+            self.requests.limits("itl_s", alike).nearest(asked.itl_s),
+            kind,
+            self.requests.limits("e2e_s", (one.e2e_s for one in every)).nearest(asked.e2e_s),
+        )
+        return Granted(slo, tuple(str(key) for key in own if getattr(slo, key) != getattr(asked, key)))
 
     def every(self) -> tuple[Slo, ...]:
         """All objectives that are configured."""

@@ -304,6 +304,7 @@ class Decider:
         page["waits_for"] = None if self._company is None else self._company.problem
         page["precision"] = self.observer.precision.value
         page["model"] = dict(self._known)
+        page["asked_slo"] = self.applier.promises.shown()
         page["policy_time_s"] = self.timer.to_dict()
         page["device_now"] = self._reports.device_now()
         return page

@@ -1,25 +1,37 @@
-"""Which SLO each request was promised: its own, its class's or the server's."""
+"""Which SLO each request was promised: its own as far as it is granted, its class's or the server's."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
+from typing import Any
 
 from roofline_policies.errors import FieldError
+from roofline_policies.plain import plain
 from roofline_policies.slo.objectives import Objectives, Slo
 from sglang_patches.needs.objects import Request
 
+logger = logging.getLogger(__name__)
+
 _SLO = "_roofline_slo"
+
+TELL_EVERY_S = 60.0
+"""Least time between two lines of the log about what clients asked for: any client can cause one."""
 
 
 class Promises:
     """The SLO of each request of one scheduler, settled when it is first asked for and kept with the request.
 
-    refused_slo: the last SLO that a client asked for and that could not be understood, None before the first.
+    asked: requests that brought targets. moved: those of them that were promised others, nearest to what they asked
+    for. refused: those whose targets could not be understood. last: the last of either, in words.
     """
 
     def __init__(self, objectives: Objectives) -> None:
         self._objectives = objectives
-        self.refused_slo: str | None = None
+        self.asked = self.moved = self.refused = 0
+        self.last: str | None = None
+        self._told_s = float("-inf")
 
     def adopt(self, objectives: Objectives) -> None:
         """Promise this to requests that come from now on.
@@ -29,7 +41,7 @@ class Promises:
         self._objectives = objectives
 
     def slo_of(self, request: Request) -> Slo:
-        """The SLO of a request: its own, else its class's, else the server's.
+        """The SLO of a request: its own as far as the operator allows, else its class's, else the server's.
 
         A request whose own SLO cannot be understood gets its class's; no request fails for it.
         """
@@ -37,10 +49,31 @@ class Promises:
         if slo is None:
             custom = request.sampling_params.custom_params
             own = custom.get("slo") if isinstance(custom, Mapping) else None
-            try:
-                slo = self._objectives.of(request.priority, own)
-            except FieldError as error:
-                self.refused_slo = f"request {request.rid}: custom_params.slo: {error}"
-                slo = self._objectives.of(request.priority)
+            slo = self._objectives.of(request.priority) if own is None else self._granted(request, own)
             setattr(request, _SLO, slo)
         return slo
+
+    def shown(self) -> dict[str, Any]:
+        """Of the status page."""
+        return {"asked": self.asked, "moved": self.moved, "refused": self.refused, "last": self.last}
+
+    def _granted(self, request: Request, own: Any) -> Slo:
+        self.asked += 1
+        try:
+            slo, refused = self._objectives.granted(request.priority, own)
+        except FieldError as error:
+            self.refused += 1
+            self._tell(f"request {request.rid}: custom_params.slo: {error}; its class's targets hold")
+            return self._objectives.of(request.priority)
+        if refused:
+            self.moved += 1
+            got = ", ".join(f"{key} = {getattr(slo, key)}" for key in refused)
+            self._tell(f"request {request.rid}: custom_params.slo: more than slo.requests allows; granted {got}")
+        return slo
+
+    def _tell(self, what: str) -> None:
+        self.last = plain(what)
+        now_s = time.monotonic()
+        if now_s - self._told_s >= TELL_EVERY_S:
+            self._told_s = now_s
+            logger.warning(f"Roofline: {self.last} ({self.moved} moved and {self.refused} refused of {self.asked}).")

@@ -82,7 +82,7 @@ def sharing_ranks() -> list[int]:
 def mark_of(objectives: Objectives) -> str:
     """What ranks must have in common to keep a queue in the same order: versions, and what requests are promised."""
     classes = sorted(objectives.classes.items())
-    told = (version("sglang"), version("roofline-policies"), objectives.server, classes)
+    told = (version("sglang"), version("roofline-policies"), objectives.server, classes, objectives.requests)
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 

@@ -69,7 +69,8 @@ def test_its_promises_load_and_the_nearest_holds(files):
     (block,) = blocks("json")
     asked = json.loads(block)
     own = asked["sampling_params"]["custom_params"]["slo"]
-    assert promised.of(asked["priority"], own) == Slo(ttft_s=0.3, itl_s=0.025)
+    assert promised.granted(asked["priority"], own) == (Slo(ttft_s=0.3, itl_s=0.025), ())
+    assert promised.granted(10, {"itl_s": 0.001, "ttft_s": 0.1}) == (Slo(ttft_s=0.3, itl_s=0.025), ("itl_s", "ttft_s"))
 
 
 def test_every_file_that_it_shows_was_tried(files):

@@ -16,28 +16,28 @@ def test_the_nearest_to_the_request_holds():
     assert OBJECTIVES.of() == OBJECTIVES.of(priority=7) == SERVER
     assert OBJECTIVES.of(priority=10) == FAST
     assert OBJECTIVES.of(priority=-1) == Slo()
-    assert OBJECTIVES.of(priority=10, own={"itl_s": 1.0}) == Slo(ttft_s=0.5, itl_s=1.0)
-    assert OBJECTIVES.of(own={"itl_s": 1.0}) == Slo(ttft_s=2.0, itl_s=1.0, e2e_s=60.0)
+    assert OBJECTIVES.asked(10, {"itl_s": 1.0}) == Slo(ttft_s=0.5, itl_s=1.0)
+    assert OBJECTIVES.asked(None, {"itl_s": 1.0}) == Slo(ttft_s=2.0, itl_s=1.0, e2e_s=60.0)
     assert OBJECTIVES.every() == (SERVER, FAST, Slo())
 
 
 def test_null_is_no_target_and_left_out_is_the_next_ones():
-    assert OBJECTIVES.of(own={"itl_s": None}) == Slo(ttft_s=2.0, e2e_s=60.0)
-    assert OBJECTIVES.of(priority=10, own={}) == FAST
-    assert OBJECTIVES.of(priority=10, own=None) == FAST
-    assert OBJECTIVES.of(own={"ttft_s": None, "itl_s": None, "e2e_s": None}) == Slo()
+    assert OBJECTIVES.asked(None, {"itl_s": None}) == Slo(ttft_s=2.0, e2e_s=60.0)
+    assert OBJECTIVES.asked(10, {}) == FAST
+    assert OBJECTIVES.asked(10, {}) == FAST
+    assert OBJECTIVES.asked(None, {"ttft_s": None, "itl_s": None, "e2e_s": None}) == Slo()
 
 
 def test_kinds_come_as_text():
     assert Slo(itl_s=0.1, itl_kind="mean_tpot").itl_kind is ItlKind.MEAN_TPOT
-    assert OBJECTIVES.of(own={"itl_kind": "mean_tpot"}).itl_kind is ItlKind.MEAN_TPOT
-    assert OBJECTIVES.of(own={"itl_kind": ItlKind.PER_GAP}).itl_kind is ItlKind.PER_GAP
+    assert OBJECTIVES.asked(None, {"itl_kind": "mean_tpot"}).itl_kind is ItlKind.MEAN_TPOT
+    assert OBJECTIVES.asked(None, {"itl_kind": ItlKind.PER_GAP}).itl_kind is ItlKind.PER_GAP
 
 
 @pytest.mark.parametrize("own", [3, "fast", [("itl_s", 1.0)], True])
 def test_targets_of_ones_own_are_a_mapping(own):
     with pytest.raises(FieldError, match="a mapping with ttft_s, itl_s, itl_kind, e2e_s") as raised:
-        OBJECTIVES.of(own=own)
+        OBJECTIVES.asked(None, own)
     assert (raised.value.key, raised.value.value) == ("slo", own)
 
 
@@ -61,7 +61,7 @@ def test_targets_of_ones_own_are_a_mapping(own):
 )
 def test_what_is_no_target_is_refused_by_name(own, key, allowed):
     with pytest.raises(FieldError) as raised:
-        OBJECTIVES.of(priority=10, own=own)
+        OBJECTIVES.asked(10, own)
     assert raised.value.key == key
     assert allowed in str(raised.value)
 
@@ -78,7 +78,7 @@ slos = st.builds(Slo, ttft_s=targets, itl_s=targets, itl_kind=st.sampled_from(It
     ),
 )  # fmt: skip
 def test_every_target_is_the_nearest_one_that_is_given(server, classes, priority, own):
-    found = Objectives(server, classes).of(priority, own)
+    found = Objectives(server, classes).asked(priority, own)
     beneath = classes.get(priority, server)
     for key in ("ttft_s", "itl_s", "itl_kind", "e2e_s"):
         assert getattr(found, key) == (own[key] if key in own else getattr(beneath, key))
@@ -96,7 +96,7 @@ junk = st.recursive(
 @given(st.one_of(junk, st.dictionaries(st.sampled_from(["ttft_s", "itl_s", "itl_kind", "e2e_s"]), junk)))
 def test_whatever_a_request_brings_is_an_objective_or_a_field_error(own):
     try:
-        found = OBJECTIVES.of(10, own)
+        found = OBJECTIVES.asked(10, own)
     except FieldError as error:
         found = error
     assert isinstance(found, Slo) or "\n" not in str(found)

@@ -203,7 +203,9 @@ class PerToken:
 
 
 def ordering(scheduler):
-    settings = replace(load("adaptive", overrides=["hardware=h200", "slo=none"]), policy=Orders())
+    settings = replace(
+        load("adaptive", overrides=["hardware=h200", "slo=none", "slo.requests.ttft_s=[0.001,null]"]), policy=Orders()
+    )
     decider = Decider(scheduler, settings, Served(MODEL, Ticks, predictor=PerToken()))
     join(scheduler, decider.applier, decider)
     scheduler.waiting_queue = []
@@ -277,7 +279,7 @@ def test_a_request_that_asks_for_nonsense_does_not_end_the_policy(clock, schedul
     come(decider, Waits("good", 100, 50.0), Waits("bad", 100, "soon"), Waits("huge", 100, 10**400))
     decider.applier.apply(decider.decide())
     assert decider.controller.fallback_reason is None
-    assert decider.applier.promises.refused_slo.startswith("request huge: custom_params.slo: ttft_s = 1")
+    assert decider.applier.promises.last.startswith("request huge: custom_params.slo: ttft_s = 1")
     assert set(names(decider)) == {"good", "bad", "huge"}
 
 

@@ -31,18 +31,27 @@ def promises():
         (Request("a", priority=10), Slo(ttft_s=1.0)),
         (Request("a", priority=3), SERVER),
         (Request("a", slo={"itl_s": 0.5}), Slo(ttft_s=10.0, itl_s=0.5)),
-        (Request("a", priority=10, slo={"itl_s": 0.5, "itl_kind": "mean_tpot"}),
-         Slo(ttft_s=1.0, itl_s=0.5, itl_kind="mean_tpot")),
-        (Request("a", slo={"ttft_s": None}), Slo(itl_s=0.1)),
+        (Request("a", slo={"ttft_s": 4.0, "itl_s": None}), Slo(ttft_s=4.0)),
         (Request("a", custom={"slo": None}), SERVER),
         (Request("a", custom={"of another plugin": 3}), SERVER),
         (Request("a", custom=3), SERVER),
     ],
-)  # fmt: skip
+)
 def test_what_a_request_was_promised(promises, request_, slo):
     assert promises.slo_of(request_) == slo
-    assert promises.refused_slo is None
+    assert (promises.moved, promises.refused, promises.last) == (0, 0, None)
     assert promises.slo_of(request_) is promises.slo_of(request_)
+
+
+def test_what_is_not_granted_is_counted_and_said_once_a_minute(promises, caplog):
+    assert promises.slo_of(Request("a", slo={"itl_s": 0.03, "ttft_s": 5.0})) == Slo(ttft_s=5.0, itl_s=0.1)
+    assert promises.slo_of(Request("b", slo={"ttft_s": 60.0})) == SERVER
+    assert promises.slo_of(Request("c", slo={"ttft_s": 5.0})) == Slo(ttft_s=5.0, itl_s=0.1)
+    shown = promises.shown()
+    assert (shown["asked"], shown["moved"], shown["refused"]) == (3, 2, 0)
+    assert shown["last"] == ("request b: custom_params.slo: more than slo.requests allows; granted ttft_s = 10.0")
+    (line,) = caplog.messages
+    assert "request a: custom_params.slo: more than slo.requests allows; granted itl_s = 0.1" in line
 
 
 @pytest.mark.parametrize(
@@ -61,4 +70,5 @@ def test_what_a_request_was_promised(promises, request_, slo):
 )
 def test_what_cannot_be_understood_is_kept_and_the_class_holds(promises, slo, reason):
     assert promises.slo_of(Request("bad", priority=10, slo=slo)) == Slo(ttft_s=1.0)
-    assert promises.refused_slo.startswith(f"request bad: custom_params.slo: {reason}")
+    assert promises.last.startswith(f"request bad: custom_params.slo: {reason}")
+    assert (promises.asked, promises.moved, promises.refused) == (1, 0, 1)

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 from roofline_policies.slo.admission import Rank
+from roofline_policies.slo.asking import Asking
 from roofline_policies.slo.objectives import Objectives, Slo
 from sglang_patches.requests.promises import Promises
 from sglang_patches.requests.waiting import Waiting
@@ -17,7 +18,7 @@ def prompt(rid, ttft_s):
 def test_the_prompt_in_flight_or_the_next_one_is_due_first():
     queue = []
     scheduler = stand_in_scheduler(waiting_queue=queue, chunked_req=None)
-    waiting = Waiting(scheduler, Promises(Objectives(Slo())), None)
+    waiting = Waiting(scheduler, Promises(Objectives(Slo(), requests=Asking(ttft_s=[0.001, None]))), None)
     assert waiting.due_s(0.0) is None
     queue.append(prompt("first", 10.0))
     waiting.clock_s = 1.0

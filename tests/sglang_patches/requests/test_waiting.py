@@ -6,6 +6,7 @@ import pytest
 
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.slo.admission import LEAST_IN_FLIGHT, NO_TARGET_S, Rank
+from roofline_policies.slo.asking import Asking
 from roofline_policies.slo.objectives import Objectives, Slo
 from sglang_patches import hooks
 from sglang_patches.requests import waiting as waiting_module
@@ -14,7 +15,7 @@ from sglang_patches.requests.waiting import Waiting
 from tests.sglang_patches.stand_ins import StandInTree, stand_in_scheduler
 
 SERVER = Slo(ttft_s=10.0, itl_s=0.1)
-OBJECTIVES = Objectives(SERVER, {10: Slo(ttft_s=1.0), 0: Slo(e2e_s=30.0), -1: Slo()})
+OBJECTIVES = Objectives(SERVER, {10: Slo(ttft_s=1.0), 0: Slo(e2e_s=30.0), -1: Slo()}, Asking(ttft_s=[0.001, None]))
 
 
 class Request:

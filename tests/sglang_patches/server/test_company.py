@@ -8,6 +8,7 @@ import pytest
 import torch.distributed as dist
 from sglang.srt.runtime_context import derive_attention_ranks
 
+from roofline_policies.slo.asking import Asking
 from roofline_policies.slo.objectives import Objectives, Slo
 from sglang_patches.server import agree, company
 from sglang_patches.server.company import Company, mark_of, sharing_ranks
@@ -42,6 +43,7 @@ def test_a_rank_with_another_slo_is_named():
 def test_equal_objectives_have_equal_marks_in_every_process():
     assert mark_of(Objectives(Slo(itl_s=0.05))) == MARK
     assert mark_of(Objectives(Slo(itl_s=0.05), {1: Slo(ttft_s=1.0)})) != MARK
+    assert mark_of(Objectives(Slo(itl_s=0.05), requests=Asking(allow=False))) != MARK
 
 
 def test_a_rank_without_others_needs_no_store(monkeypatch):
