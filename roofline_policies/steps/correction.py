@@ -1,7 +1,11 @@
-"""What a predictor of step times gets wrong, learned from the steps that it predicted: a scale, a time, a spread."""
+"""What a predictor of step times gets wrong, as it is used: seconds and margin of a step that has not run.
+
+``StepCorrection`` learns the least of it, a scale and a constant; ``learned`` learns more where there is more.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import sqrt
 from typing import NamedTuple
 
@@ -40,15 +44,54 @@ all steps are of one size, nothing tells a constant from a factor, and this give
 sizes differ by more than about 14%, its square root, decide for themselves. A judgement."""
 
 
+REGIONS = 8
+"""Of batch size, by rows: 1, 2 to 7, 8 to 31, and so on by factors of 4 to 8,192 or more. A step's error changes where
+what binds it changes, and that is a matter of factors and not of single rows."""
+
+
 class Line(NamedTuple):
-    """Seconds of a step of one kind: ``scale * predicted + add_s``, and their relative standard deviation."""
+    """Seconds of a step of one kind, and their relative standard deviation::
+
+        scale * predicted + add_s + sum of each_s * sums
+
+    each_s: seconds for one of each of the kind's sums (``sums_of``); empty: none. spreads: standard deviation by region
+    of rows; empty: ``spread`` everywhere.
+    """
 
     scale: float = 1.0
     add_s: float = 0.0
     spread: float = PRIOR_SPREAD
+    each_s: tuple[float, ...] = ()
+    spreads: tuple[float, ...] = ()
 
-    def seconds(self, predicted_s: float) -> float:
-        return self.scale * predicted_s + self.add_s
+    def seconds(self, predicted_s: float, sums: Iterable[int] = ()) -> float:
+        """Of a step with these sums, in the order of ``sums_of``; those beyond ``each_s`` cost nothing of their own."""
+        seconds = self.scale * predicted_s + self.add_s
+        for each_s, amount in zip(self.each_s, sums, strict=False):
+            seconds += each_s * amount
+        return seconds
+
+    def margin(self, rows: int = 0) -> float:
+        """Factor above 1 by which a step hardly ever takes longer. rows: of the batch; 0: of any size."""
+        return 1.0 + Z * (self.spreads[region(rows)] if rows and self.spreads else self.spread)
+
+
+def region(rows: int) -> int:
+    """Of REGIONS, by rows of a batch."""
+    return min(rows.bit_length() // 2, REGIONS - 1)
+
+
+def sums_of(prefill: BatchShape, decode: BatchShape) -> tuple[int, ...]:
+    """What a step's time can depend on beside its prediction, by kind of step.
+
+    With prompts: prompt tokens, scores that are not masked, requests, and KV tokens of the rows that decode beside
+    them. Without: requests, KV tokens, and rows, which drafts make more than requests.
+    States of requests are as many as requests, and the experts that a batch reaches are in the prediction.
+    """
+    if not prefill.requests:
+        return (decode.requests, decode.context_tokens, decode.new_tokens)
+    requests = prefill.requests + decode.requests
+    return (prefill.new_tokens, prefill.causal_pairs, requests, decode.context_tokens)
 
 
 class StepCorrection:
@@ -111,14 +154,20 @@ class CorrectedSteps(NamedTuple):
             return known
         line = self._line(prefill, decode)
         seconds = line.scale * self.times.step_s(prefill=prefill, decode=decode, graph=graph) + line.add_s
+        if line.each_s:
+            for each_s, amount in zip(line.each_s, sums_of(prefill, decode), strict=False):
+                seconds += each_s * amount
         if self.asked is not None:
             self.asked[question] = seconds
         return seconds
 
-    def margin(self, *, prefill: bool, decode: bool) -> float:
-        """Factor above 1 by which a step of this kind hardly ever takes longer than expected."""
+    def margin(self, *, prefill: bool, decode: bool, rows: int = 0) -> float:
+        """Factor above 1 by which a step of this kind hardly ever takes longer than expected.
+
+        rows: of the batch, prompt tokens and rows that decode; 0: of any size.
+        """
         line = (self.mixed if decode else self.prefill) if prefill else self.decode
-        return 1.0 + Z * line.spread
+        return line.margin(rows)
 
     def _line(self, prefill: BatchShape, decode: BatchShape) -> Line:
         if not prefill.requests:

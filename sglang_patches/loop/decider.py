@@ -98,6 +98,7 @@ class Decider:
             settings=settings.controller,
             started_s=time.monotonic(),
             predictor=times,
+            rows_per_request=rows_per_request,
         )
         # Knobs narrow what the server was launched with, so this is the most prompt tokens of any step.
         self._most_tokens = launch_knobs(scheduler).prefill_chunk_tokens or scheduler.max_prefill_tokens
@@ -179,7 +180,9 @@ class Decider:
         if controller is None or launch is None:
             return
         now_s = time.monotonic()
-        controller.launched(launch.mode, now_s, launch.prefill, launch.decode)
+        told = controller.launched(launch.mode, now_s, launch.prefill, launch.decode)
+        if told is not None:
+            launch.predicted_s, launch.margin = told
         if launch.mode is not ForwardMode.DECODE:
             self._service.launched(batch, now_s, self._queues.prompts())
             self._decided_s = float("-inf")  # other requests run from now on: decide anew in the next pass

@@ -1,0 +1,145 @@
+"""How soon, and how well, step times are learned while serving: predictions against made-up devices.
+
+    python -m bench.fit.learning
+
+Steps of batches that wander, of one kind at a time, are predicted before they are learned from, by what was told at the
+start, by a scale and a constant (``StepCorrection``), and by what a server uses (``LearnedKind``). Errors are against
+the device's time without its noise. Seconds of one core; deterministic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from roofline_policies.contract.view import ForwardMode
+from roofline_policies.control.steps_in_flight import StepsInFlight
+from roofline_policies.device.hardware import from_catalogue
+from roofline_policies.model.batch import BatchShape
+from roofline_policies.model.catalogue import shipped_model
+from roofline_policies.steps.correction import StepCorrection
+from roofline_policies.steps.efficiency import load_efficiency
+from roofline_policies.steps.predictor import StepPredictor
+from roofline_policies.steps.roofline_steps import RooflineSteps
+from roofline_policies.steps.times import StepTimes
+
+EMPTY = BatchShape()
+STEPS = 2000
+LARGEST = 256
+CAPTURED = (*range(1, 16), *range(16, LARGEST + 1, 8))
+NOISE = 0.03
+LEAST_FACTOR = 0.1
+WINDOWS = {"first 100": (0, 100), "to the middle": (100, STEPS // 2), "next 100": (STEPS // 2, STEPS // 2 + 100),
+           "to the end": (STEPS // 2 + 100, STEPS)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A device and what is told of it. factor: of the device's time, of a batch at a step. noise: of each step, a
+    relative standard deviation."""
+
+    told: StepTimes
+    device: StepTimes
+    factor: Callable[[int, int], float] = lambda step, rows: 1.0
+    noise: float = NOISE
+
+
+def plants() -> dict[str, Plant]:
+    """By name: what is told is wrong in one way each."""
+    model, captured = shipped_model("llama_3_1_8b").rank(1), CAPTURED
+    h200 = StepPredictor.for_device(model, "h200", captured=captured)
+    l40s = StepPredictor(model, from_catalogue("l40s"), load_efficiency("h200"), captured=captured)
+    nothing = RooflineSteps(model, from_catalogue("h200"), captured=captured)
+    return {
+        "the truth": Plant(h200, h200),
+        "nothing (roofline)": Plant(nothing, h200),
+        "another device": Plant(l40s, h200),
+        "no bias in small batches, 60% in large": Plant(h200, h200, lambda step, rows: 1.0 + 0.6 * rows / (rows + 64)),
+        "clocks fall by 30% in the middle": Plant(h200, h200, lambda step, rows: 1 / 0.7 if step >= STEPS // 2 else 1.0),
+        "noise of 20%": Plant(h200, h200, noise=0.2),
+    }  # fmt: skip
+
+
+def batches(mode: ForwardMode, seed: int) -> Iterator[tuple[BatchShape, BatchShape]]:
+    """Batches of one kind: requests and their contexts wander, prompts and what is cached of them are drawn."""
+    random = np.random.default_rng(seed)
+    running, context = 20.0, 800.0
+    for _ in range(STEPS):
+        running = min(LARGEST - 6.0, max(1.0, running * np.exp(0.08 * random.standard_normal()) + (60 - running) / 120))
+        context = min(4000.0, max(100.0, context * np.exp(0.03 * random.standard_normal()) + (1000 - context) / 100))
+        rows, tokens = int(running), int(int(running) * context)
+        decode = BatchShape(rows, rows, tokens, tokens, tokens, rows)
+        prompt = int(min(8192, max(32, np.exp(random.normal(6.5, 1.0)))))
+        cached, prompts = int(random.choice([0, 0, 0, 2048, 8192])), int(random.integers(1, 5))
+        each = max(1, prompt // prompts)
+        prefill = BatchShape.of([(each, cached), *[(each, 0)] * (prompts - 1)])
+        if mode is ForwardMode.DECODE:
+            yield EMPTY, decode
+        else:
+            yield prefill, decode if mode is ForwardMode.MIXED else EMPTY
+
+
+def errors(plant: Plant, mode: ForwardMode, seed: int) -> dict[str, np.ndarray]:
+    """Absolute relative errors of each answer, by step, and by how much steps exceeded what was promised of them."""
+    correction, learned = StepCorrection(), StepsInFlight(plant.told)
+    random = np.random.default_rng(seed + 1)
+    found: list[list[float]] = []
+    now_s = 0.0
+    for step, (prefill, decode) in enumerate(batches(mode, seed)):
+        graph, rows = mode is ForwardMode.DECODE, prefill.new_tokens + decode.new_tokens
+        told_s = plant.told.step_s(prefill=prefill, decode=decode, graph=graph)
+        true_s = plant.device.step_s(prefill=prefill, decode=decode, graph=graph) * plant.factor(step, rows)
+        took_s = true_s * max(LEAST_FACTOR, 1.0 + plant.noise * random.standard_normal())
+        promised = learned.launched(mode, now_s, prefill, decode)
+        assert promised is not None
+        answers = (told_s, correction.line.seconds(told_s), promised.predicted_s)
+        found.append([abs(one / true_s - 1.0) for one in answers]
+                     + [took_s / (promised.predicted_s * promised.margin), promised.margin])  # fmt: skip
+        correction.observe(told_s, took_s)
+        now_s += took_s
+        learned.finished(mode, took_s, now_s)
+    return dict(zip(("told", "scale and constant", "learned", "exceeded", "margin"), np.array(found).T, strict=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.fit.learning", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="one object for all, in place of the table")
+    options = parser.parse_args(arguments)
+    table = Table(
+        "told",
+        "steps",
+        *WINDOWS,
+        "exceeded",
+        "margin",
+        title="median / P90 error, %: told; scale and constant; learned",
+    )
+    everything = {}
+    for name, plant in plants().items():
+        for mode in ForwardMode:
+            found = errors(plant, mode, options.seed)
+            cells = {
+                window: {answer: (float(np.median(found[answer][start:end])), float(np.quantile(found[answer][start:end], 0.9)))
+                         for answer in ("told", "scale and constant", "learned")}
+                for window, (start, end) in WINDOWS.items()
+            }  # fmt: skip
+            exceeded, margin = float(np.mean(found["exceeded"] > 1.0)), float(np.median(found["margin"]))
+            everything[f"{name}, {mode.value}"] = {**cells, "exceeded": exceeded, "margin": margin}
+            table.add_row(name, mode.value, *("; ".join(f"{100 * a:.1f} / {100 * b:.1f}" for a, b in cell.values()) for cell in cells.values()),
+                          f"{100 * exceeded:.1f}%", f"{margin:.2f}")  # fmt: skip
+    if options.json:
+        print(json.dumps(everything))
+    else:
+        Console(width=220).print(table)
+
+
+if __name__ == "__main__":
+    main()
