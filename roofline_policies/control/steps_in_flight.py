@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from roofline_policies.contract.view import ForwardMode
 from roofline_policies.model.batch import BatchShape
@@ -49,18 +49,38 @@ class StepsInFlight:
 
     def __init__(self, times: StepTimes | None, *, drafts: bool = False) -> None:
         self._times = times
-        self._whole = Whole()
-        self.kinds = {
-            ForwardMode.PREFILL: LearnedKind(OF_PROMPTS, self._whole),
-            ForwardMode.DECODE: LearnedKind(OF_DRAFTS if drafts else OF_ROWS, self._whole),
-            ForwardMode.MIXED: LearnedKind(OF_PROMPTS + 1, self._whole),
-        }
+        self._drafts = drafts
+        self._whole, self.kinds = self._untaught()
         self._until_fade = FADES_EVERY
         self._in_flight: deque[_Step] = deque(maxlen=MOST_IN_FLIGHT)
         self._done_s = float("-inf")
         self._token_s: float | None = None
         self._waited_for = False
         self._steps: CorrectedSteps | None = None
+
+    def _untaught(self) -> tuple[Whole, dict[ForwardMode, LearnedKind]]:
+        whole = Whole()
+        return whole, {
+            ForwardMode.PREFILL: LearnedKind(OF_PROMPTS, whole),
+            ForwardMode.DECODE: LearnedKind(OF_DRAFTS if self._drafts else OF_ROWS, whole),
+            ForwardMode.MIXED: LearnedKind(OF_PROMPTS + 1, whole),
+        }
+
+    def kept(self) -> dict[str, Any]:
+        """What was learned, ready for JSON, for ``restore`` of another one. O(1), of fixed size."""
+        return {"errors": self._whole.kept(), **{mode.value: learned.kept() for mode, learned in self.kinds.items()}}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Go on from what another one learned, in place of what was learned here. All of it, or nothing.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not what ``kept`` of a server like this one gives.
+        """
+        whole, kinds = self._untaught()
+        whole.restore(kept["errors"])
+        for mode, learned in kinds.items():
+            learned.restore(kept[mode.value])
+        self._whole, self.kinds, self._steps = whole, kinds, None
 
     @property
     def steps(self) -> CorrectedSteps | None:
@@ -72,7 +92,7 @@ class StepsInFlight:
     @property
     def lines(self) -> dict[ForwardMode, Line]:
         """What was learned, for each kind of step that ran."""
-        return {mode: learned.line for mode, learned in self.kinds.items() if learned.steps}
+        return {mode: learned.line for mode, learned in self.kinds.items() if learned.steps or learned.rejected}
 
     @property
     def shown(self) -> dict[ForwardMode, Shown]:

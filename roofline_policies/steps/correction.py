@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import sqrt
 from typing import NamedTuple
 
@@ -81,11 +81,19 @@ def region(rows: int) -> int:
     return min(rows.bit_length() // 2, REGIONS - 1)
 
 
-def sums_of(prefill: BatchShape, decode: BatchShape) -> tuple[int, ...]:
-    """What a step's time can depend on beside its prediction, by kind of step.
+def fewest_rows(place: int) -> int:
+    """Of the batches in a region."""
+    return 1 << max(0, 2 * place - 1)
 
-    With prompts: prompt tokens, scores that are not masked, requests, and KV tokens of the rows that decode beside
-    them. Without: requests, KV tokens, and rows, which drafts make more than requests.
+
+PROMPT_SUMS = ("prompt_tokens", "pairs", "requests", "decode_kv_tokens")
+ROW_SUMS = ("requests", "kv_tokens", "rows")
+
+
+def sums_of(prefill: BatchShape, decode: BatchShape) -> tuple[int, ...]:
+    """What a step's time can depend on beside its prediction: PROMPT_SUMS of one with prompts, else ROW_SUMS.
+
+    Pairs are scores that are not masked. Drafts make rows more than requests.
     States of requests are as many as requests, and the experts that a batch reaches are in the prediction.
     """
     if not prefill.requests:
@@ -120,18 +128,42 @@ class StepCorrection:
         self._y = self._y * keep + ratio
         self._xx = self._xx * keep + x * x
         self._xy = self._xy * keep + x * ratio
-        mean_x, mean_y = self._x / self._weight, self._y / self._weight
-        variance_x = max(0.0, self._xx / self._weight - mean_x * mean_x)
-        covariance = self._xy / self._weight - mean_x * mean_y
-        add_s = max(0.0, covariance / (variance_x + FLATNESS * mean_x * mean_x))
-        add_s = min(add_s, 0.9 * mean_y / mean_x)  # the scale stays positive
-        scale = mean_y - add_s * mean_x
+        scale, add_s = self._solved()
         residual = (ratio - scale - add_s * x) / (scale + add_s * x)
         self.steps += 1
         # The first steps are averaged with the prior; from there on the past decays.
         share = max(1.0 - keep, 1.0 / (self.steps + 8.0))
         self._variance += share * (residual * residual - self._variance)
         self.line = Line(scale, add_s, max(LEAST_SPREAD, sqrt(self._variance)))
+
+    def _solved(self) -> tuple[float, float]:
+        """Scale and constant of the regression."""
+        mean_x, mean_y = self._x / self._weight, self._y / self._weight
+        variance_x = max(0.0, self._xx / self._weight - mean_x * mean_x)
+        covariance = self._xy / self._weight - mean_x * mean_y
+        add_s = max(0.0, covariance / (variance_x + FLATNESS * mean_x * mean_x))
+        add_s = min(add_s, 0.9 * mean_y / mean_x)  # the scale stays positive
+        scale = mean_y - add_s * mean_x
+        return scale, add_s
+
+    def kept(self) -> list[float]:
+        """What ``restored`` takes."""
+        return [self._weight, self._x, self._y, self._xx, self._xy, self._variance]
+
+    @classmethod
+    def restored(cls, kept: Sequence[float], most: float) -> StepCorrection:
+        """One that goes on where another one was, with no more evidence than ``most`` steps.
+
+        kept: six finite numbers of 0 or more.
+        """
+        made = cls()
+        less = min(1.0, most / kept[0]) if kept[0] else 1.0
+        made._weight, made._x, made._y, made._xx, made._xy = (less * one for one in kept[:5])
+        made._variance = kept[5]
+        made.steps = round(made._weight)
+        if made._weight:
+            made.line = Line(*made._solved(), max(LEAST_SPREAD, sqrt(made._variance)))
+        return made
 
 
 class CorrectedSteps(NamedTuple):

@@ -8,8 +8,8 @@ the smaller error answers, so that what answers is never worse than the start on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from math import exp, log, sqrt
+from collections.abc import Mapping, Sequence
+from math import exp, isfinite, log, sqrt
 from operator import mul
 from statistics import median
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from roofline_policies.steps.correction import (
     REGIONS,
     Line,
     StepCorrection,
+    fewest_rows,
     region,
 )
 from roofline_policies.steps.nonnegative import NonNegativeFit
@@ -58,7 +59,7 @@ fall. The median of 8 steps is off by as much once in 16,000 blocks by chance, a
 
 OUTLIER = 4.0
 """Spreads from what was expected at which a step counts for the fit at most: where few batches are like it, a single
-one decides what its sums cost. One that neither the start nor the fit expected does not tell which of them is better."""
+one decides what its sums cost. One that neither the start nor the fit expected does not tell which is better."""
 
 LEFT = 2.0
 """Steps that all before such a block count for. The start goes on as ever; the fit is there a second before it."""
@@ -70,6 +71,10 @@ SEEN = 0.25
 
 BLOCK = 8
 """Steps that are judged together, a fraction of MEMORY: it saves the loop two thirds of what judging costs."""
+
+RESTORED = 16.0
+"""Steps that what a server before this one learned counts for at most: it is right from the first step on, where
+nothing has changed, and soon gone where something has."""
 
 RECENT = 64
 """Errors that make up the median that people are shown."""
@@ -90,6 +95,22 @@ class Whole:
     def variance(self) -> float:
         return self._square / self._weight
 
+    def kept(self) -> list[float]:
+        """What ``restore`` takes."""
+        return [self._weight, self._square]
+
+    def restore(self, kept: Sequence[float]) -> None:
+        """Go on with what ``kept`` gave, as of no more than RESTORED steps.
+
+        Raises:
+            ValueError: it is not that.
+        """
+        weight, square = kept
+        if not (0 < weight < float("inf") and 0 <= square < float("inf")):
+            raise ValueError("errors are not numbers of 0 or more")
+        less = min(1.0, RESTORED / weight)
+        self._weight, self._square = less * weight, less * square
+
     def add(self, steps: int, squares: float) -> None:
         """Count the squared errors of some steps."""
         keep = self.KEEP**steps
@@ -102,13 +123,14 @@ class Shown(NamedTuple):
     """What people are shown of a kind of step.
 
     steps: seen. answers: ``start`` or ``fit``. median_error: of the last steps, relative to what was expected, None
-    before the first. bounded: steps that took FARTHEST times as long as expected, or as little, and counted as that;
-    rejected: times that no step takes.
+    before the first. margins: by the fewest rows of each region of which something is known. bounded: steps that took
+    FARTHEST times as long as expected, or as little, and counted as that; rejected: times that no step takes.
     """
 
     steps: int
     answers: str
     median_error: float | None
+    margins: Mapping[int, float]
     bounded: int
     rejected: int
 
@@ -127,6 +149,15 @@ class _Errors:
         self.weight = self.weight * keep + steps
         self.of_start = self.of_start * keep + of_start
         self.of_fit = self.of_fit * keep + of_fit
+
+    def kept(self) -> list[float]:
+        """What ``restore`` takes."""
+        return [self.weight, self.of_start, self.of_fit]
+
+    def restore(self, kept: Sequence[float], most: float) -> None:
+        """Go on with three numbers that ``kept`` gave, as of no more than ``most`` steps."""
+        self.weight, self.of_start, self.of_fit = kept
+        self.fade(min(1.0, most / self.weight) if self.weight else 1.0)
 
     def fade(self, by: float) -> None:
         self.weight *= by
@@ -173,8 +204,8 @@ class LearnedKind:
 
     @property
     def errors(self) -> tuple[float, float]:
-        """Decayed sums of squared log ratios of measured to expected, over the steps by which the two are judged: of the
-        start and of the fit."""
+        """Decayed sums of squared log ratios of measured to expected, over the steps by which the two are judged: of
+        the start and of the fit."""
         return self._expected.of_start, self._expected.of_fit
 
     def observe(self, predicted_s: float, sums: Sequence[int], rows: int, measured_s: float) -> None:
@@ -223,7 +254,7 @@ class LearnedKind:
             fits.append(fit_s * per_s)
         steps = len(offs)
         if steps == BLOCK and self._shifted(offs):
-            self.fit.forget(LEFT / max(LEFT, self._errors.weight))
+            self.fit.forget(LEFT)
         elif max(offs) > most or min(offs) < -most:
             offs = [min(max(off, -most), most) for off in offs]
         self._errors.add(steps, all_of_start, all_of_fit)
@@ -236,7 +267,7 @@ class LearnedKind:
         self.by_fit = of_fit < (of_start if by_fit else BETTER * of_start)
 
     def _shifted(self, offs: list[float]) -> bool:
-        """Whether the fit is off by more than chance in a whole block. offs: log of measured to expected, of each step."""
+        """Whether the fit is off by more than chance in a block. offs: log of measured to expected, of each step."""
         variance = self._errors.variance(True, self._whole.variance)
         return abs(median(offs)) > SHIFTED * max(LEAST_SPREAD, sqrt(variance)) / sqrt(BLOCK)
 
@@ -262,8 +293,48 @@ class LearnedKind:
             one.fade(FADE)
         self._answer()
 
+    def kept(self) -> dict[str, list[float]]:
+        """What ``restore`` takes: what was learned, without the steps that were not judged yet."""
+        return {
+            "steps": [float(self.steps)],
+            "start": self.start.kept(),
+            "fit": self.fit.kept(),
+            "fit_answers": [float(self.by_fit)],
+            "expected": self._expected.kept(),
+            "errors": self._errors.kept(),
+            "regions": [number for one in self._regions for number in one.kept()],
+        }
+
+    def restore(self, kept: Mapping[str, Sequence[float]]) -> None:
+        """Go on where another one was, with the evidence of RESTORED steps at most.
+
+        Raises:
+            ValueError: it is not what ``kept`` of a kind with these sums gives.
+        """
+        for key, numbers in self.kept().items():
+            if len(kept[key]) != len(numbers) or not all(isfinite(one) and one >= 0 for one in kept[key]):
+                raise ValueError(f"{key} is not {len(numbers)} numbers of 0 or more")
+        try:
+            self.start = StepCorrection.restored(kept["start"], RESTORED)
+        except ArithmeticError:
+            raise ValueError("start is of no step") from None
+        self.fit.restore(kept["fit"], RESTORED)
+        found = self.fit.coefficients
+        self._fitted = Line(found[0], found[1], each_s=tuple(found[2:]))
+        self._expected.restore(kept["expected"], RESTORED)
+        self._errors.restore(kept["errors"], RESTORED)
+        for place, one in enumerate(self._regions):
+            one.restore(kept["regions"][3 * place : 3 * place + 3], RESTORED)
+        self.by_fit = bool(kept["fit_answers"][0]) and self.errors[1] <= self.errors[0]
+        self.steps = int(min(RESTORED, kept["steps"][0]))
+        if min(self.start.line.scale, self._fitted.scale) <= 0:
+            raise ValueError("it has steps take no time")
+        self._answer()
+
     @property
     def shown(self) -> Shown:
         """What people are shown."""
         error = median(abs(ratio - 1.0) for ratio in self._recent) if self._recent else None
-        return Shown(self.steps, "fit" if self.by_fit else "start", error, self.bounded, self.rejected)
+        known = [fewest_rows(place) for place, one in enumerate(self._regions) if one.weight > SEEN]
+        margins = {rows: self.line.margin(rows) for rows in known}
+        return Shown(self.steps, "fit" if self.by_fit else "start", error, margins, self.bounded, self.rejected)

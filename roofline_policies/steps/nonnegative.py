@@ -30,11 +30,12 @@ class NonNegativeFit:
     squares problem", CAIP 2005.
     """
 
-    __slots__ = ("coefficients", "features", "keep", "products", "targets")
+    __slots__ = ("coefficients", "features", "keep", "products", "targets", "weight")
 
     def __init__(self, features: int, memory: float) -> None:
         self.features = features
         self.keep = 1.0 - 1.0 / memory
+        self.weight = 0.0
         self.coefficients = [1.0] + [0.0] * (features - 1)
         self.products = [[0.0] * features for _ in range(features)]
         self.targets = [0.0] * features
@@ -47,6 +48,7 @@ class NonNegativeFit:
         # Pairs are counted together, column by column: one by one they would cost the loop three times as much.
         weights = [self.keep**age for age in range(len(targets) - 1, -1, -1)]
         keep, columns = weights[0] * self.keep, [*zip(*rows, strict=True)]
+        self.weight = keep * self.weight + sum(weights)
         for place, column in enumerate(columns):
             weighted = [*map(mul, weights, column)]
             self.targets[place] = keep * self.targets[place] + sum(map(mul, weighted, targets))
@@ -55,10 +57,27 @@ class NonNegativeFit:
                 self.products[place][other] = self.products[other][place] = product
         self.descend()
 
-    def forget(self, keep: float) -> None:
-        """Let all pairs so far weigh ``keep`` times what they do."""
+    def forget(self, most: float) -> None:
+        """Let all pairs so far count for no more than ``most``."""
+        if self.weight <= most:
+            return
+        keep, self.weight = most / self.weight, most
         self.products = [[keep * product for product in row] for row in self.products]
         self.targets = [keep * target for target in self.targets]
+
+    def kept(self) -> list[float]:
+        """What ``restore`` takes."""
+        return [self.weight, *self.coefficients, *self.targets, *(product for row in self.products for product in row)]
+
+    def restore(self, kept: Sequence[float], most: float) -> None:
+        """Go on where another fit of as many features was, whose pairs count for no more than ``most``.
+
+        kept: finite numbers of 0 or more, as many as ``kept`` gives.
+        """
+        (self.weight, *rest), features = kept, self.features
+        self.coefficients, self.targets = rest[:features], rest[features : 2 * features]
+        self.products = [rest[start : start + features] for start in range(2 * features, len(rest), features)]
+        self.forget(most)
 
     def descend(self) -> None:
         """One round over all coefficients."""

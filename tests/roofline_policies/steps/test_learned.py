@@ -1,6 +1,7 @@
-"""What one kind of step learns, against made-up devices whose times are known, and what it promises whatever it is fed."""
+"""What one kind of step learns, against made-up devices whose times are known, and what holds whatever it is fed."""
 
 import pickle
+from itertools import pairwise
 from math import isfinite, log
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_it_is_cautious_at_first_and_less_so_with_every_step():
         kind.observe(predicted_s, sums, sums[0], predicted_s)
         seen.append(kind.line.spread)
     assert seen[0] == pytest.approx(0.3)
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(seen))
     assert seen[-1] == LEAST_SPREAD
 
 

@@ -80,7 +80,8 @@ def test_forgetting_makes_room_and_moves_nothing():
     for _ in range(100):
         fit.descend()
     before = list(fit.coefficients)
-    fit.forget(1e-3)
+    fit.forget(1.0)
+    assert fit.weight == 1.0
     fit.descend()
     assert fit.coefficients == pytest.approx(before, rel=1e-6, abs=1e-9)
     fit.observe(rows[:8].tolist(), (2 * rows[:8] @ [1.0, 0.1, 0.0]).tolist())
