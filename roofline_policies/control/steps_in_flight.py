@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from roofline_policies.contract.view import ForwardMode
@@ -29,8 +29,11 @@ class Told(NamedTuple):
 
 
 class _Step(NamedTuple):
+    """expected_s: predicted_s with what was learned when it was launched."""
+
     mode: ForwardMode
     launched_s: float
+    expected_s: float
     predicted_s: float
     sums: tuple[int, ...]
     rows: int
@@ -108,10 +111,10 @@ class StepsInFlight:
         # A prefill that finds nobody running gives its prompts their first tokens: those are the ones that age.
         tokens = mode is not ForwardMode.PREFILL or not self._waited_for
         self._waited_for = True
-        sums, rows = sums_of(prefill, decode), prefill.new_tokens + decode.new_tokens
-        self._in_flight.append(_Step(mode, now_s, predicted_s, sums, rows, tokens))
-        line = self.kinds[mode].line
-        return Told(line.seconds(predicted_s, sums), line.margin(rows))
+        sums, rows, line = sums_of(prefill, decode), prefill.new_tokens + decode.new_tokens, self.kinds[mode].line
+        expected_s = line.seconds(predicted_s, sums)
+        self._in_flight.append(_Step(mode, now_s, expected_s, predicted_s, sums, rows, tokens))
+        return Told(expected_s, line.margin(rows))
 
     def finished(self, mode: ForwardMode, took_s: float, done_s: float, *, alone: bool = True) -> None:
         """Note that the oldest step in flight ended. alone: see IterationRecord; of others nothing is learned."""
@@ -145,24 +148,21 @@ class StepsInFlight:
 
     def free_s(self, now_s: float) -> float:
         """When the device has ended all steps in flight; now, where none is."""
-        return max(self._done_s, now_s, *(end_s for _, end_s in self._ends()))  # each ends after the one before
+        end_s = self._done_s
+        for step in self._in_flight:  # each begins when the one before has ended
+            end_s = max(end_s, step.launched_s) + step.expected_s
+        return max(end_s, now_s)
 
     def token_age_s(self, now_s: float) -> float:
         """How old the running requests' last tokens are when the next step can start; 0 where nobody waits."""
         if not self._waited_for:
             return 0.0
         free_s, token_s = self._done_s, self._token_s
-        for step, free_s in self._ends():
+        for step in self._in_flight:
+            free_s = max(free_s, step.launched_s) + step.expected_s
             if step.tokens:
                 token_s = free_s
         return 0.0 if token_s is None else max(0.0, max(free_s, now_s) - token_s)
-
-    def _ends(self) -> Iterator[tuple[_Step, float]]:
-        """The steps in flight, oldest first, each with its expected end."""
-        end_s = self._done_s
-        for step in self._in_flight:
-            end_s = max(end_s, step.launched_s) + self.kinds[step.mode].line.seconds(step.predicted_s, step.sums)
-            yield step, end_s
 
     def _corrected(self, times: StepTimes) -> CorrectedSteps:
         known = self.kinds

@@ -228,39 +228,45 @@ class LearnedKind:
         """Learn from the steps of a block, and let the better one answer."""
         correction, by_fit, used = self.start.line, self.by_fit, self.fit.features - 2
         scale, add_s, _, each_s, _ = self._fitted
-        level_s = correction.add_s / correction.scale
-        rows, offs, fits, all_of_start, all_of_fit = [], [], [], 0.0, 0.0
-        seen, most = self.steps - len(self._pending), OUTLIER * self.line.spread
+        level_s, most = correction.add_s / correction.scale, OUTLIER * self.line.spread
+        seen = self.steps - len(self._pending)
+        offs, fits, units = [], [], []
+        judged, judged_start, judged_fit, all_start, all_fit = 0, 0.0, 0.0, 0.0, 0.0
         for predicted_s, sums, batch, measured_s, start_s in self._pending:
             fit_s = scale * predicted_s + add_s + sum(map(mul, each_s, sums))
             expected_s = fit_s if by_fit else start_s
-            bounded_s = min(max(measured_s, expected_s / FARTHEST), expected_s * FARTHEST)
-            self.bounded += bounded_s != measured_s
             self._recent.append(measured_s / expected_s)
-            off, known = log(bounded_s / fit_s), seen / (seen + CAUTION)
-            off_start = log(bounded_s / start_s)
-            seen += 1
-            offs.append(off)
+            if not expected_s <= FARTHEST * measured_s <= FARTHEST**2 * expected_s:
+                measured_s = min(max(measured_s, expected_s / FARTHEST), expected_s * FARTHEST)
+                self.bounded += 1
+            off, off_start, known = log(measured_s / fit_s), log(measured_s / start_s), seen / (seen + CAUTION)
             of_start, of_fit = known * off_start * off_start, known * off * off
-            if abs(off) <= most or abs(off_start) <= most:
-                self._expected.add(1, of_start, of_fit)
-            all_of_start += of_start
-            all_of_fit += of_fit
+            seen += 1
+            all_start += of_start
+            all_fit += of_fit
             self._regions[region(batch)].add(1, of_start, of_fit)
+            if -most <= off <= most or -most <= off_start <= most:
+                judged += 1
+                judged_start += of_start
+                judged_fit += of_fit
+            offs.append(off)
+            fits.append(fit_s)
             # Relative errors count, so all is divided by what the step is expected to take, but for the level: that of
             # the first steps may be off by orders of magnitude, and they would weigh as much more or less.
-            per_s = 1.0 / (predicted_s + level_s)
-            rows.append([predicted_s * per_s, per_s, *[amount * per_s for amount in sums[:used]]])
-            fits.append(fit_s * per_s)
+            units.append(1.0 / (predicted_s + level_s))
         steps = len(offs)
         if steps == BLOCK and self._shifted(offs):
             self.fit.forget(LEFT)
         elif max(offs) > most or min(offs) < -most:
             offs = [min(max(off, -most), most) for off in offs]
-        self._errors.add(steps, all_of_start, all_of_fit)
-        self._whole.add(steps, all_of_fit if by_fit else all_of_start)
+        self._errors.add(steps, all_start, all_fit)
+        self._expected.add(judged, judged_start, judged_fit)
+        self._whole.add(steps, all_fit if by_fit else all_start)
+        predicted, of_sums, *_ = zip(*self._pending, strict=True)
+        columns = [[*map(mul, column, units)] for column in (predicted, *[*zip(*of_sums, strict=True)][:used])]
+        columns.insert(1, units)
         self._pending.clear()
-        self.fit.observe(rows, [*map(mul, fits, map(exp, offs))])
+        self.fit.observe(columns, [*map(mul, map(mul, fits, units), map(exp, offs))])
         found = self.fit.coefficients
         self._fitted = Line(found[0], found[1], each_s=tuple(found[2:]))
         of_start, of_fit = self.errors
@@ -269,7 +275,8 @@ class LearnedKind:
     def _shifted(self, offs: list[float]) -> bool:
         """Whether the fit is off by more than chance in a block. offs: log of measured to expected, of each step."""
         variance = self._errors.variance(True, self._whole.variance)
-        return abs(median(offs)) > SHIFTED * max(LEAST_SPREAD, sqrt(variance)) / sqrt(BLOCK)
+        middle = 0.5 * sum(sorted(offs)[BLOCK // 2 - 1 : BLOCK // 2 + 1])  # the median
+        return abs(middle) > SHIFTED * max(LEAST_SPREAD, sqrt(variance)) / sqrt(BLOCK)
 
     def _answer(self) -> None:
         """What answers from now on, with its spreads."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from operator import mul
 
 DOUBT = 0.003
@@ -40,14 +40,14 @@ class NonNegativeFit:
         self.products = [[0.0] * features for _ in range(features)]
         self.targets = [0.0] * features
 
-    def observe(self, rows: Iterable[Sequence[float]], targets: Sequence[float]) -> None:
-        """Count pairs, oldest first, one or more.
+    def observe(self, columns: Sequence[Sequence[float]], targets: Sequence[float]) -> None:
+        """Count pairs, one or more.
 
-        rows: values of the features, the first above 0, the others 0 or more; all of them finite.
+        columns: the values of each feature, oldest first; of the first above 0, of the others 0 or more; all finite.
         """
         # Pairs are counted together, column by column: one by one they would cost the loop three times as much.
         weights = [self.keep**age for age in range(len(targets) - 1, -1, -1)]
-        keep, columns = weights[0] * self.keep, [*zip(*rows, strict=True)]
+        keep = weights[0] * self.keep
         self.weight = keep * self.weight + sum(weights)
         for place, column in enumerate(columns):
             weighted = [*map(mul, weights, column)]

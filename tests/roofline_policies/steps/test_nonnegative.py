@@ -11,6 +11,11 @@ from roofline_policies.steps.nonnegative import DOUBT, LEAST_SHARE, NonNegativeF
 MEMORY = 64.0
 
 
+def count(fit, rows, targets):
+    """Pairs, a row of features each."""
+    fit.observe(np.asarray(rows, float).T.tolist(), np.asarray(targets, float).tolist())
+
+
 def oracle(rows, targets, memory=MEMORY):
     """The same squares by scipy: rows times the root of their weights, and a row of belief for each further feature."""
     weights = (1 - 1 / memory) ** np.arange(len(rows) - 1, -1, -1.0)
@@ -38,7 +43,7 @@ def test_it_is_the_decayed_non_negative_least_squares(seed, features, block):
     targets = rows @ truth * np.random.default_rng(9).uniform(0.9, 1.1, len(rows))
     fit = NonNegativeFit(features, MEMORY)
     for start in range(0, len(rows), block):
-        fit.observe(rows[start : start + block].tolist(), targets[start : start + block].tolist())
+        count(fit, rows[start : start + block], targets[start : start + block])
     for _ in range(300):
         fit.descend()
     found, expected = np.array(fit.coefficients), oracle(rows, targets)
@@ -53,14 +58,14 @@ def test_a_round_after_each_block_keeps_up():
     targets = rows @ [0.8, 0.05, 0.002, 0.0]
     fit = NonNegativeFit(4, MEMORY)
     for start in range(0, len(rows), 8):
-        fit.observe(rows[start : start + 8].tolist(), targets[start : start + 8].tolist())
+        count(fit, rows[start : start + 8], targets[start : start + 8])
     assert rows[-50:] @ fit.coefficients == pytest.approx(rows[-50:] @ oracle(rows, targets), rel=0.01)
 
 
 def test_what_nothing_tells_apart_is_all_the_first_features():
     fit = NonNegativeFit(3, MEMORY)
     for _ in range(500):
-        fit.observe([[1.0, 50.0, 3.0]], [1.4])
+        count(fit, [[1.0, 50.0, 3.0]], [1.4])
     first, *others = fit.coefficients
     assert first == pytest.approx(1.4)
     assert others == [0.0, 0.0]
@@ -69,14 +74,14 @@ def test_what_nothing_tells_apart_is_all_the_first_features():
 def test_features_that_never_occur_stay_at_nothing():
     fit, without = NonNegativeFit(3, MEMORY), NonNegativeFit(2, MEMORY)
     for amount in range(1, 200):
-        fit.observe([[1.0, amount, 0.0]], [2.0 + amount])
-        without.observe([[1.0, amount]], [2.0 + amount])
+        count(fit, [[1.0, amount, 0.0]], [2.0 + amount])
+        count(without, [[1.0, amount]], [2.0 + amount])
     assert fit.coefficients == [*without.coefficients, 0.0]
 
 
 def test_forgetting_makes_room_and_moves_nothing():
     fit, rows = NonNegativeFit(3, MEMORY), drawn(5, 200, 3)
-    fit.observe(rows.tolist(), (rows @ [1.0, 0.1, 0.0]).tolist())
+    count(fit, rows, rows @ [1.0, 0.1, 0.0])
     for _ in range(100):
         fit.descend()
     before = list(fit.coefficients)
@@ -84,7 +89,7 @@ def test_forgetting_makes_room_and_moves_nothing():
     assert fit.weight == 1.0
     fit.descend()
     assert fit.coefficients == pytest.approx(before, rel=1e-6, abs=1e-9)
-    fit.observe(rows[:8].tolist(), (2 * rows[:8] @ [1.0, 0.1, 0.0]).tolist())
+    count(fit, rows[:8], 2 * rows[:8] @ [1.0, 0.1, 0.0])
     assert rows[:8] @ fit.coefficients == pytest.approx(2 * rows[:8] @ before, rel=0.1)
 
 
@@ -97,7 +102,7 @@ pairs = st.lists(st.tuples(values, amounts, amounts, values), min_size=1, max_si
 def test_whatever_is_counted_coefficients_are_finite_and_none_is_below_nothing(blocks):
     fit = NonNegativeFit(3, MEMORY)
     for block in blocks:
-        fit.observe([row[:3] for row in block], [row[3] for row in block])
+        count(fit, [row[:3] for row in block], [row[3] for row in block])
         first, *others = fit.coefficients
         assert np.isfinite(fit.coefficients).all()
         assert min(others) >= 0.0
