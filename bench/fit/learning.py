@@ -13,7 +13,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -32,13 +32,15 @@ from roofline_policies.steps.times import StepTimes
 
 EMPTY = BatchShape()
 STEPS = 2000
-LARGEST = 256
-CAPTURED = (*range(1, 16), *range(16, LARGEST + 1, 8))
+LARGEST = 128
+CAPTURED = (*range(1, 16), *range(16, 2 * LARGEST + 1, 8))
 NOISE = 0.03
 LEAST_FACTOR = 0.1
 ANSWERS = ("told", "scale and constant", "learned")
 WINDOWS = {"first 100": (0, 100), "to the middle": (100, STEPS // 2), "next 100": (STEPS // 2, STEPS // 2 + 100),
            "to the end": (STEPS // 2 + 100, STEPS)}  # fmt: skip
+TWICE = "twice the batch"
+"""Policies ask for larger batches than ran: what was answered behind the first 100 steps of batches twice as large."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def batches(mode: ForwardMode, seed: int) -> Iterator[tuple[BatchShape, BatchSha
     random = np.random.default_rng(seed)
     running, context = 20.0, 800.0
     for _ in range(STEPS):
-        running = min(LARGEST - 6.0, max(1.0, running * np.exp(0.08 * random.standard_normal()) + (60 - running) / 120))
+        running = min(
+            float(LARGEST), max(1.0, running * np.exp(0.08 * random.standard_normal()) + (60 - running) / 120)
+        )
         context = min(4000.0, max(100.0, context * np.exp(0.03 * random.standard_normal()) + (1000 - context) / 100))
         rows, tokens = int(running), int(int(running) * context)
         decode = BatchShape(rows, rows, tokens, tokens, tokens, rows)
@@ -87,46 +91,67 @@ def batches(mode: ForwardMode, seed: int) -> Iterator[tuple[BatchShape, BatchSha
             yield prefill, decode if mode is ForwardMode.MIXED else EMPTY
 
 
-def errors(plant: Plant, mode: ForwardMode, seed: int) -> dict[str, np.ndarray]:
-    """Absolute relative errors of each answer, by step, and by how much steps exceeded what was promised of them."""
+class Found(NamedTuple):
+    """By step. own, twice: absolute relative errors of ANSWERS, of the batch and of one twice as large, [steps, 3].
+    exceeded: whether the step took longer than its margin says. margin: that."""
+
+    own: np.ndarray
+    twice: np.ndarray
+    exceeded: np.ndarray
+    margin: np.ndarray
+
+
+def errors(plant: Plant, mode: ForwardMode, seed: int) -> Found:
+    """Of steps before they were learned from."""
     correction, learned = StepCorrection(), StepsInFlight(plant.told)
-    random = np.random.default_rng(seed + 1)
-    found: list[list[float]] = []
-    now_s = 0.0
-    for step, (prefill, decode) in enumerate(batches(mode, seed)):
-        graph, rows = mode is ForwardMode.DECODE, prefill.new_tokens + decode.new_tokens
+    random, graph = np.random.default_rng(seed + 1), mode is ForwardMode.DECODE
+    now_s, found = 0.0, []
+
+    def of(step: int, prefill: BatchShape, decode: BatchShape) -> tuple[float, float, list[float]]:
+        """The device's time, what was told, and the errors of all answers."""
         told_s = plant.told.step_s(prefill=prefill, decode=decode, graph=graph)
+        rows = prefill.new_tokens + decode.new_tokens
         true_s = plant.device.step_s(prefill=prefill, decode=decode, graph=graph) * plant.factor(step, rows)
+        assert learned.steps is not None
+        learned_s = learned.steps.step_s(prefill=prefill, decode=decode, graph=graph)
+        answers = (told_s, correction.line.seconds(told_s), learned_s)
+        return true_s, told_s, [abs(one / true_s - 1.0) for one in answers]
+
+    for step, (prefill, decode) in enumerate(batches(mode, seed)):
+        true_s, told_s, own = of(step, prefill, decode)
+        *_, twice = of(step, BatchShape(*(2 * one for one in prefill)), BatchShape(*(2 * one for one in decode)))
         took_s = true_s * max(LEAST_FACTOR, 1.0 + plant.noise * random.standard_normal())
         promised = learned.launched(mode, now_s, prefill, decode)
         assert promised is not None
-        answers = (told_s, correction.line.seconds(told_s), promised.predicted_s)
-        found.append([abs(one / true_s - 1.0) for one in answers]
-                     + [took_s / (promised.predicted_s * promised.margin), promised.margin])  # fmt: skip
+        found.append((own, twice, took_s > promised.predicted_s * promised.margin, promised.margin))
         correction.observe(told_s, took_s)
         now_s += took_s
         learned.finished(mode, took_s, now_s)
-    return dict(zip((*ANSWERS, "exceeded", "margin"), np.array(found).T, strict=True))
+    return Found(*(np.array(column) for column in zip(*found, strict=True)))
 
 
 def summary(plant: Plant, mode: ForwardMode, seed: int) -> dict[str, Any]:
     """Median and 90th percentile of each answer's errors by window, the share of steps that exceeded their margin, and
     the median margin."""
     found = errors(plant, mode, seed)
-    windows = {
-        window: {answer: np.quantile(found[answer][start:end], (0.5, 0.9)).tolist() for answer in ANSWERS}
-        for window, (start, end) in WINDOWS.items()
+    parts = {window: found.own[start:end] for window, (start, end) in WINDOWS.items()} | {TWICE: found.twice[100:]}
+    return {
+        "errors": {
+            window: dict(zip(ANSWERS, np.quantile(part, (0.5, 0.9), axis=0).T.tolist(), strict=True))
+            for window, part in parts.items()
+        },
+        "exceeded": float(found.exceeded.mean()),
+        "margin": float(np.median(found.margin)),
     }
-    exceeded = float(np.mean(found["exceeded"] > 1.0))
-    return {"errors": windows, "exceeded": exceeded, "margin": float(np.median(found["margin"]))}
 
 
 def rendered(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> Table:
     """Three rows for each plant and kind of step, one per answer."""
-    table = Table("told", "steps", "answer", *WINDOWS, "exceeded", "margin", title="median / P90 error in %")
+    columns = (*WINDOWS, TWICE)
+    table = Table("told", "steps", "answer", *columns, "exceeded", "margin", title="median / P90 error in %")
     for (name, mode), one in found.items():
         for answer in ANSWERS:
-            cells = [one["errors"][window][answer] for window in WINDOWS]
+            cells = [one["errors"][column][answer] for column in columns]
             last = answer == ANSWERS[-1]
             table.add_row(
                 name if answer == ANSWERS[0] else "", mode if answer == ANSWERS[0] else "", answer,
@@ -152,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.json:
         print(json.dumps({f"{name}: {mode}": one for (name, mode), one in found.items()}))
     else:
-        Console(width=140).print(rendered(found))
+        Console(width=170).print(rendered(found))
 
 
 if __name__ == "__main__":
