@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.fit import learning
-from bench.fit.learning import ANSWERS, LARGEST, TWICE, WINDOWS, batches, main, plants
+from bench.fit.learning import ANSWERS, LARGEST, TWICE, batches, main, plants
 from roofline_policies.contract.view import ForwardMode
 from roofline_policies.model.batch import BatchShape
 
@@ -14,6 +14,7 @@ from roofline_policies.model.batch import BatchShape
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(learning, "STEPS", 300)
+    monkeypatch.setattr(learning, "WINDOWS", {"first 100": (0, 100), "to the end": (100, 300)})
 
 
 @pytest.mark.parametrize("mode", ForwardMode)
@@ -46,7 +47,7 @@ def test_the_command_tells_errors_and_what_is_learned_is_no_worse(capsys):
     found = json.loads(capsys.readouterr().out)
     assert len(found) == len(plants()) * len(ForwardMode)
     for one in found.values():
-        assert set(one["errors"]) == {*WINDOWS, TWICE}
+        assert set(one["errors"]) == {*learning.WINDOWS, TWICE}
         for answers in one["errors"].values():
             assert set(answers) == set(ANSWERS)
     decode = found["no bias in small batches, 60% in large: decode"]["errors"][TWICE]
