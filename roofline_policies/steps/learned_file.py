@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -19,6 +20,8 @@ EVERY_S, IDLE_EVERY_S = 60.0, 5.0
 """Least time between two writings while requests are there, and while none is: what a minute teaches a server that has
 learned is little, and a server that is stopped had nothing to do before, as a rule. A judgement."""
 
+LEARNED_DIR = "ROOFLINE_LEARNED_DIR"
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,10 +35,14 @@ class Learns(Protocol):
         """Go on from it, or raise ValueError, KeyError or TypeError and change nothing."""
 
 
-def default_file(key: Mapping[str, Any]) -> Path:
-    """Where what is learned under this key is kept: beside the calibrations, in ``calibration_file.folder``."""
+def default_file(key: Mapping[str, Any]) -> Path | None:
+    """Where what is learned under this key is kept: in $ROOFLINE_LEARNED_DIR, nowhere where that is empty; without it
+    beside the calibrations, see ``calibration_file.folder``."""
+    chosen = os.environ.get(LEARNED_DIR)
+    if chosen == "":
+        return None
     slug = re.sub(r"[^a-z0-9]+", "-", f"{key.get('model')} {key.get('device')}".lower()).strip("-")
-    return folder() / f"steps-{slug[:80]}-{_digest(key)}.json"
+    return (folder() if chosen is None else Path(chosen)) / f"steps-{slug[:80]}-{_digest(key)}.json"
 
 
 class LearnedFile:

@@ -23,7 +23,8 @@ def learned_file(scheduler: Scheduler, settings: Settings, served: Served) -> Le
     if settings.learned is None or settings.efficiency is None or scheduler_index():
         return None
     key = key_of(scheduler, settings, served)
-    return LearnedFile(default_file(key) if settings.learned == AUTO else Path(settings.learned), key)
+    file = default_file(key) if settings.learned == AUTO else Path(settings.learned)
+    return None if file is None else LearnedFile(file, key)
 
 
 def key_of(scheduler: Scheduler, settings: Settings, served: Served) -> dict[str, Any]:

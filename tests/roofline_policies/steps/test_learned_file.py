@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from random import Random
 
 import pytest
@@ -205,11 +204,16 @@ def test_a_folder_that_cannot_be_written_is_named_and_the_server_goes_on(tmp_pat
 
 def test_its_place_is_beside_the_calibrations_and_follows_all_of_the_key(monkeypatch, tmp_path):
     monkeypatch.setenv("ROOFLINE_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("ROOFLINE_LEARNED_DIR", raising=False)
     files = {default_file(KEY), default_file({**KEY, "threads": 2}), default_file({**KEY, "layout": {"tp": 1}})}
     assert len(files) == 3
     assert {file.parent for file in files} == {tmp_path}
     assert all(file.name.startswith("steps-llama-nvidia-h200-") for file in files)
-    assert os.fspath(default_file(KEY)) == os.fspath(default_file(dict(reversed(KEY.items()))))
+    assert default_file(KEY) == default_file(dict(reversed(KEY.items())))
+    monkeypatch.setenv("ROOFLINE_LEARNED_DIR", str(tmp_path / "elsewhere"))
+    assert default_file(KEY).parent == tmp_path / "elsewhere"
+    monkeypatch.setenv("ROOFLINE_LEARNED_DIR", "")
+    assert default_file(KEY) is None
 
 
 def test_a_server_with_drafts_does_not_take_what_one_without_learned(file, learned, caplog):
