@@ -30,6 +30,7 @@ from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import KnobsUpdate, decides_here
 from sglang_patches.server.company import of_this_rank
 from sglang_patches.server.facts import of_server, tell
+from sglang_patches.server.learned import learned_file
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
@@ -99,6 +100,7 @@ def attach(result: None, scheduler: Scheduler, server_args: ServerArgs, port_arg
     covered = settings.ceilings.covering(*served.model.precisions)
     settings = replace(settings, ceilings=covered)
     setattr(server_args, SETTINGS, settings)
+    served = replace(served, learned=learned_file(scheduler, settings, served))
     decider = Decider(scheduler, settings, served, company)
     join(scheduler, decider.applier, decider)
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from roofline_policies.errors import RooflineError
+from roofline_policies.steps.learned_file import LEARNED_DIR
 
 HOST = "127.0.0.1"
 TAIL_LINES = 30
@@ -53,7 +54,8 @@ class Server:
         self._log_path = log_path
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
-        self._env = {**os.environ, **(env or {})}
+        # A fresh server is one that nothing before it has taught, unless its arguments name a file.
+        self._env = {**os.environ, LEARNED_DIR: "", **(env or {})}
         self._command = list(command)
         self._waiting = waiting or (lambda seconds: None)
         self._process: subprocess.Popen[bytes] | None = None

@@ -40,6 +40,8 @@ class IterationRecord(NamedTuple):
     step_s: wall time the step took from the server's point of view: since the previous step was done in a busy stretch,
         host time and launch gaps included; equal to ``seconds`` after an idle pause.
     alone: False where the step waited for prompts of another rank of data-parallel attention: its time is theirs.
+    predicted_s: what step_s was expected to be when it was launched, with what was learned until then; None where steps
+        are not predicted. margin: the factor by which it was hardly to exceed that.
     """
 
     iteration: int
@@ -55,6 +57,8 @@ class IterationRecord(NamedTuple):
     done_s: float
     step_s: float
     alone: bool = True
+    predicted_s: float | None = None
+    margin: float | None = None
 
 
 class QueueState(NamedTuple):
@@ -127,6 +131,7 @@ class SchedulerView(NamedTuple):
     predictor: the same without the correction.
     decisions: how many there were before this one.
     acceptance: for each draft position, the share accepted of the drafts that got there; None without drafts.
+    rows_per_request: rows that a decode step runs per request; more than one where drafts are verified.
     """
 
     now_s: float
@@ -149,3 +154,4 @@ class SchedulerView(NamedTuple):
     predictor: StepTimes | None = None
     decisions: int = 0
     acceptance: tuple[float, ...] | None = None
+    rows_per_request: int = 1

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from roofline_policies.contract.decision import Bounds, Decision, Knob, KnobChange, Knobs
 from roofline_policies.contract.view import ForwardMode, IterationRecord, QueueState, SchedulerView
-from roofline_policies.control.steps_in_flight import StepsInFlight
+from roofline_policies.control.steps_in_flight import StepsInFlight, Told
 from roofline_policies.control.transitions import Transitions, TransitionSettings
 from roofline_policies.control.window import GapWindow, Phase
 from roofline_policies.device.hardware import Ceilings
@@ -123,6 +123,8 @@ class Controller:
 
     Call ``observe`` with every finished iteration, ``launched`` with every iteration that starts, ``decide`` before a
     scheduling pass that can admit something; times are monotonic seconds of the caller's clock.
+
+    predictor: of step times, None where there is none. rows_per_request: see SchedulerView.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Controller:
         settings: ControllerSettings,
         started_s: float,
         predictor: StepTimes | None = None,
+        rows_per_request: int = 1,
     ) -> None:
         self.policy = policy
         self.ceilings = ceilings
@@ -161,7 +164,8 @@ class Controller:
         }
         self.last_record: IterationRecord | None = None
         self.last_change: tuple[QueueState, Decision] | None = None
-        self.in_flight = StepsInFlight(predictor)
+        self.rows_per_request = rows_per_request
+        self.in_flight = StepsInFlight(predictor, drafts=rows_per_request > 1)
         self.decisions = 0
         self._gaps = GapWindow(settings.gaps)
         self._transitions = Transitions(settings.transitions(), bounds, launch)
@@ -189,12 +193,13 @@ class Controller:
 
     def launched(
         self, mode: ForwardMode, now_s: float, prefill: BatchShape = EMPTY, decode: BatchShape = EMPTY
-    ) -> None:
+    ) -> Told | None:
         """Note that an iteration starts; what decode has waited for is known before its result is.
 
-        prefill, decode: what it runs, as the predictor is asked for it.
+        prefill, decode: what it runs, as the predictor is asked for it. Returns what is expected of it, None where
+        steps are not predicted.
         """
-        self.in_flight.launched(mode, now_s, prefill, decode)
+        told = self.in_flight.launched(mode, now_s, prefill, decode)
         if mode is not ForwardMode.DECODE:
             self._prefilled_s = self.in_flight.free_s(now_s)  # a long prompt's step is not a time without one
         if mode is ForwardMode.PREFILL:
@@ -202,6 +207,7 @@ class Controller:
         else:
             self._prefills_since_decode = 0
             self._decode_launched_s = now_s
+        return told
 
     def pause(self) -> None:
         """Note that nobody waits for a next token: the next gap would measure the pause, not the server."""
@@ -267,6 +273,7 @@ class Controller:
             steps=self.in_flight.steps,
             predictor=self.predictor,
             decisions=self.decisions,
+            rows_per_request=self.rows_per_request,
         )
 
     def adopt(

@@ -7,13 +7,14 @@ from statistics import quantiles
 from typing import Any
 
 from roofline_policies.contract.decision import Decision, Knob
-from roofline_policies.contract.view import QueueState
+from roofline_policies.contract.view import ForwardMode, QueueState
 from roofline_policies.control.controller import Controller
 from roofline_policies.control.window import Phase
 from roofline_policies.device.plausible import doubt
 from roofline_policies.device.roofline import OperatingPoint
 from roofline_policies.plain import type_name
 from roofline_policies.slo.capacity import Capacity, binding
+from roofline_policies.steps.correction import PROMPT_SUMS, ROW_SUMS
 
 
 class LoopTimer:
@@ -97,7 +98,7 @@ def status(controller: Controller, now_s: float, queue: QueueState) -> dict[str,
             "e2e_s": controller.slo.e2e_s,
         },
         "predictor": None if controller.predictor is None else type_name(controller.predictor),
-        "correction": {mode.value: line._asdict() for mode, line in controller.in_flight.lines.items()},
+        "correction": _learned(controller),
         "iterations": controller.iterations,
         **{
             mode.value: point_to_dict(phase, phase.now(now_s) if runs else None, controller, now_s)
@@ -138,6 +139,22 @@ def status(controller: Controller, now_s: float, queue: QueueState) -> dict[str,
         "cache_hit_rate": queue.cache_hit_rate,
         "uptime_s": now_s - controller.started_s,
     }
+
+
+def _learned(controller: Controller) -> dict[str, Any]:
+    """For each kind of step that ran: what is expected of it beside its prediction, how well, and what answers."""
+    lines, pages = controller.in_flight.lines, {}
+    for mode, shown in controller.in_flight.shown.items():
+        line, names = lines[mode], ROW_SUMS if mode is ForwardMode.DECODE else PROMPT_SUMS
+        pages[mode.value] = {
+            "scale": line.scale,
+            "add_s": line.add_s,
+            "each_s": dict(zip(names, line.each_s, strict=False)),
+            "spread": line.spread,
+            "margin": line.margin(),
+            **shown._asdict(),
+        }
+    return pages
 
 
 def _capacity(one: Capacity) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from roofline_policies.contract.view import ForwardMode
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.steps.correction import CorrectedSteps, Line, StepCorrection
+from roofline_policies.steps.correction import CorrectedSteps, Line, sums_of
+from roofline_policies.steps.learned import FADES_EVERY, LearnedKind, Shown, Whole
 from roofline_policies.steps.times import StepTimes
 
 MOST_IN_FLIGHT = 512
@@ -16,30 +17,73 @@ MOST_IN_FLIGHT = 512
 oldest steps are forgotten."""
 
 
+OF_PROMPTS, OF_ROWS, OF_DRAFTS = 3, 2, 3
+"""How many of ``sums_of`` a step depends on. Without drafts a request has one row: there is nothing to tell apart."""
+
+
+class Told(NamedTuple):
+    """What was expected of a step when it was launched: seconds, and the factor that it hardly ever exceeds."""
+
+    predicted_s: float
+    margin: float
+
+
 class _Step(NamedTuple):
+    """expected_s: predicted_s with what was learned when it was launched."""
+
     mode: ForwardMode
     launched_s: float
+    expected_s: float
     predicted_s: float
+    sums: tuple[int, ...]
+    rows: int
     tokens: bool
 
 
 class StepsInFlight:
     """Follows steps from their launch to their end. O(1), ``token_age_s`` O(steps whose end was not told yet).
 
-    Without a predictor, ``steps`` is None and no age is known.
+    drafts: whether decode steps run several rows per request. Without a predictor (times), ``steps`` is None and no age
+    is known.
 
     Under the overlap schedule the next step is decided while one still runs, so what matters is not the clock but when
     that one ends.
     """
 
-    def __init__(self, times: StepTimes | None) -> None:
+    def __init__(self, times: StepTimes | None, *, drafts: bool = False) -> None:
         self._times = times
-        self._corrections = {mode: StepCorrection() for mode in ForwardMode}
+        self._drafts = drafts
+        self._whole, self.kinds = self._untaught()
+        self._until_fade = FADES_EVERY
         self._in_flight: deque[_Step] = deque(maxlen=MOST_IN_FLIGHT)
         self._done_s = float("-inf")
         self._token_s: float | None = None
         self._waited_for = False
         self._steps: CorrectedSteps | None = None
+
+    def _untaught(self) -> tuple[Whole, dict[ForwardMode, LearnedKind]]:
+        whole = Whole()
+        return whole, {
+            ForwardMode.PREFILL: LearnedKind(OF_PROMPTS, whole),
+            ForwardMode.DECODE: LearnedKind(OF_DRAFTS if self._drafts else OF_ROWS, whole),
+            ForwardMode.MIXED: LearnedKind(OF_PROMPTS + 1, whole),
+        }
+
+    def kept(self) -> dict[str, Any]:
+        """What was learned, ready for JSON, for ``restore`` of another one. O(1), of fixed size."""
+        return {"errors": self._whole.kept(), **{mode.value: learned.kept() for mode, learned in self.kinds.items()}}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Go on from what another one learned, in place of what was learned here. All of it, or nothing.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not what ``kept`` of a server like this one gives.
+        """
+        whole, kinds = self._untaught()
+        whole.restore(kept["errors"])
+        for mode, learned in kinds.items():
+            learned.restore(kept[mode.value])
+        self._whole, self.kinds, self._steps = whole, kinds, None
 
     @property
     def steps(self) -> CorrectedSteps | None:
@@ -51,18 +95,26 @@ class StepsInFlight:
     @property
     def lines(self) -> dict[ForwardMode, Line]:
         """What was learned, for each kind of step that ran."""
-        return {mode: learned.line for mode, learned in self._corrections.items() if learned.steps}
+        return {mode: learned.line for mode, learned in self.kinds.items() if learned.steps or learned.rejected}
 
-    def launched(self, mode: ForwardMode, now_s: float, prefill: BatchShape, decode: BatchShape) -> None:
-        """Note that a step starts as soon as the device is free."""
+    @property
+    def shown(self) -> dict[ForwardMode, Shown]:
+        """What people are shown of it."""
+        return {mode: learned.shown for mode, learned in self.kinds.items() if learned.steps or learned.rejected}
+
+    def launched(self, mode: ForwardMode, now_s: float, prefill: BatchShape, decode: BatchShape) -> Told | None:
+        """Note that a step starts as soon as the device is free, and tell what is expected of it."""
         if self._times is None:
-            return
+            return None
         graph = mode is ForwardMode.DECODE
         predicted_s = self._times.step_s(prefill=prefill, decode=decode, graph=graph)
         # A prefill that finds nobody running gives its prompts their first tokens: those are the ones that age.
         tokens = mode is not ForwardMode.PREFILL or not self._waited_for
         self._waited_for = True
-        self._in_flight.append(_Step(mode, now_s, predicted_s, tokens))
+        sums, rows, line = sums_of(prefill, decode), prefill.new_tokens + decode.new_tokens, self.kinds[mode].line
+        expected_s = line.seconds(predicted_s, sums)
+        self._in_flight.append(_Step(mode, now_s, expected_s, predicted_s, sums, rows, tokens))
+        return Told(expected_s, line.margin(rows))
 
     def finished(self, mode: ForwardMode, took_s: float, done_s: float, *, alone: bool = True) -> None:
         """Note that the oldest step in flight ended. alone: see IterationRecord; of others nothing is learned."""
@@ -73,7 +125,12 @@ class StepsInFlight:
             self._in_flight.clear()
             return
         if alone:
-            self._corrections[mode].observe(step.predicted_s, took_s)
+            self.kinds[mode].observe(step.predicted_s, step.sums, step.rows, took_s)
+            self._until_fade -= 1
+            if not self._until_fade:
+                self._until_fade = FADES_EVERY
+                for learned in self.kinds.values():
+                    learned.fade()
             self._steps = None
         self._done_s = done_s
         if step.tokens:
@@ -91,29 +148,30 @@ class StepsInFlight:
 
     def free_s(self, now_s: float) -> float:
         """When the device has ended all steps in flight; now, where none is."""
-        return max(self._done_s, now_s, *(end_s for _, end_s in self._ends()))  # each ends after the one before
+        end_s = self._done_s
+        for step in self._in_flight:  # each begins when the one before has ended
+            end_s = max(end_s, step.launched_s) + step.expected_s
+        return max(end_s, now_s)
 
     def token_age_s(self, now_s: float) -> float:
         """How old the running requests' last tokens are when the next step can start; 0 where nobody waits."""
         if not self._waited_for:
             return 0.0
         free_s, token_s = self._done_s, self._token_s
-        for step, free_s in self._ends():
+        for step in self._in_flight:
+            free_s = max(free_s, step.launched_s) + step.expected_s
             if step.tokens:
                 token_s = free_s
         return 0.0 if token_s is None else max(0.0, max(free_s, now_s) - token_s)
 
-    def _ends(self) -> Iterator[tuple[_Step, float]]:
-        """The steps in flight, oldest first, each with its expected end."""
-        end_s = self._done_s
-        for step in self._in_flight:
-            end_s = max(end_s, step.launched_s) + self._corrections[step.mode].line.seconds(step.predicted_s)
-            yield step, end_s
-
     def _corrected(self, times: StepTimes) -> CorrectedSteps:
-        known = self._corrections
+        known = self.kinds
         prefill, decode, mixed = known[ForwardMode.PREFILL], known[ForwardMode.DECODE], known[ForwardMode.MIXED]
-        # A kind of step that has not run errs most likely as its nearest relative does.
-        of_prefill = prefill.line if prefill.steps or not mixed.steps else mixed.line
-        of_mixed = mixed.line if mixed.steps or not prefill.steps else prefill.line
+        # A kind that has not run errs most likely as its nearest relative does; its margin says that it has not.
+        of_prefill = prefill.line if prefill.steps or not mixed.steps else _like(mixed.line, prefill.line)
+        of_mixed = mixed.line if mixed.steps or not prefill.steps else _like(prefill.line, mixed.line)
         return CorrectedSteps(times, of_prefill, decode.line, of_mixed, {})
+
+
+def _like(relative: Line, own: Line) -> Line:
+    return relative._replace(spread=own.spread, spreads=own.spreads)

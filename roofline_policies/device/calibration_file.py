@@ -78,7 +78,7 @@ def write(file: Path, key: Mapping[str, Any], state: DeviceState, calibration: C
         "ceilings": calibration.ceilings.to_dict(),
     }
     try:
-        _write(file, json.dumps(content, indent=1) + "\n")
+        write_whole(file, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         logger.warning("could not keep the calibration in %s: %s", file, error)
 
@@ -92,7 +92,7 @@ def _same(then: DeviceState, now: DeviceState) -> None:
         raise ValueError(f"it was measured under a power limit of {limits[0]:.0f} W, this is {limits[1]:.0f} W")
 
 
-def _write(file: Path, text: str) -> None:
+def write_whole(file: Path, text: str) -> None:
     """Writes a whole file or nothing: another process sees the old one or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".new")

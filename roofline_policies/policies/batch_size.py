@@ -20,6 +20,9 @@ attend to changes from moment to moment, and a cap that followed it would drain 
 REACH = 2
 """A batch grows to at most this many times the requests that run or wait before there is another look."""
 
+DRAFTS = "a step of drafts yields several tokens, and how many is not known"
+"""Why BatchSize idles there: a step may take longer than a token may, by as many as it yields."""
+
 LOOK_EVERY = 8
 """Decisions between two looks: the cap moves once per dwell at most, and a prediction costs time."""
 
@@ -52,11 +55,13 @@ class BatchSize:
         """Why nothing is decided on this server, None where it is."""
         if not view.bounds.movable(Knob.MAX_RUNNING_REQUESTS):
             return view.bounds.immovable[Knob.MAX_RUNNING_REQUESTS]
+        if view.rows_per_request > 1:
+            return DRAFTS
         return NOT_PREDICTED if view.steps is None else None
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """A target for max_running_requests; nothing while no request decodes, or none would meet the cap."""
-        if view.decisions % LOOK_EVERY or view.queue.running == 0 or view.steps is None:
+        if view.decisions % LOOK_EVERY or view.queue.running == 0 or view.steps is None or view.rows_per_request > 1:
             return ()
         found, now = self._wanted(view), view.knobs.max_running_requests
         if found is not None:

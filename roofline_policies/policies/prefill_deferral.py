@@ -132,7 +132,7 @@ class PrefillDeferral:
             return self._beside_peers(view, steps, limits)
         decode = running_shape(view)
         decode_s = steps.step_s(decode=decode, graph=True)
-        slow_decode_s = decode_s * steps.margin(prefill=False, decode=True)
+        slow_decode_s = decode_s * steps.margin(prefill=False, decode=True, rows=decode.new_tokens)
         left_s, due = self._left_s(view, decode, slow_decode_s)
         plan = self._plan(_Moment(view, steps, limits, decode, decode_s, slow_decode_s, left_s))
         if plan is None:
@@ -184,7 +184,8 @@ class PrefillDeferral:
         if steps is None or not (view.knobs.mixed_chunk or view.bounds.movable(Knob.MIXED_CHUNK)):
             return both_s
         least_s = steps.step_s(prefill=prompt_shape(view, self.min_chunk_tokens), decode=decode)
-        return target_s if least_s * steps.margin(prefill=True, decode=True) <= target_s else both_s
+        margin = steps.margin(prefill=True, decode=True, rows=self.min_chunk_tokens + decode.new_tokens)
+        return target_s if least_s * margin <= target_s else both_s
 
     @staticmethod
     def _calm(view: SchedulerView) -> bool:
@@ -237,25 +238,28 @@ class PrefillDeferral:
         """The largest chunk of one kind of step that fits, None where the least does not.
 
         Times grow with the tokens and ever faster (attention), so a chord lies above them, and where it meets the limit
-        the step fits. It starts at the chunk that is set: most times that one is the answer.
+        the step fits, unless the margin is another there; each guess is priced. It starts at the chunk that is set:
+        most times that one is the answer.
         """
         view, queue, limits = now.view, now.view.queue, now.limits
         rows, beside = (queue.running, now.decode) if mixed else (0, EMPTY)
-        margin = now.steps.margin(prefill=True, decode=mixed)
-        most_s = (now.left_s if mixed else now.left_s - now.slow_decode_s) / margin
+        most_s = now.left_s if mixed else now.left_s - now.slow_decode_s
         waiting = queue.next_prefill_tokens or limits.high  # a prompt may come in the very pass that is decided
         most = min(waiting, limits.high - rows)
         if most < 1 or most_s <= 0:
             return None
         least = min(most, self.min_chunk_tokens)
 
-        def expected_s(tokens: int) -> float:
-            return now.steps.step_s(prefill=prompt_shape(view, tokens), decode=beside)
+        def margin(tokens: int) -> float:
+            return now.steps.margin(prefill=True, decode=mixed, rows=tokens + rows)
+
+        def slow_s(tokens: int) -> float:
+            return now.steps.step_s(prefill=prompt_shape(view, tokens), decode=beside) * margin(tokens)
 
         guess = min(most, max(least, (view.knobs.prefill_chunk_tokens or limits.high) - rows))
         low, low_s, high, high_s = 0, 0.0, 0, 0.0
         for _ in range(MOST_GUESSES):
-            seconds = expected_s(guess)
+            seconds = slow_s(guess)
             if seconds <= most_s:
                 low, low_s = guess, seconds
             else:
@@ -274,8 +278,9 @@ class PrefillDeferral:
                 break
         if not low:
             return None
-        cost_s = (low_s - now.decode_s if mixed else low_s) / low
-        takes_s = low_s * margin + (0.0 if mixed else now.slow_decode_s)
+        expected_s = low_s / margin(low)
+        cost_s = (expected_s - now.decode_s if mixed else expected_s) / low
+        takes_s = low_s + (0.0 if mixed else now.slow_decode_s)
         # Chunks go in steps: one that takes all that waits must not cut off its last tokens.
         up = limits.step - 1 if low == most else 0
         return _Plan(mixed, limits.clamp(low + rows + up), low, cost_s, takes_s)

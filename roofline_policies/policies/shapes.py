@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from roofline_policies.contract.view import SchedulerView
 from roofline_policies.model.batch import BatchShape
+from roofline_policies.steps.speculation import verify_shape
 
 NOT_PREDICTED = "step times are not predicted here (efficiency)"
 """Why a policy that asks a predictor idles where there is none."""
@@ -27,9 +28,11 @@ def prompt_shape(view: SchedulerView, tokens: int) -> BatchShape:
 
 
 def running_shape(view: SchedulerView) -> BatchShape:
-    """One token of each running request; empty where nothing runs."""
+    """One token of each running request, or all of its drafts; empty where nothing runs."""
     running = view.queue.running
     if not running:
         return BatchShape()
     context = max(running, view.queue.decode_context_tokens)
+    if view.rows_per_request > 1:
+        return verify_shape(running, context - running, view.rows_per_request - 1)
     return BatchShape(running, running, context, context, context, running)

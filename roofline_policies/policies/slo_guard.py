@@ -58,10 +58,12 @@ class SloGuard:
         left_s = self.itl_p99_s - view.token_age_s
         mixed = view.knobs.mixed_chunk
         if not mixed:
-            left_s -= steps.step_s(decode=decode, graph=True) * steps.margin(prefill=False, decode=True)
+            left_s -= steps.step_s(decode=decode, graph=True) * steps.margin(
+                prefill=False, decode=True, rows=decode.new_tokens
+            )
         chunk, beside = limits.high, decode if mixed else EMPTY
-        margin = steps.margin(prefill=True, decode=mixed)
         while chunk > limits.low:
+            margin = steps.margin(prefill=True, decode=mixed, rows=chunk + beside.new_tokens)
             takes_s = steps.step_s(prefill=prompt_shape(view, chunk), decode=beside) * margin
             if takes_s <= left_s:
                 break

@@ -98,6 +98,8 @@ class Settings:
     efficiency: what step times are predicted with; AUTO: what is shipped for the device, else the roofline; ROOFLINE:
         the roofline of their work; None: they are not predicted.
     record: path of the file that finished iterations are appended to, None for none.
+    learned: path of the file that keeps what was learned of step times; AUTO: one for this model, device and layout
+        beside the calibrations; None: it is learned anew at each launch.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Settings:
     efficiency: Efficiency | str | None = AUTO
     log_interval_s: float = 10.0
     record: str | None = None
+    learned: str | None = AUTO
 
     def bounds_for(self, launch: Mapping[Knob, Range], immovable: Mapping[Knob, str]) -> Bounds:
         """The launch ranges, narrowed by the configuration.
@@ -167,14 +170,14 @@ def load(source: str | Policy, *, overrides: Sequence[str] = (), packages: Seque
 
 def _from_file(path: Path, shown: str, overrides: Sequence[str], packages: Sequence[str]) -> Settings:
     tree = _compose(path, shown, overrides)
-    known = ["hardware", "slo", "policy", "efficiency", "controller", "bounds", "log_interval_s", "record"]
+    known = ["hardware", "slo", "policy", "efficiency", "controller", "bounds", "log_interval_s", "record", "learned"]
     for key in tree:
         if key not in known:
             raise InputError("unknown key", where=shown, key=str(key), allowed=known)
     if "policy" not in tree:
         raise InputError("missing key", where=shown, key="policy", allowed="a mapping with a _target_")
     ceilings, usd_per_h = _hardware(tree.get("hardware") or {}, shown)
-    log = build(_Log, {key: tree[key] for key in ("log_interval_s", "record") if key in tree}, where=shown, key="")
+    log = build(_Log, {key: tree[key] for key in _Log.__slots__ if key in tree}, where=shown, key="")
     return Settings(
         name=path.stem,
         source=shown,
@@ -187,6 +190,7 @@ def _from_file(path: Path, shown: str, overrides: Sequence[str], packages: Seque
         efficiency=_efficiency(tree.get("efficiency", AUTO), shown),
         log_interval_s=log.log_interval_s,
         record=log.record,
+        learned=log.learned,
     )
 
 
@@ -194,12 +198,15 @@ def _from_file(path: Path, shown: str, overrides: Sequence[str], packages: Seque
 class _Log:
     log_interval_s: float = 10.0
     record: str | None = None
+    learned: str | None = AUTO
 
     def __post_init__(self) -> None:
         if not 0 < self.log_interval_s < float("inf"):
             raise FieldError("log_interval_s", self.log_interval_s, "a number of seconds greater than 0")
         if self.record is not None and not self.record.strip():
             raise FieldError("record", self.record, "path of a file, or null for none")
+        if self.learned is not None and not self.learned.strip():
+            raise FieldError("learned", self.learned, f"{AUTO}, path of a file, or null for none")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,11 @@
-"""What a predictor of step times gets wrong, learned from the steps that it predicted: a scale, a time, a spread."""
+"""What a predictor of step times gets wrong, as it is used: seconds and margin of a step that has not run.
+
+``StepCorrection`` learns the least of it, a scale and a constant; ``learned`` learns more where there is more.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from math import sqrt
 from typing import NamedTuple
 
@@ -40,15 +44,62 @@ all steps are of one size, nothing tells a constant from a factor, and this give
 sizes differ by more than about 14%, its square root, decide for themselves. A judgement."""
 
 
+REGIONS = 8
+"""Of batch size, by rows: 1, 2 to 7, 8 to 31, and so on by factors of 4 to 8,192 or more. A step's error changes where
+what binds it changes, and that is a matter of factors and not of single rows."""
+
+
 class Line(NamedTuple):
-    """Seconds of a step of one kind: ``scale * predicted + add_s``, and their relative standard deviation."""
+    """Seconds of a step of one kind, and their relative standard deviation::
+
+        scale * predicted + add_s + sum of each_s * sums
+
+    each_s: seconds for one of each of the kind's sums (``sums_of``); empty: none. spreads: standard deviation by region
+    of rows; empty: ``spread`` everywhere.
+    """
 
     scale: float = 1.0
     add_s: float = 0.0
     spread: float = PRIOR_SPREAD
+    each_s: tuple[float, ...] = ()
+    spreads: tuple[float, ...] = ()
 
-    def seconds(self, predicted_s: float) -> float:
-        return self.scale * predicted_s + self.add_s
+    def seconds(self, predicted_s: float, sums: Iterable[int] = ()) -> float:
+        """Of a step with these sums, in the order of ``sums_of``; those beyond ``each_s`` cost nothing of their own."""
+        seconds = self.scale * predicted_s + self.add_s
+        for each_s, amount in zip(self.each_s, sums, strict=False):
+            seconds += each_s * amount
+        return seconds
+
+    def margin(self, rows: int = 0) -> float:
+        """Factor above 1 by which a step hardly ever takes longer. rows: of the batch; 0: of any size."""
+        return 1.0 + Z * (self.spreads[region(rows)] if rows and self.spreads else self.spread)
+
+
+def region(rows: int) -> int:
+    """Of REGIONS, by rows of a batch."""
+    return min(rows.bit_length() // 2, REGIONS - 1)
+
+
+def fewest_rows(place: int) -> int:
+    """Of the batches in a region."""
+    return 1 << max(0, 2 * place - 1)
+
+
+PROMPT_SUMS = ("prompt_tokens", "pairs", "requests", "decode_kv_tokens")
+ROW_SUMS = ("requests", "kv_tokens", "rows")
+
+
+def sums_of(prefill: BatchShape, decode: BatchShape) -> tuple[int, ...]:
+    """What a step's time can depend on beside its prediction: PROMPT_SUMS of one with prompts, else ROW_SUMS.
+
+    Pairs are scores that are not masked. Drafts make rows more than requests.
+    States of requests are as many as requests, and the experts that a batch reaches are in the prediction.
+    """
+    if not prefill.requests:
+        return (decode.requests, decode.context_tokens, decode.new_tokens)
+    requests = prefill.requests + decode.requests
+    return (prefill.new_tokens, prefill.causal_pairs, requests, decode.context_tokens)
 
 
 class StepCorrection:
@@ -77,18 +128,42 @@ class StepCorrection:
         self._y = self._y * keep + ratio
         self._xx = self._xx * keep + x * x
         self._xy = self._xy * keep + x * ratio
-        mean_x, mean_y = self._x / self._weight, self._y / self._weight
-        variance_x = max(0.0, self._xx / self._weight - mean_x * mean_x)
-        covariance = self._xy / self._weight - mean_x * mean_y
-        add_s = max(0.0, covariance / (variance_x + FLATNESS * mean_x * mean_x))
-        add_s = min(add_s, 0.9 * mean_y / mean_x)  # the scale stays positive
-        scale = mean_y - add_s * mean_x
+        scale, add_s = self._solved()
         residual = (ratio - scale - add_s * x) / (scale + add_s * x)
         self.steps += 1
         # The first steps are averaged with the prior; from there on the past decays.
         share = max(1.0 - keep, 1.0 / (self.steps + 8.0))
         self._variance += share * (residual * residual - self._variance)
         self.line = Line(scale, add_s, max(LEAST_SPREAD, sqrt(self._variance)))
+
+    def _solved(self) -> tuple[float, float]:
+        """Scale and constant of the regression."""
+        mean_x, mean_y = self._x / self._weight, self._y / self._weight
+        variance_x = max(0.0, self._xx / self._weight - mean_x * mean_x)
+        covariance = self._xy / self._weight - mean_x * mean_y
+        add_s = max(0.0, covariance / (variance_x + FLATNESS * mean_x * mean_x))
+        add_s = min(add_s, 0.9 * mean_y / mean_x)  # the scale stays positive
+        scale = mean_y - add_s * mean_x
+        return scale, add_s
+
+    def kept(self) -> list[float]:
+        """What ``restored`` takes."""
+        return [self._weight, self._x, self._y, self._xx, self._xy, self._variance]
+
+    @classmethod
+    def restored(cls, kept: Sequence[float], most: float) -> StepCorrection:
+        """One that goes on where another one was, with no more evidence than ``most`` steps.
+
+        kept: six finite numbers of 0 or more.
+        """
+        made = cls()
+        less = min(1.0, most / kept[0]) if kept[0] else 1.0
+        made._weight, made._x, made._y, made._xx, made._xy = (less * one for one in kept[:5])
+        made._variance = kept[5]
+        made.steps = round(made._weight)
+        if made._weight:
+            made.line = Line(*made._solved(), max(LEAST_SPREAD, sqrt(made._variance)))
+        return made
 
 
 class CorrectedSteps(NamedTuple):
@@ -111,14 +186,20 @@ class CorrectedSteps(NamedTuple):
             return known
         line = self._line(prefill, decode)
         seconds = line.scale * self.times.step_s(prefill=prefill, decode=decode, graph=graph) + line.add_s
+        if line.each_s:
+            for each_s, amount in zip(line.each_s, sums_of(prefill, decode), strict=False):
+                seconds += each_s * amount
         if self.asked is not None:
             self.asked[question] = seconds
         return seconds
 
-    def margin(self, *, prefill: bool, decode: bool) -> float:
-        """Factor above 1 by which a step of this kind hardly ever takes longer than expected."""
+    def margin(self, *, prefill: bool, decode: bool, rows: int = 0) -> float:
+        """Factor above 1 by which a step of this kind hardly ever takes longer than expected.
+
+        rows: of the batch, prompt tokens and rows that decode; 0: of any size.
+        """
         line = (self.mixed if decode else self.prefill) if prefill else self.decode
-        return 1.0 + Z * line.spread
+        return line.margin(rows)
 
     def _line(self, prefill: BatchShape, decode: BatchShape) -> Line:
         if not prefill.requests:

@@ -12,6 +12,7 @@ from roofline_policies.contract.decision import Decision
 from roofline_policies.contract.view import ForwardMode, IterationRecord, QueueState
 from roofline_policies.control.chunk import chunk_of_pass
 from roofline_policies.control.controller import DECIDE_AT_LEAST_EVERY_S, STALLED_AFTER, Controller, State
+from roofline_policies.control.steps_in_flight import Told
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.slo.admission import NO_TARGET_S, Admission, Rank, Ticket
 from roofline_policies.slo.capacity import Capacity
@@ -24,6 +25,8 @@ from roofline_policies.testing.machine import Machine
 from roofline_policies.testing.results import Answer, Moment, Request, Run, Step
 
 EMPTY = BatchShape()
+
+NOT_TOLD = (None, None)
 
 RECENT_ANSWERS = 64
 """Answers whose lengths tell how long the next ones are at least: the tenth of them that is shortest is left out."""
@@ -74,6 +77,7 @@ class _Batch(NamedTuple):
     done_s: float
     step_s: float
     followed: bool
+    told: Told | None
 
 
 class Server:
@@ -292,8 +296,9 @@ class Server:
         factor = machine.bias * max(0.1, 1.0 + machine.noise * drawn)
         graph = mode is ForwardMode.DECODE
         self.free_s = start_s + factor * self.times.step_s(prefill=prefill, decode=decode, graph=graph)
-        if self.active:
-            self.controller.launched(mode, self.now_s, prefill, decode)
+        told, followed = None, self.active
+        if followed:
+            told = self.controller.launched(mode, self.now_s, prefill, decode)
             self.unreported += 1
             if self.unreported > STALLED_AFTER:
                 self.controller.fall_back(f"{self.unreported} iterations ran and none reported its work")
@@ -316,7 +321,7 @@ class Server:
         self.running = [job for job in (*self.running, *joining) if job.launched < job.request.output_tokens]
         batch = _Batch(
             self.iterations, mode, prefill, decode, joining, rows,
-            self.now_s, self.free_s, self.free_s - start_s, self.active,
+            self.now_s, self.free_s, self.free_s - start_s, followed, told,
         )  # fmt: skip
         self.in_flight.append(batch)
         self.steps.append(Step(mode, self.now_s, start_s, self.free_s, prefill.new_tokens, len(rows), deferred))
@@ -339,7 +344,7 @@ class Server:
         shape = batch.prefill + batch.decode
         record = tamper(IterationRecord(
             batch.iteration, batch.mode, shape.requests, shape.new_tokens, shape.context_tokens, 0, False,
-            work_of(shape), batch.step_s, "host clock", batch.done_s, batch.step_s,
+            work_of(shape), batch.step_s, "host clock", batch.done_s, batch.step_s, True, *(batch.told or NOT_TOLD),
         ))  # fmt: skip
         if record is not None and batch.followed and self.active:
             self.records.append((self.processed, record))

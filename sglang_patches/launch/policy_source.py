@@ -127,7 +127,7 @@ class Launched:
 
     def _kept(self, settings: Settings) -> Settings:
         """With what the server was launched with where that cannot change: ceilings, their price, the predictor, the
-        record. What leaves them open (auto, null) has them; what asks for others is refused.
+        record, what is learned. What leaves them open (auto, null) has them; what asks for others is refused.
 
         Raises:
             InputError: they differ.
@@ -138,6 +138,7 @@ class Launched:
             ("hardware", _priced(settings.ceilings, settings.usd_per_h, launch), launch.ceilings),
             ("efficiency", efficiency, launch.efficiency),
             ("record", settings.record or launch.record, launch.record),
+            ("learned", launch.learned if settings.learned in (None, AUTO) else settings.learned, launch.learned),
         ):
             if asked != there:
                 raise InputError(
@@ -146,7 +147,7 @@ class Launched:
                 )  # fmt: skip
         return replace(
             settings, ceilings=launch.ceilings, usd_per_h=launch.usd_per_h, efficiency=launch.efficiency,
-            record=launch.record,
+            record=launch.record, learned=launch.learned,
         )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ class Decider:
         self._decided_s = float("-inf")
         counters, rows_per_request = served.counters, served_model.rows_per_request(scheduler)
         self._outputs = OutputWatch()
-        times = served.predictor if served.predictor is not None else roofline_times(served, settings, rows_per_request)
+        times = served.predictor if served.predictor is not None else roofline_times(served, settings)
         self.applier = Applier(scheduler, settings.objectives, times, self.fall_back)
         self._service = PrefillWatch(self.applier.waiting.ticket)
         self._progress = Progress(settings.objectives.server, rows_per_request, self.applier.promises.slo_of)
@@ -98,7 +98,11 @@ class Decider:
             settings=settings.controller,
             started_s=time.monotonic(),
             predictor=times,
+            rows_per_request=rows_per_request,
         )
+        self._learned = served.learned
+        if self._learned is not None:
+            self._learned.restore(self.controller.in_flight)
         # Knobs narrow what the server was launched with, so this is the most prompt tokens of any step.
         self._most_tokens = launch_knobs(scheduler).prefill_chunk_tokens or scheduler.max_prefill_tokens
         series = scheduler.metrics_reporter.enable_metrics
@@ -179,7 +183,9 @@ class Decider:
         if controller is None or launch is None:
             return
         now_s = time.monotonic()
-        controller.launched(launch.mode, now_s, launch.prefill, launch.decode)
+        told = controller.launched(launch.mode, now_s, launch.prefill, launch.decode)
+        if told is not None:
+            launch.predicted_s, launch.margin = told
         if launch.mode is not ForwardMode.DECODE:
             self._service.launched(batch, now_s, self._queues.prompts())
             self._decided_s = float("-inf")  # other requests run from now on: decide anew in the next pass
@@ -362,8 +368,11 @@ class Decider:
         )
 
     def _report(self, now_s: float) -> None:
-        if self._reports.due(now_s, busy=not self._queues.idle()) and self._recorder is not None:
+        busy = not self._queues.idle()
+        if self._reports.due(now_s, busy=busy) and self._recorder is not None:
             self._recorder.flush()
+        if self._learned is not None:
+            self._learned.keep(self.controller.in_flight, now_s, busy=busy)
 
 
 def _recorder(settings: Settings) -> Recorder | None:

@@ -71,6 +71,12 @@ class Metrics:
         self._intensity = by_phase(
             gauge("intensity_flops_per_byte", "Issued FLOPs per compulsory byte now, 0 while none runs.", "phase")
         )
+        self._error = by_phase(
+            gauge("prediction_error_ratio", "Median error of the last predictions, 0 before the first.", "phase")
+        )
+        self._margin = by_phase(
+            gauge("prediction_margin_ratio", "Factor that steps hardly ever exceed, 0 before the first.", "phase")
+        )
         self._fallback = gauge("policy_fallback", "1 while the launch settings hold because the policy failed.")
         self._fallback = self._fallback.labels(*values)
         self._loop_s = Histogram(
@@ -109,7 +115,11 @@ class Metrics:
             gauge.set(controller.ceilings.flops_per_s[precision])
         self._bandwidth.set(controller.ceilings.bytes_per_s)
         self._fallback.set(float(controller.state is State.FALLBACK))
+        learned = controller.in_flight
+        shown, lines = learned.shown, learned.lines
         for mode, phase in controller.phases.items():
+            self._error[mode].set(shown[mode].median_error or 0.0 if mode in shown else 0.0)
+            self._margin[mode].set(lines[mode].margin() if mode in lines else 0.0)
             point = phase.now(now_s) if busy else None
             self._compute[mode].set(0.0 if point is None else point.compute_fraction)
             self._memory[mode].set(0.0 if point is None else point.memory_fraction)

@@ -36,6 +36,7 @@ class Launch:
     after_idle: nothing ran before it. interval: its time, once its forward pass has begun.
     alone: no prompts of another rank are in its time.
     reading, totals: what the attention kernels had counted when its forward pass ended; totals once it has arrived.
+    predicted_s, margin: see IterationRecord.
     """
 
     mode: ForwardMode
@@ -48,6 +49,8 @@ class Launch:
     totals: Totals | None = None
     lost: bool = False
     alone: bool = True
+    predicted_s: float | None = None
+    margin: float | None = None
 
     def arrived(self) -> bool:
         """Whether what was counted is known, or nothing counts; a reading that came to nothing is ``lost``."""
@@ -235,6 +238,8 @@ class Observer:
             done_s=done_s,
             step_s=step_s,
             alone=launched.alone,
+            predicted_s=launched.predicted_s,
+            margin=launched.margin,
         )
 
     def _work(self, launched: Launch, shape: BatchShape, graph: bool) -> Work:

@@ -95,6 +95,8 @@ def line(record: IterationRecord, *, running: int = 0, waiting: int = 0) -> str:
             "seconds_source": record.seconds_source,
             "done_s": record.done_s,
             "step_s": record.step_s,
+            "predicted_s": record.predicted_s,
+            "margin": record.margin,
             # After a pause there is no previous step to count from, and the observer takes the forward pass alone.
             "after_idle": record.step_s == record.seconds,
             "running": running,

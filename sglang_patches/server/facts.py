@@ -13,6 +13,7 @@ from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.rank_model import RankModel
 from roofline_policies.settings.loading import AUTO, Settings
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency
+from roofline_policies.steps.learned_file import LearnedFile
 from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.steps.roofline_steps import RooflineSteps
 from roofline_policies.steps.times import StepTimes
@@ -38,7 +39,7 @@ class Served:
     device_uuid: the device whose clocks and power are sampled, None for none.
     attention: the attention kernels that run, None where they are not known.
     linear: precision of the layers' products in steps with prompts and in those that only decode, where it is not that
-    of the weights.
+    of the weights. learned: the file that keeps what is learned of step times, None for none.
     """
 
     model: RankModel
@@ -51,6 +52,7 @@ class Served:
     linear: tuple[Precision | None, Precision | None] = (None, None)
     known: Mapping[str, Any] = field(default_factory=dict)
     settle: Callable[[], tuple[RankModel, Mapping[str, Any]] | None] | None = None
+    learned: LearnedFile | None = None
 
 
 def of_server(scheduler: Scheduler, settings: Settings, counters: Counters | None) -> Served:
@@ -98,10 +100,10 @@ def tell(served: Served) -> None:
         logger.warning(f"Roofline: estimated are {', '.join((*unknown, *model.guessed))}.")
 
 
-def roofline_times(served: Served, settings: Settings, rows_per_request: int) -> StepTimes | None:
-    """Where no kernel of the device was measured: the roofline alone, which the steps that run correct. None where a
-    step may yield several tokens."""
-    if settings.efficiency is None or settings.ceilings is None or rows_per_request > 1:
+def roofline_times(served: Served, settings: Settings) -> StepTimes | None:
+    """Where no kernel of the device was measured: the roofline alone, which the steps that run correct. None where step
+    times are not to be predicted."""
+    if settings.efficiency is None or settings.ceilings is None:
         return None
     attention, sizes = served.attention, served.graph_sizes
     if attention is None:
@@ -121,8 +123,6 @@ def _predictor(
         return None
     try:
         efficiency = choice if isinstance(choice, Efficiency) else _shipped_for(settings)
-        if served_model.rows_per_request(scheduler) > 1:
-            raise InputError("does not cover draft models", where=settings.source, key="efficiency")
         predictor = StepPredictor(
             rank,
             from_catalogue(efficiency.device),
@@ -137,6 +137,8 @@ def _predictor(
         logger.log(level, f"Roofline: {told}")
         return None
     logger.info(f"Roofline: step times are predicted with the {efficiency.device}'s efficiencies ({efficiency.date}).")
+    if served_model.rows_per_request(scheduler) > 1:
+        logger.info("Roofline: drafts are not predicted; what they take beside the target is learned from their steps.")
     return predictor
 
 

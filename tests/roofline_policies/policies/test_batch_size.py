@@ -141,6 +141,13 @@ def test_says_why_it_is_idle():
     assert BatchSize().idle_reason(seen(exact(Affine()), bounds=Bounds({}, {RUNNING: "no"}))) == "no"
 
 
+def test_where_a_step_yields_several_tokens_a_target_for_one_says_nothing_of_the_batch():
+    times = exact(Affine(base_s=0.005, row_s=1e-4, context_s=1e-7))
+    assert BatchSize().propose(crowded(steps=times)) != ()
+    assert BatchSize().propose(crowded(steps=times, rows_per_request=4)) == ()
+    assert "drafts" in BatchSize().idle_reason(crowded(steps=times, rows_per_request=4))
+
+
 @settings(deadline=None)
 @given(
     base_s=st.floats(0, 1), row_s=st.floats(0, 1), context_s=st.floats(0, 1e-3), spread=st.floats(0, 10),

@@ -14,11 +14,13 @@ from roofline_policies.steps.correction import (
     LEAST_SPREAD,
     MEMORY,
     PRIOR_SPREAD,
+    REGIONS,
     CorrectedSteps,
     Line,
     StepCorrection,
     Z,
 )
+from roofline_policies.steps.speculation import verify_shape
 
 PREFILL, DECODE = BatchShape.of(prefill=[(100, 0)]), BatchShape.of(decode_contexts=[50] * 4)
 
@@ -88,7 +90,7 @@ def test_a_biased_and_noisy_predictor_keeps_its_promise(bias, noise):
 def test_the_margin_follows_the_noise():
     times = predicted(4000)
     quiet = learned((t, 1.3 * t) for t in times)
-    assert quiet.line == pytest.approx((1.3, 0.0, LEAST_SPREAD), abs=1e-6)
+    assert quiet.line[:3] == pytest.approx((1.3, 0.0, LEAST_SPREAD), abs=1e-6)
     draws = np.random.default_rng(5).standard_normal(1000)
     noisy = learned(((t, 1.3 * t * (1 + 0.15 * draw)) for t, draw in zip(times, draws, strict=False)), quiet)
     assert noisy.line.spread == pytest.approx(0.15, rel=0.35)
@@ -152,7 +154,7 @@ def test_whatever_is_observed_the_line_is_finite_and_steps_take_time(pairs, size
     for pair in pairs:
         correction.observe(*pair)
         line = correction.line
-        assert all(map(isfinite, line)), (pair, line)
+        assert all(map(isfinite, line[:3])), (pair, line)
         assert line.scale > 0
         assert line.add_s >= 0
         assert line.spread >= LEAST_SPREAD
@@ -189,6 +191,31 @@ def test_each_kind_of_step_has_its_own_line():
     assert steps.margin(prefill=False, decode=True) == 1 + 2.5 * 0.2
     assert steps.margin(prefill=True, decode=True) == 1 + 2.5 * 0.4
     assert CorrectedSteps(Told()).step_s(prefill=PREFILL) == 100.0
+
+
+def test_sums_of_the_batch_cost_what_was_learned_of_them():
+    prompts, rows = (0.5, 0.001, 3.0, 0.25), (4.0, 0.5, 8.0)
+    steps = CorrectedSteps(
+        Told(), Line(1.0, each_s=prompts[:3]), Line(2.0, each_s=rows[:2]), Line(1.0, 7.0, each_s=prompts)
+    )
+    told_s = 100.0 + 0.5 * 100 + 0.001 * 5050 + 3.0
+    assert steps.step_s(prefill=PREFILL) == pytest.approx(told_s)
+    assert steps.step_s(decode=DECODE) == pytest.approx(2.0 * 40 + 4.0 * 4 + 0.5 * 200)
+    assert steps.step_s(prefill=PREFILL, decode=DECODE) == pytest.approx(told_s + 40 + 7.0 + 4 * 3.0 + 200 * 0.25)
+    drafts = CorrectedSteps(Told(), decode=Line(1.0, each_s=rows))
+    verify = verify_shape(4, 200, 3)
+    assert (verify.requests, verify.context_tokens, verify.new_tokens) == (4, 216, 16)
+    assert drafts.step_s(decode=verify) == pytest.approx(40 + 4.0 * 4 + 0.5 * 216 + 8.0 * 16)
+
+
+def test_a_margin_is_that_of_its_region_where_one_is_known():
+    line = Line(1.0, 0.0, 0.1, (), tuple(0.01 * place for place in range(REGIONS)))
+    steps = CorrectedSteps(Told(), prefill=line, decode=Line(1.0, 0.0, 0.2))
+    sizes = {1: 0, 2: 1, 7: 1, 8: 2, 31: 2, 32: 3, 127: 3, 128: 4, 2047: 5, 8191: 6, 8192: 7, 10**6: 7}
+    for rows, place in sizes.items():
+        assert steps.margin(prefill=True, decode=False, rows=rows) == 1 + Z * 0.01 * place
+        assert steps.margin(prefill=False, decode=True, rows=rows) == 1 + Z * 0.2
+    assert steps.margin(prefill=True, decode=False) == 1 + Z * 0.1
 
 
 def test_a_question_is_passed_on_once_and_a_graph_is_another_question():

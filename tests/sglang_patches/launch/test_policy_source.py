@@ -115,6 +115,7 @@ def test_the_operators_own_overrides_may_do_what_they_did_at_launch():
         ("hardware=l4", r"adaptive: hardware = 'NVIDIA L4.*': cannot change while the server runs; allowed: NVIDI.*"),
         ("efficiency=none", r"adaptive: efficiency = None: cannot change while the server runs; allowed: auto.*"),
         ("record=x", r"adaptive: record = 'x': cannot change while the server runs; allowed: None.*"),
+        ("learned=x", r"adaptive: learned = 'x': cannot change while the server runs; allowed: auto.*"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_or_changed_is_refused(overrides, message):
@@ -125,7 +126,8 @@ def test_what_cannot_be_used_or_changed_is_refused(overrides, message):
 
 def test_what_is_left_open_is_kept():
     priced = replace(load("adaptive", overrides=["hardware=h200"]).ceilings, usd_per_h=2.5)
-    at_launch = launched("adaptive", efficiency=None, record="x", ceilings=priced, usd_per_h=2.5)
+    at_launch = launched("adaptive", efficiency=None, record="x", learned="y", ceilings=priced, usd_per_h=2.5)
     again = at_launch.again()
     assert (again.efficiency, again.record, again.ceilings, again.usd_per_h) == (None, "x", priced, 2.5)
+    assert again.learned == "y"
     assert at_launch.again(overrides="record=x hardware.usd_per_h=2.5").record == "x"

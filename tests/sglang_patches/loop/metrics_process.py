@@ -12,6 +12,7 @@ from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.contract.view import ForwardMode, IterationRecord, QueueState
 from roofline_policies.control.controller import Controller, ControllerSettings
 from roofline_policies.device.hardware import Ceilings
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import Proposal
 from roofline_policies.slo.objectives import Slo
 from roofline_policies.work import Bytes, Flops, Precision, Provenance, Work
@@ -23,11 +24,16 @@ class Halves:
         return (Proposal("Halves", Knob.MAX_RUNNING_REQUESTS, view.knobs.max_running_requests // 2, "half is enough"),)
 
 
+class Halved:
+    def step_s(self, *, prefill, decode, graph):
+        return 0.5
+
+
 def controller() -> Controller:
     return Controller(
         Halves(), ceilings=Ceilings("stand-in", {Precision.BF16: 100.0}, 10.0, 1, None, "made up"),
         bounds=Bounds({Knob.MAX_RUNNING_REQUESTS: Range(1, 64)}, {}), launch=Knobs(64, 512), slo=Slo(),
-        settings=ControllerSettings(), started_s=0.0,
+        settings=ControllerSettings(), started_s=0.0, predictor=Halved(),
     )  # fmt: skip
 
 
@@ -43,8 +49,10 @@ if __name__ == "__main__":
     there = controller()
     metrics = Metrics(there, model_name="a model", dp_rank=rank)
     if runs_s:
-        there.observe(decoded(1.0))
-        there.observe(decoded(2.0))
+        for done_s in (1.0, 2.0):
+            decode = BatchShape.of(decode_contexts=[10] * 8)
+            there.launched(ForwardMode.DECODE, done_s - 1.0, decode=decode)
+            there.observe(decoded(done_s))
         there.decide(2.0, QueueState(running=8))
         metrics.iteration(2e-4)
         metrics.publish(there, runs_s, busy=True)

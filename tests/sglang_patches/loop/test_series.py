@@ -90,7 +90,8 @@ def test_every_series_is_there_from_the_start(fresh: Path, used: Path) -> None:
     first, later = scraped(fresh), scraped(used)
     assert {name: set(values) for name, values in first.items()} == {name: set(v) for name, v in later.items()}
     phases = {f"0,{phase.value}" for phase in ForwardMode}
-    for name in ("roofline_compute_ratio", "roofline_memory_bandwidth_ratio", "roofline_issued_flops_total"):
+    by_phase = ("compute_ratio", "memory_bandwidth_ratio", "issued_flops_total", "prediction_error_ratio")
+    for name in (f"roofline_{one}" for one in (*by_phase, "prediction_margin_ratio")):
         assert first[name] == dict.fromkeys(phases, 0.0)
     assert first["roofline_knob_changes_total"] == {f"0,{knob.value}": 0.0 for knob in Knob}
     assert first["roofline_knob"]["0,max_running_requests"] == 64
@@ -103,6 +104,9 @@ def test_values(used: Path) -> None:
     assert page["roofline_compute_ratio"] == {"0,prefill": 0, "0,decode": 0.5, "0,mixed": 0}
     assert page["roofline_memory_bandwidth_ratio"]["0,decode"] == 0.4
     assert page["roofline_intensity_flops_per_byte"]["0,decode"] == 12.5
+    assert page["roofline_prediction_error_ratio"] == {"0,prefill": 0, "0,decode": 0.5, "0,mixed": 0}  # 1 and 0
+    assert page["roofline_prediction_margin_ratio"]["0,decode"] > 1
+    assert page["roofline_prediction_margin_ratio"]["0,prefill"] == 0
     assert page["roofline_issued_flops_total"]["0,decode"] == 100
     assert page["roofline_forward_seconds_total"]["0,decode"] == 2.0
     assert page["roofline_new_tokens_total"] == {"0,prefill": 0, "0,decode": 16, "0,mixed": 0}

@@ -31,7 +31,7 @@ SHAPE = BatchShape.of(decode_contexts=[5, 7, 30], padded_rows=1)
 def record(iteration=1, *, step_s=0.03):
     return IterationRecord(
         iteration, ForwardMode.DECODE, SHAPE.requests, SHAPE.new_tokens, SHAPE.context_tokens, SHAPE.padded_rows, True,
-        MODEL.work(SHAPE), 0.02, "host clock", 100.5, step_s,
+        MODEL.work(SHAPE), 0.02, "host clock", 100.5, step_s, True, 0.028, 1.25,
     )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def test_a_line_says_what_the_record_says():
         "cuda_graph": True, "issued_flops": work.issued.total, "useful_flops": work.useful.total,
         "requested_bytes": work.requested.total, "compulsory_bytes": work.compulsory.total,
         "provenance": ["closed_form"], "seconds": 0.02, "seconds_source": "host clock", "done_s": 100.5, "step_s": 0.03,
-        "after_idle": False, "running": 3, "waiting": 9,
+        "predicted_s": 0.028, "margin": 1.25, "after_idle": False, "running": 3, "waiting": 9,
     }  # fmt: skip
 
 
@@ -161,6 +161,7 @@ def test_a_server_records_every_iteration_to_the_last_flop(model, tmp_path):
         for key in ("new_tokens", "issued_flops", "useful_flops"):
             assert sum(row[key] for row in rows if row["mode"] == mode) == page["totals"][mode][key]
     assert all(row["step_s"] >= row["seconds"] > 0 for row in rows)
+    assert all(0 < row["predicted_s"] < 60 and row["margin"] > 1 for row in rows)
     assert rows[0]["after_idle"]
     assert not all(row["after_idle"] for row in rows)
     assert max(row["running"] for row in rows) > 1

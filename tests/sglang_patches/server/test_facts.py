@@ -13,6 +13,7 @@ from roofline_policies.model.attention_tiles import Fa3, Tile, TritonAttention
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.settings.loading import load
 from roofline_policies.steps.predictor import StepPredictor
+from roofline_policies.steps.speculation import verify_shape
 from roofline_policies.work import Precision, Provenance
 from sglang_patches import hooks
 from sglang_patches.observe.clocks import DeviceInterval, HostInterval
@@ -76,7 +77,7 @@ def test_what_attention_issues_follows_the_backends_that_run(monkeypatch, instal
     assert it.attention.name == "torch_native and fa3"
     assert it.attention.prefill.prefill_flops([(5, 20)]) == 4 * 2 * 64 * rows * 25
     assert it.attention.decode == Fa3(2, 1, 64)
-    times = served.roofline_times(it, settings("hardware=l4"), 1)
+    times = served.roofline_times(it, settings("hardware=l4"))
     assert times.masked_pair_flops == 4 * 2 * 64
     unified = served.of_server(scheduler(attention="triton", deterministic=True), settings("hardware=l4"), None)
     assert unified.attention.prefill == TritonAttention(2, 1, 64, Tile(64, 64), unified=True)
@@ -101,7 +102,7 @@ def test_the_roofline_is_a_choice(caplog):
     it = served.of_server(scheduler(), chosen, None)
     assert it.predictor is None
     assert caplog.records == []
-    assert served.roofline_times(it, chosen, 1).model == it.model
+    assert served.roofline_times(it, chosen).model == it.model
 
 
 def test_a_device_is_timed_by_its_events_and_watched(monkeypatch):
@@ -130,7 +131,6 @@ def test_the_devices_efficiencies_are_found_by_its_name(caplog):
         (["hardware=l4"], {}, "no measured efficiencies"),
         (["hardware=h200"], {"attention": "triton"}, "fa3 and triton"),
         (["hardware=h200"], {"attention": "flashinfer"}, "flashinfer"),
-        (["hardware=h200"], {"speculative": True}, "draft models"),
     ],
 )
 def test_where_nothing_was_measured_there_is_no_predictor_and_one_line_says_why(caplog, overrides, fields, reason):
@@ -139,6 +139,17 @@ def test_where_nothing_was_measured_there_is_no_predictor_and_one_line_says_why(
     (line,) = [record.message for record in caplog.records]
     assert line.startswith("Roofline: step times are not predicted: ")
     assert reason in line
+
+
+def test_drafts_are_left_to_be_learned_and_one_line_says_so(caplog):
+    """The target's verify step is predicted, with the rows that it has."""
+    caplog.set_level(logging.INFO)
+    it = served.of_server(scheduler(speculative=True), settings("hardware=h200"), None)
+    verify = verify_shape(4, 400, 3)
+    plain = BatchShape.of(decode_contexts=[100] * 4)
+    assert it.predictor.step_s(decode=verify, graph=True) > it.predictor.step_s(decode=plain, graph=True)
+    assert served.roofline_times(it, settings("hardware=l4")).step_s(decode=verify) > 0
+    assert "drafts are not predicted" in caplog.records[-1].message
 
 
 def test_efficiencies_that_do_not_cover_the_server_let_it_start_and_warn(caplog):
