@@ -10,18 +10,21 @@ User's Guide", for tile and wave quantisation. Joining two times by a p-norm, an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import ceil, log2
 from types import MappingProxyType
 
 from roofline_policies.device.hardware import Ceilings
-from roofline_policies.errors import InputError
-from roofline_policies.model.parts import ExpertLayers, Matrix
-from roofline_policies.steps.efficiency import DecodeEfficiency, Efficiency, GemmEfficiency, PrefillEfficiency
+from roofline_policies.steps.coefficients import DecodeEfficiency, GemmEfficiency, PrefillEfficiency
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
 
 _MOST_SPLITS = 8
 _WIDE = 2  # bytes of an element of activations, queries and results: 16 bit
+
+ELEMENT_BYTES: Mapping[Precision, float] = MappingProxyType({**BYTES_PER_ELEMENT, Precision.FP4: 0.5 + 1 / 16})
+"""Of an operand's element, with the scale that every 16 elements of four bits share.
+
+Source: NVIDIA, "Introducing NVFP4", for the scales.
+"""
 
 
 def gemm_s(
@@ -41,7 +44,7 @@ def gemm_s(
     where one step takes ``max(2 a b / (peak of an SM x sm), step_s)``, and idle SMs may share k at a price.
     """
     peak = ceilings.compute_ceiling(e.precision)
-    element = BYTES_PER_ELEMENT[e.precision]
+    element = ELEMENT_BYTES[e.precision]
     bandwidth = ceilings.bytes_per_s
     read = element * k * (m + n) if weight_bytes is None else element * k * m + weight_bytes
     memory_s = (read + _WIDE * m * n) / (bandwidth * e.memory)
@@ -90,15 +93,56 @@ def decode_attention_s(
     reach; queue: blocks beyond one per SM. Lengths are taken as alike: a skewed batch takes longer than its sum says.
     padded: rows that only fill a graph, one key each; not in the other sums.
     """
+    row_tiles = -(-heads // (kv_heads * e.rows))
+    token_bytes = 2 * kv_heads * head_dim * BYTES_PER_ELEMENT[e.kv_precision]
+    moved_row = 2 * _WIDE * heads * head_dim
+    issued = 4 * kv_heads * row_tiles * e.rows * head_dim
+    blocks = kv_heads * row_tiles
+    return _one_token_s(e, requests, context_tokens, blocks, token_bytes, moved_row, issued, ceilings, sms, padded)
+
+
+def latent_decode_s(
+    e: DecodeEfficiency,
+    requests: int,
+    context_tokens: int,
+    heads: int,
+    key_width: int,
+    value_width: int,
+    ceilings: Ceilings,
+    sms: int,
+    padded: int = 0,
+) -> float:
+    """Seconds of one layer's attention to latents, absorbed, of one new token per request; see ``decode_attention_s``.
+
+    key_width: of the latent and the rotated key, which all heads read. value_width: of the latent alone.
+    """
+    row_tiles = -(-heads // e.rows)
+    token_bytes = key_width * BYTES_PER_ELEMENT[e.kv_precision]
+    moved_row = _WIDE * heads * (key_width + value_width)
+    issued = 2 * row_tiles * e.rows * (key_width + value_width)
+    return _one_token_s(e, requests, context_tokens, row_tiles, token_bytes, moved_row, issued, ceilings, sms, padded)
+
+
+def _one_token_s(
+    e: DecodeEfficiency,
+    requests: int,
+    context_tokens: int,
+    blocks_each: int,
+    token_bytes: int,
+    row_bytes: int,
+    token_flops: int,
+    ceilings: Ceilings,
+    sms: int,
+    padded: int,
+) -> float:
+    """One new token per request: ``blocks_each`` blocks of a request, bytes and FLOPs of a token of context."""
     mean = context_tokens / requests
     requests += padded
     context_tokens += padded
-    row_tiles = -(-heads // (kv_heads * e.rows))
-    blocks = requests * kv_heads * row_tiles
+    blocks = requests * blocks_each
     reach = min(1.0, blocks * e.splits / sms)
-    kv_bytes = 2 * context_tokens * kv_heads * head_dim * BYTES_PER_ELEMENT[e.kv_precision]
-    memory_s = (kv_bytes + 2 * _WIDE * requests * heads * head_dim) / (ceilings.bytes_per_s * e.memory)
-    issued = 4 * context_tokens * kv_heads * row_tiles * e.rows * head_dim
+    memory_s = (context_tokens * token_bytes + requests * row_bytes) / (ceilings.bytes_per_s * e.memory)
+    issued = context_tokens * token_flops
     stream_s = max(memory_s, issued / (ceilings.compute_ceiling(Precision.BF16) * e.compute)) / reach
     queue_s = max(0.0, blocks / sms - 1) * e.block_s
     fixed_s = e.launch_s + e.length_s * log2(1 + mean / 128)
@@ -133,148 +177,58 @@ def prefill_attention_s(
     """
     mean = new_tokens / requests
     row_tiles = ceil(mean * heads / (kv_heads * e.rows)) * kv_heads if e.packed else ceil(mean / e.rows) * heads
-    blocks = requests * row_tiles
     extra = e.key_pad + e.unskipped * masked_pairs / new_tokens
-    peak = ceilings.compute_ceiling(e.precision)
-    per_key = 4 * e.rows * head_dim
-    compute_s = per_key * blocks * (causal_pairs / new_tokens + extra) / (peak * e.compute)
-    longest_s = per_key * (pairs / new_tokens + extra) * sms / (peak * e.sm)
     kv_bytes = 2 * context_tokens * kv_heads * head_dim * BYTES_PER_ELEMENT[e.kv_precision]
-    memory_s = (kv_bytes + 2 * _WIDE * new_tokens * heads * head_dim) / (ceilings.bytes_per_s * e.memory)
+    moved = kv_bytes + 2 * _WIDE * new_tokens * heads * head_dim
+    keys = (pairs / new_tokens + extra, causal_pairs / new_tokens + extra)
+    return _many_tokens_s(e, requests * row_tiles, 4 * e.rows * head_dim, keys, moved, ceilings, sms)
+
+
+def latent_prefill_s(
+    e: PrefillEfficiency,
+    requests: int,
+    new_tokens: int,
+    context_tokens: int,
+    pairs: int,
+    causal_pairs: int,
+    heads: int,
+    key_width: int,
+    value_width: int,
+    ceilings: Ceilings,
+    sms: int,
+    kv_heads: int = 1,
+) -> float:
+    """Seconds of one layer's attention to latents of many new tokens per request; see ``prefill_attention_s``.
+
+    kv_heads: 1 in absorbed form, where all heads read one latent; ``heads`` in expanded form, where each has keys and
+    values of its own, in activations' precision. key_width, value_width: of a head in that form.
+    """
+    mean = new_tokens / requests
+    row_tiles = ceil(mean * heads / (kv_heads * e.rows)) * kv_heads if e.packed else ceil(mean / e.rows) * heads
+    if kv_heads == 1:
+        kv_bytes = context_tokens * key_width * BYTES_PER_ELEMENT[e.kv_precision]
+    else:
+        kv_bytes = context_tokens * kv_heads * (key_width + value_width) * _WIDE
+    moved = kv_bytes + _WIDE * new_tokens * heads * (key_width + value_width)
+    keys = (pairs / new_tokens + e.key_pad, causal_pairs / new_tokens + e.key_pad)
+    return _many_tokens_s(e, requests * row_tiles, 2 * e.rows * (key_width + value_width), keys, moved, ceilings, sms)
+
+
+def _many_tokens_s(
+    e: PrefillEfficiency,
+    blocks: int,
+    per_key: int,
+    keys: tuple[float, float],
+    moved: float,
+    ceilings: Ceilings,
+    sms: int,
+) -> float:
+    """keys: of the longest block, and of the mean one. per_key: FLOPs of a block per key."""
+    longest, mean = keys
+    peak = ceilings.compute_ceiling(e.precision)
+    compute_s = per_key * blocks * mean / (peak * e.compute)
+    longest_s = per_key * longest * sms / (peak * e.sm)
+    memory_s = moved / (ceilings.bytes_per_s * e.memory)
     queue_s = max(0.0, blocks / sms - 1) * e.block_s
     busy_s = max(compute_s, longest_s, memory_s)
     return float(e.launch_s + (busy_s**e.overlap + queue_s**e.overlap) ** (1 / e.overlap))
-
-
-@dataclass(frozen=True, slots=True)
-class KernelModel:
-    """Kernel times of one device by the names of kernels and precisions; see the functions of this module."""
-
-    ceilings: Ceilings
-    efficiency: Efficiency
-
-    def gemm(self, name: str) -> GemmEfficiency:
-        """The matrix product's coefficients: a Precision or a kernel's name; fp16 is taken for bf16, its equal in rate.
-
-        Raises:
-            InputError: nothing was measured under that name.
-        """
-        known = self.efficiency.gemm
-        found = known.get(_wide(name))
-        if found is None:
-            raise InputError("not measured", where="KernelModel.gemm", key="precision", value=str(name), allowed=known)
-        return found
-
-    def nearest_gemm(self, product: Matrix | ExpertLayers) -> GemmEfficiency:
-        """The coefficients of a product's own kernel or precision, or of the nearest precision that was measured.
-
-        8 bit floats and integers are equal in rate on tensor cores, and stand in for four bits, which are faster; 16
-        bits are taken where nothing narrower was measured.
-
-        Raises:
-            InputError: no matrix product was measured at all.
-        """
-        wanted = [product.kernel, product.precision, *_STAND_INS.get(product.precision, ()), Precision.BF16]
-        known = self.efficiency.gemm
-        return self.gemm(next((name for name in wanted if name is not None and _wide(name) in known), Precision.BF16))
-
-    def decode(self, kernel: str, kv_precision: Precision, head_dim: int) -> DecodeEfficiency:
-        """The decode attention kernel for a head dimension; beyond the largest one measured, that one's.
-
-        Raises:
-            InputError: nothing was measured for that kernel and KV precision.
-        """
-        wanted = _wide_is_bf16(kv_precision)
-        fitting = [e for e in self.efficiency.decode if (e.kernel, e.kv_precision) == (kernel, wanted)]
-        if not fitting:
-            allowed = sorted({f"{e.kernel} with {e.kv_precision} KV" for e in self.efficiency.decode})
-            raise _not_measured("decode", f"{kernel} with {kv_precision} KV", allowed)
-        enough = [e for e in fitting if e.max_head_dim >= head_dim]
-        return min(enough, key=lambda e: e.max_head_dim) if enough else max(fitting, key=lambda e: e.max_head_dim)
-
-    def prefill(
-        self, kernel: str, kv_precision: Precision, head_dim: int, precision: Precision | None = None
-    ) -> PrefillEfficiency:
-        """The prefill attention kernel for a head dimension. precision: of the products; None takes the widest.
-
-        Raises:
-            InputError: nothing was measured for that kernel and precisions.
-        """
-        wanted = _wide_is_bf16(kv_precision)
-        fitting = [
-            e
-            for e in self.efficiency.prefill
-            if (e.kernel, e.kv_precision) == (kernel, wanted) and precision in (None, e.precision)
-        ]
-        if not fitting:
-            allowed = sorted({f"{e.kernel} with {e.kv_precision} KV" for e in self.efficiency.prefill})
-            raise _not_measured("prefill", f"{kernel} with {kv_precision} KV", allowed)
-        enough = [e for e in fitting if e.max_head_dim >= head_dim] or [max(fitting, key=lambda e: e.max_head_dim)]
-        # The narrowest that is enough; of two products on the same cache the 16 bit ones, SGLang's default.
-        return min(enough, key=lambda e: (e.max_head_dim, e.precision != Precision.BF16))
-
-    def gemm_s(self, m: int, n: int, k: int, precision: str) -> float:
-        """Seconds of ``(m x k) (k x n)``; see ``gemm_s`` of this module.
-
-        Raises:
-            InputError: nothing was measured for that precision, or the device has no ceiling for it.
-        """
-        return gemm_s(self.gemm(precision), m, n, k, self.ceilings, self.efficiency.sms)
-
-    def decode_attention_s(
-        self,
-        requests: int,
-        context_tokens: int,
-        *,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        kv_precision: Precision = Precision.BF16,
-        kernel: str = "fa3",
-    ) -> float:
-        """Seconds of one layer's decode attention; see ``decode_attention_s`` of this module."""
-        e = self.decode(kernel, kv_precision, head_dim)
-        return decode_attention_s(
-            e, requests, context_tokens, heads, kv_heads, head_dim, self.ceilings, self.efficiency.sms
-        )
-
-    def prefill_attention_s(
-        self,
-        requests: int,
-        new_tokens: int,
-        *,
-        context_tokens: int,
-        pairs: int,
-        causal_pairs: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        kv_precision: Precision = Precision.BF16,
-        kernel: str = "fa3",
-        precision: Precision | None = None,
-    ) -> float:
-        """Seconds of one layer's prefill attention; see ``prefill_attention_s`` of this module."""
-        e = self.prefill(kernel, kv_precision, head_dim, precision)
-        return prefill_attention_s(
-            e, requests, new_tokens, context_tokens, pairs, causal_pairs, heads, kv_heads, head_dim,
-            self.ceilings, self.efficiency.sms,
-        )  # fmt: skip
-
-
-_STAND_INS: Mapping[Precision, tuple[Precision, ...]] = MappingProxyType({
-    Precision.INT8: (Precision.FP8,),
-    Precision.FP8: (Precision.INT8,),
-    Precision.FP4: (Precision.FP8, Precision.INT8),
-})  # fmt: skip
-
-
-def _wide(name: str) -> str:
-    return Precision.BF16 if name == Precision.FP16 else str(name)
-
-
-def _wide_is_bf16(precision: Precision) -> Precision:
-    return Precision.BF16 if precision == Precision.FP16 else precision
-
-
-def _not_measured(method: str, value: str, allowed: list[str]) -> InputError:
-    return InputError("not measured", where=f"KernelModel.{method}", key="kernel", value=value, allowed=allowed)

@@ -15,7 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline_policies.device.hardware import Ceilings, catalogue, from_catalogue, match_device, read_entry
+from roofline_policies.device.hardware import (
+    Ceilings,
+    Entry,
+    catalogue,
+    from_catalogue,
+    match_device,
+    multiprocessors,
+    read_entry,
+)
 from roofline_policies.errors import InputError
 from roofline_policies.work import Precision
 
@@ -215,6 +223,7 @@ def test_catalogue_figures_hang_together(name: str) -> None:
     device = from_catalogue(name)
     bf16 = device.compute_ceiling(Precision.BF16)
     sms, flops_per_clock = SMS[name]
+    assert multiprocessors(name) == sms
     clock_hz = device.clock_hz or 1.853e9  # nobody says at which clock an H20's figures hold; it goes up to 1.98 GHz
     assert (device.clock_hz is None) == (name == "h20")
     assert bf16 == pytest.approx(sms * flops_per_clock * clock_hz, rel=0.005)  # dense: half of it with sparsity
@@ -273,7 +282,7 @@ def test_every_nvml_pattern_belongs_to_one_entry() -> None:
     import roofline_policies.conf as conf
 
     folder = Path(conf.__file__).parent / "hardware"
-    patterns = [pattern for name in SMS for pattern in read_entry(folder / f"{name}.yaml")[1]]
+    patterns = [pattern for name in SMS for pattern in read_entry(folder / f"{name}.yaml").nvml_names]
     assert len(patterns) == len(set(patterns))
     assert set(patterns) == set(NVML_NAMES)
 
@@ -313,7 +322,10 @@ def test_an_unknown_device_says_what_is_known_and_how_to_calibrate() -> None:
 def test_an_entry_reads_back(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(ENTRY)
-    assert read_entry(file) == (ceilings(flops_per_s={Precision.BF16: 2e12}, usd_per_h=None), ("A Device",))
+    known = ceilings(flops_per_s={Precision.BF16: 2e12}, usd_per_h=None)
+    assert read_entry(file) == Entry(known, ("A Device",), None)
+    file.write_text(ENTRY + "sms: 7\n")
+    assert read_entry(file).sms == 7
 
 
 @pytest.mark.parametrize(
@@ -323,6 +335,7 @@ def test_an_entry_reads_back(tmp_path: Path) -> None:
         (ENTRY.replace("bf16", "fp6"), "conf/hardware/mine.yaml: flops_per_s.fp6 = 2000000000000.0: unknown precision"),
         (ENTRY.replace("1000", "-1"), "conf/hardware/mine.yaml: memory_bytes = -1: must be a positive finite number"),
         (ENTRY.replace("[A Device]", "A Device"), "conf/hardware/mine.yaml: nvml_names = 'A Device': must be a list"),
+        (ENTRY + "sms: 0\n", "conf/hardware/mine.yaml: sms = 0: must be a whole number above 0"),
         ("- a\n", "conf/hardware/mine.yaml: ['a']: must be a mapping"),
     ],
 )

@@ -20,7 +20,8 @@ from roofline_policies.model.mla import Form
 from roofline_policies.model.moe import Experts
 from roofline_policies.model.parts import State
 from roofline_policies.steps.efficiency import load_efficiency
-from roofline_policies.steps.kernel_time import KernelModel, decode_attention_s, gemm_s, prefill_attention_s
+from roofline_policies.steps.kernel_model import KernelModel
+from roofline_policies.steps.kernel_time import decode_attention_s, gemm_s, prefill_attention_s
 from roofline_policies.steps.layer_times import LayerTimes, grouped_gemm_s
 from roofline_policies.steps.predictor import EMPTY, StepCosts, StepPredictor
 from roofline_policies.work import Precision
@@ -262,7 +263,7 @@ def test_more_rows_never_take_less_time(shape, rows):
             lambda: StepPredictor.for_device(MLA.shard(3).rank_model, "h200", tp_size=3),
             "tp_size = 3: does not divide num_heads = 16",
         ),
-        (lambda: dataclasses.replace(STEPS[MLA], attention="flashinfer"), "not measured"),
+        (lambda: dataclasses.replace(STEPS[MLA], attention="flash"), "no such kernel"),
         (lambda: StepCosts(latent_memory=2.0), "latent_memory = 2.0: out of range; allowed: .* at most 1"),
         (lambda: StepCosts(latent_compute=0.0), "latent_compute = 0.0: out of range"),
         (lambda: StepCosts(routing_kernels=-1), "routing_kernels = -1: out of range"),
