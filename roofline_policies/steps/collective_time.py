@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import log2
 from types import MappingProxyType
 
@@ -26,14 +27,24 @@ def collective_s(e: CollectiveEfficiency, message_bytes: float) -> float:
     return float((fixed_s**e.overlap + (sent / e.bytes_per_s) ** e.overlap) ** (1 / e.overlap))
 
 
-def nearest_collective(
-    known: Iterable[CollectiveEfficiency], operation: str, ranks: int, message_bytes: float
-) -> CollectiveEfficiency | None:
-    """The coefficients for so many ranks, or for the nearest number of them; SGLang's own kernel as far as it goes."""
-    fitting = [e for e in known if e.operation == operation and message_bytes <= (e.up_to_bytes or message_bytes)]
+def of_ranks(known: Iterable[CollectiveEfficiency], operation: str, ranks: int) -> tuple[CollectiveEfficiency, ...]:
+    """The kernels of a collective over so many ranks, those that end at some size first; where that number was not
+    measured, those of the nearest number, with what a rank of so many sends."""
+    fitting = [e for e in known if e.operation == operation]
     if not fitting:
-        return None
-    return min(fitting, key=lambda e: (abs(log2(e.ranks / ranks)), e.ranks, e.library == "nccl"))
+        return ()
+    nearest = min(fitting, key=lambda e: (abs(log2(e.ranks / ranks)), e.ranks)).ranks
+    found = (replace(e, ranks=ranks) for e in fitting if e.ranks == nearest)
+    return tuple(sorted(found, key=lambda e: e.up_to_bytes or float("inf")))
+
+
+def message_s(kernels: Iterable[CollectiveEfficiency], message_bytes: float) -> float:
+    """Seconds of one message in the first kernel that takes it, in the last one where none does; 0 without kernels."""
+    e = None
+    for e in kernels:
+        if e.up_to_bytes is None or message_bytes <= e.up_to_bytes:
+            break
+    return 0.0 if e is None else collective_s(e, message_bytes)
 
 
 def quantise_s(e: QuantiseEfficiency, rows: int, width: int, ceilings: Ceilings) -> float:

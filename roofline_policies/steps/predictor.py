@@ -23,9 +23,10 @@ from roofline_policies.model.mla import Form, LatentAttention
 from roofline_policies.model.parts import Attention, Latent, Matrix
 from roofline_policies.model.rank_model import RankModel
 from roofline_policies.model.tensor_parallel import check_ranks
-from roofline_policies.steps.collective_time import ALL_GATHER, ALL_REDUCE, collective_s, nearest_collective
+from roofline_policies.steps.collective_time import ALL_GATHER, ALL_REDUCE, message_s, of_ranks
 from roofline_policies.steps.costs import DEFAULT_COSTS, StepCosts
 from roofline_policies.steps.efficiency import (
+    CollectiveEfficiency,
     DecodeEfficiency,
     Efficiency,
     GemmEfficiency,
@@ -108,6 +109,7 @@ class StepPredictor:
     _layers: LayerTimes = field(init=False, repr=False, compare=False)
     _attention: tuple[_Kernel, ...] = field(init=False, repr=False, compare=False)
     _head: tuple[GemmEfficiency, Matrix] | None = field(init=False, repr=False, compare=False)
+    _collectives: tuple[tuple[CollectiveEfficiency, ...], ...] = field(init=False, repr=False, compare=False)
     _kernels: int = field(init=False, repr=False, compare=False)
     _roof: RooflineSteps = field(init=False, repr=False, compare=False)
     _padded_row_flops: tuple[int, int] = field(init=False, repr=False, compare=False)
@@ -132,6 +134,9 @@ class StepPredictor:
         for name, value in {
             "ceilings": ceilings,
             "stand_ins": _stand_ins(attention, layers, self.attention, self.tp_size, self.efficiency),
+            "_collectives": tuple(
+                of_ranks(self.efficiency.collectives, one, self.tp_size) for one in (ALL_REDUCE, ALL_GATHER)
+            ),
             "_roof": RooflineSteps(model, ceilings),
             "_padded_row_flops": (
                 named.decode.decode_flops((), 1),
@@ -269,14 +274,11 @@ class StepPredictor:
         """
         model, costs, others = self.model, self.costs, self.tp_size - 1
         element = BYTES_PER_ELEMENT[model.activations]
-        known, ranks = self.efficiency.collectives, self.tp_size
-        message = rows * model.hidden_size * element
-        reduce = nearest_collective(known, ALL_REDUCE, ranks, message)
-        if reduce is not None:
-            seconds = 2 * model.layers * collective_s(reduce, message)
-            logits = logit_rows * (model.head.outputs if model.head is not None else 0) * element * ranks
-            gather = nearest_collective(known, ALL_GATHER, ranks, logits)
-            return seconds + (collective_s(gather, logits) if gather is not None else 0.0)
+        reduce, gather = self._collectives
+        if reduce:
+            seconds = 2 * model.layers * message_s(reduce, rows * model.hidden_size * element)
+            logits = logit_rows * (model.head.outputs if model.head is not None else 0) * element * self.tp_size
+            return seconds + message_s(gather, logits)
         reduced = 2 * model.layers * rows * model.hidden_size * element * 2 * others / self.tp_size
         gathered = logit_rows * (model.head.outputs if model.head is not None else 0) * element * others
         collectives = 2 * model.layers + (1 if logit_rows else 0)

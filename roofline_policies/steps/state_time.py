@@ -25,8 +25,9 @@ def state_s(e: StateEfficiency, state: State, requests: int, rows: int, ceilings
         time = launch + fill min(1, length / CHAIN) + (busy^p + chain^p)^(1/p)
         busy = max(FLOPs, bytes at their shares), slowed down as long products are
 
-    FLOPs: of the recurrent form, of ``request_rows`` more rows a request; bytes: every state read and written once, what a row reads and writes, and in prefill a state between each two
-    chunks, in 16 bits; chain: the chunks of one request in turn.
+    FLOPs: of the recurrent form, of ``request_rows`` more rows a request; bytes: every state read and written once,
+    what a row reads and writes, and in prefill a state between each two chunks, in 16 bits; chain: the chunks of one
+    request in turn.
     """
     moved = 2 * state.state_bytes * requests + 2 * _WIDE * state.row_elements * rows
     flops, chain_s, fixed_s = state.row_flops * rows, 0.0, e.launch_s

@@ -38,7 +38,7 @@ from roofline_policies.steps.efficiency import Efficiency
 
 Make = Callable[[Table, Ceilings, int], Iterator[Kernel]]
 
-NEEDED = {
+NEEDED: dict[str, Sequence[str]] = {
     gemm.FILE: gemm.COLUMNS,
     attention.DECODE_FILE: attention.DECODE_COLUMNS,
     attention.PREFILL_FILE: attention.PREFILL_COLUMNS,

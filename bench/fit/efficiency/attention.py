@@ -39,13 +39,13 @@ PREFILL = PrefillEfficiency(
 # Beside FlashAttention-3: query rows of a block, whether the heads of a KV head share it, and other first guesses.
 _DECODE_STARTS: Mapping[str, Mapping[str, Any]] = {
     "triton": {"rows": 16, "compute": 0.1, "memory": 0.5, "splits": 6.0, "launch_s": 6e-6},
-    "flashinfer": {"rows": 16, "compute": 0.1, "memory": 0.7, "splits": 32.0, "launch_s": 6e-6},
+    "flashinfer": {"rows": 64, "compute": 0.1, "memory": 0.7, "splits": 32.0, "launch_s": 6e-6},
     "trtllm_mha": {"rows": 64, "compute": 0.3, "memory": 0.7, "splits": 32.0, "launch_s": 6e-6},
 }
-_TRITON = {"packed": False, "compute": 0.1, "sm": 0.1, "unskipped": 0.3}
+_TRITON: Mapping[str, Any] = {"packed": False, "compute": 0.1, "sm": 0.1, "unskipped": 0.3}
 _PREFILL_STARTS: Mapping[str, Mapping[str, Any]] = {
     "flashinfer": {"rows": 64, "compute": 0.4, "sm": 0.5},
-    "trtllm_mha": {"rows": 128, "compute": 0.4, "sm": 0.5},
+    "trtllm_mha": {"rows": 128, "packed": False, "compute": 0.4, "sm": 0.5},
 }
 
 

@@ -54,7 +54,8 @@ def sglang_kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kerne
     rows = where(columns, backend="sglang_graph")
     values(rows, "allreduce_dtype", table.file, list(ELEMENT))
     bytes_ = rows["message_size"] * np.array([ELEMENT[name] for name in rows["allreduce_dtype"].tolist()])
-    yield from _of_ranks(pick(rows | {"bytes": bytes_}, bytes_ <= OWN_UP_TO), ALL_REDUCE, "sglang", table, ceilings)
+    own = pick({**rows, "bytes": bytes_}, bytes_ <= OWN_UP_TO)
+    yield from _of_ranks(own, ALL_REDUCE, "sglang", table, ceilings)
 
 
 def nccl_kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:
@@ -64,7 +65,8 @@ def nccl_kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]
     columns = where(columns, nccl_dtype="half")
     for name in values(columns, "op_name", table.file, list(OPERATIONS)):
         rows = where(columns, op_name=name)
-        yield from _of_ranks(rows | {"bytes": 2 * rows["message_size"]}, OPERATIONS[name], "nccl", table, ceilings)
+        sized = {**rows, "bytes": 2 * rows["message_size"]}
+        yield from _of_ranks(sized, OPERATIONS[name], "nccl", table, ceilings)
 
 
 def quantise_kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:

@@ -43,15 +43,15 @@ STORED: Mapping[str, Stored] = {
     "nvfp4": Stored("nvfp4", Precision.FP4, 0.5 + 1 / 16),
 }
 _START = ExpertEfficiency(
-    "", "", Precision.BF16, align=1, launch_s=2e-5, length_s=5e-7, row_s=1e-8, memory=0.7, compute=0.6, tile_rows=30.0, cols=64.0,
-    step_s=5e-10, overlap=1.5,
+    "", "", Precision.BF16, align=1, launch_s=2e-5, length_s=5e-7, row_s=1e-8, memory=0.7, compute=0.6, tile_rows=30.0,
+    cols=64.0, step_s=5e-10, overlap=1.5,
 )  # fmt: skip
 _ALIGN = {"flashinfer_trtllm": 128}
 """Widths are padded to a multiple of it. Source: the times: of widths between two multiples those of the larger."""
 
 _FREE = {
-    "launch_s": (2e-6, 2e-4), "length_s": (1e-9, 1e-5), "row_s": (1e-12, 1e-7), "tile_rows": (0.1, 1000.0), "cols": (1.0, 8000.0),
-    "step_s": (1e-12, 2e-8),
+    "launch_s": (2e-6, 3e-4), "length_s": (1e-9, 3e-5), "row_s": (1e-12, 1e-6), "tile_rows": (0.1, 1000.0),
+    "cols": (1.0, 8000.0), "step_s": (1e-12, 2e-8),
 }  # fmt: skip
 
 

@@ -153,5 +153,5 @@ def measure(kernel: Kernel, split: str) -> tuple[Any, list[Floats]]:
 
 def summary(operation: str, kernel: str, split: str, errors: Sequence[Floats], cached: int = 0) -> Error:
     """Median and 90th percentile of our errors, then of the roofline's."""
-    figures = (round(float(np.quantile(of, q)), 4) for of in errors for q in (0.5, 0.9))
-    return Error(operation, kernel, split, len(errors[0]), *figures, cached)
+    median, p90, least_median, least_p90 = (round(float(np.quantile(of, q)), 4) for of in errors for q in (0.5, 0.9))
+    return Error(operation, kernel, split, len(errors[0]), median, p90, least_median, least_p90, cached)

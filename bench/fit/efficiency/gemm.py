@@ -22,6 +22,12 @@ COLUMNS = ("gemm_dtype", "m", "n", "k")
 # wave of an fp8 product takes another time per k up to 64, up to 128 and beyond 128 rows; cuBLAS and DeepGEMM choose.
 # From half or twice the guesses (but overlap) the fits of ROBUST_AT end with medians within 0.4 points of these.
 _SQUARES = (Tile(64, 64), Tile(128, 128))
+_PAIRS = (Tile(128, 64), Tile(128, 128), Tile(256, 256))
+"""Of SMs that multiply as much per clock as a B200's, two of which share a tile of 256."""
+
+PAIRED_FROM = 6000.0
+"""Dense 16 bit FLOPs of one SM per clock from which two share a tile: 4,096 on Hopper, 8,192 on a B200."""
+
 _BANDS = (Tile(64, 64, 0, 64), Tile(64, 128, 64, 128), Tile(128, 128, 128))
 _GEMM = GemmEfficiency(
     Precision.BF16, _SQUARES, launch_s=3e-6, memory=0.9, compute=0.8, slowdown=0.3, slowdown_s=1e-3, sm=0.8, step_s=0.0,
@@ -46,6 +52,9 @@ def kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:
         rows = where(columns, gemm_dtype=dtype)
         name = "bf16" if dtype == "bfloat16" else dtype
         start = STARTS[name]
+        clock_hz = ceilings.clock_hz or float("inf")
+        if ceilings.compute_ceiling(Precision.BF16) / (sms * clock_hz) > PAIRED_FROM:
+            start = replace(start, tiles=_PAIRS)
         shapes = list(zip(rows["m"].tolist(), rows["n"].tolist(), rows["k"].tolist(), strict=True))
         m, n, k = (rows[c].astype(float) for c in ("m", "n", "k"))
         element = ELEMENT_BYTES[start.precision]

@@ -19,6 +19,7 @@ from roofline_policies.steps.kernel_model import KernelModel
 from roofline_policies.steps.kernel_time import gemm_s
 from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
+from tests.roofline_policies.steps.bare import bare
 
 H200, EFFICIENCY = from_catalogue("h200"), load_efficiency("h200")
 GEMM, BANDWIDTH = EFFICIENCY.gemm["bf16"], H200.bytes_per_s
@@ -42,7 +43,7 @@ def stored(model: RankModel, share: float, precision: Precision | None = None) -
 @pytest.mark.parametrize("model", [LLAMA, MOE], ids=["dense", "experts"])
 def test_four_bit_weights_help_decode_and_not_prefill(model):
     """Of weights that are unpacked and multiplied in 16 bits, only reading them is cheaper."""
-    plain, four = (StepPredictor.for_device(one, "h200") for one in (model, stored(model, 0.25)))
+    plain, four = (bare(one) for one in (model, stored(model, 0.25)))
     decode, prefill = BatchShape.of((), [1000] * 16), BatchShape.of([(16_384, 0)])
     one, other = plain.step(decode=decode, graph=True), four.step(decode=decode, graph=True)
     assert 0.25 * one.linear_s < other.linear_s < 0.75 * one.linear_s
