@@ -52,11 +52,9 @@ def skewed_loads(rows: int, count: int, chosen: int, alpha: float) -> Loads:
     each = count / groups
     scale = pairs / (sum(drawn) * each)
     loads = [min(float(rows), one * scale) for one in drawn]
-    left = pairs - sum(loads) * each  # of those that were cut: shared by the others, the smallest first
-    for place, load in enumerate(loads):
-        if left <= 1e-9:
-            break
-        added = min(left / (each * (groups - place)), rows - load)
+    left = pairs - sum(loads) * each  # of those that were cut: shared by the others, the fullest first
+    for place in reversed(range(groups)):
+        added = min(left / (each * (place + 1)), rows - loads[place])
         loads[place] += added
         left -= added * each
     # A share of an expert's row is an expert that some of the time gets one.
