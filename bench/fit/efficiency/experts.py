@@ -42,6 +42,13 @@ STORED: Mapping[str, Stored] = {
     "w4a8_mxfp4_mxfp8": Stored("w4a8_mxfp4_mxfp8", Precision.FP8, 0.5 + 1 / 32),
     "nvfp4": Stored("nvfp4", Precision.FP4, 0.5 + 1 / 16),
 }
+SOURCES = (
+    "sglang_fused_moe_triton", "sglang_triton_kernel_moe", "sglang_marlin_moe", "sglang_flashinfer_cutlass_moe",
+    "sglang_flashinfer_trtllm_moe", "sglang_mxfp4_flashinfer_trtllm_moe",
+)  # fmt: skip
+_OTHER_ACTIVATION = "_situ_as_silu"
+"""Ends the name of a kernel whose activation is another, in rows of few shapes: they are left out."""
+
 _START = ExpertEfficiency(
     "", "", Precision.BF16, align=1, launch_s=2e-5, length_s=5e-7, row_s=1e-8, memory=0.7, compute=0.6, tile_rows=30.0,
     cols=64.0, step_s=5e-10, overlap=1.5,
@@ -66,11 +73,12 @@ def kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:
     """
     columns = all_positive(table)
     values(columns, "moe_dtype", table.file, list(STORED))
+    values(columns, "kernel_source", table.file, [*SOURCES, *(f"{one}{_OTHER_ACTIVATION}" for one in SOURCES)])
     _check_distributions(table, set(columns["distribution"].tolist()))
     columns = where(columns, moe_ep_size=1)
     kinds = Counter(zip(columns["moe_dtype"].tolist(), columns["kernel_source"].tolist(), strict=True))
     for (dtype, source), _ in sorted(kinds.items(), key=lambda one: (one[0][0], -one[1])):
-        if source.endswith("_situ_as_silu"):  # another activation in another table of the same kernel
+        if source.endswith(_OTHER_ACTIVATION):
             continue
         rows = where(columns, moe_dtype=dtype, kernel_source=source)
         stored = STORED[dtype]
