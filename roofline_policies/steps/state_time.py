@@ -25,20 +25,21 @@ def state_s(e: StateEfficiency, state: State, requests: int, rows: int, ceilings
         time = launch + fill min(1, length / CHAIN) + (busy^p + chain^p)^(1/p)
         busy = max(FLOPs, bytes at their shares), slowed down as long products are
 
-    FLOPs: of the recurrent form, of ``request_rows`` more rows a request; bytes: every state read and written once,
-    what a row reads and writes, and in prefill a state between each two chunks, in 16 bits; chain: the chunks of one
-    request in turn.
+    FLOPs: of the recurrent form; bytes: every state read and written once, what a row moves, and in prefill a state
+    between each two chunks, in 16 bits. In prefill both are those of ``request_rows`` more rows a request.
+    chain: the chunks of one request in turn.
     """
-    moved = 2 * state.state_bytes * requests + 2 * _WIDE * state.row_elements * rows
-    flops, chain_s, fixed_s = state.row_flops * rows, 0.0, e.launch_s
+    worked, chain_s, fixed_s = float(rows), 0.0, e.launch_s
+    moved = 2.0 * state.state_bytes * requests
     if e.phase == PREFILL:
         chunks = ceil(rows / requests / CHAIN)
         moved += state.state_bytes * requests * chunks
-        flops += state.row_flops * requests * e.request_rows
+        worked += e.request_rows * requests
         chain_s = e.chain_s * chunks
         fixed_s += e.fill_s * min(1.0, rows / requests / CHAIN)
+    moved += _WIDE * state.row_elements * worked
     busy_s = moved / (ceilings.bytes_per_s * e.memory)
-    busy_s = max(busy_s, flops / (ceilings.compute_ceiling(Precision.BF16) * e.compute))
+    busy_s = max(busy_s, state.row_flops * worked / (ceilings.compute_ceiling(Precision.BF16) * e.compute))
     if e.slowdown:
         busy_s *= 1 + e.slowdown * busy_s / (busy_s + e.slowdown_s)
     return float(fixed_s + (busy_s**e.overlap + chain_s**e.overlap) ** (1 / e.overlap))

@@ -10,7 +10,7 @@ quantising (scale_matrix). The device is the one that they name.
 Each kernel is fitted three times, to what is left when a fifth is held out: rows at random, whole shapes (n x k; heads
 x KV heads; sizes of experts), whole batch sizes (m; requests; tokens). Errors are those of the held-out rows. What is
 written is the fit without the held-out shapes, so that the errors shown for shapes are its own. Deterministic but for
-the date. Needs numpy, scipy and pyarrow.
+the date. Needs numpy, scipy and pyarrow. With --only, what other tables give is kept as the file has it.
 
 Exit code 0; 2 where a table is missing or unusable. A file is written whole or not at all.
 """
@@ -31,7 +31,7 @@ import numpy as np
 from bench.fit.efficiency import attention, collectives, experts, gemm, latent, states
 from bench.fit.efficiency.fitting import SHIPPED, SPLITS, Error, Kernel, from_memory, measure, summary
 from bench.fit.efficiency.tables import Floats, Table, check_device, read_table
-from bench.fit.efficiency.written import plain, source, write
+from bench.fit.efficiency.written import plain, read_written, source, write
 from roofline_policies.device.hardware import Ceilings, from_catalogue, match_device, multiprocessors
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 from roofline_policies.steps.efficiency import Efficiency
@@ -54,6 +54,9 @@ MORE: tuple[tuple[str, Sequence[str], Make], ...] = (
     *((file, collectives.QUANTISE_COLUMNS, collectives.quantise_kernels) for file in collectives.QUANTISE_FILES),
 )
 """Tables that a folder may do without."""
+
+WORST = 0.25
+"""Median error on held-out shapes above which a kernel of MORE is not written: what is stated serves as well."""
 
 SPLITS_OF_ONE = ("collectives",)
 """Operations whose three splits are one."""
@@ -141,6 +144,11 @@ def fit_all(folder: Folder, day: str, only: Sequence[str] = ()) -> tuple[dict[st
             print(told, file=sys.stderr, flush=True)
             if split == SHIPPED and kernel.key == "gemm":
                 shipped["gemm"][kernel.name] = plain(found)
+            elif split == SHIPPED and kernel.key in ("decode", "prefill"):
+                shipped[kernel.key].append(plain(found))
+            elif split == SHIPPED and errors[-1].median > WORST:
+                told = f"{kernel.operation}, {kernel.name}: not written, its median error is above {WORST:.0%}"
+                print(told, file=sys.stderr, flush=True)
             elif split == SHIPPED:
                 shipped.setdefault(kernel.key, []).append(plain(found))
     for (operation, split), parts in pooled.items():
@@ -148,8 +156,6 @@ def fit_all(folder: Folder, day: str, only: Sequence[str] = ()) -> tuple[dict[st
         errors.append(summary(operation, "all", split, together, left_out[operation]))
     content = {"device": folder.name, "sms": folder.sms, "source": source(folder.tables, folder.ceilings), "date": day}
     content |= shipped
-    if not only:
-        Efficiency.from_dict(content, "the fit")
     return content, errors
 
 
@@ -160,15 +166,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--out", type=Path, help="file to write the coefficients to")
     parser.add_argument("--device", help="catalogue name of the device they were measured on; default: what they name")
-    parser.add_argument("--only", action="append", default=[], metavar="FILE", help="fit tables whose names begin so")
+    told = "fit tables whose names begin so; of linear attention both, as they end in one list"
+    parser.add_argument("--only", action="append", default=[], metavar="FILE", help=told)
     parser.add_argument("--date", default=date.today().isoformat(), help="what to date the fit with")
     args = parser.parse_args(argv)
     try:
-        if args.only and args.out:
-            raise InputError("writes a part of a file", where="command line", key="--only", allowed="without --out")
         folder = read_folder(args.tables, args.device)
+        kept = read_written(args.out, folder.name) if args.only and args.out else {}
         content, errors = fit_all(folder, args.date, args.only)
         if args.out:
+            content = kept | {key: value for key, value in content.items() if value}
+            Efficiency.from_dict(content, "the fit")
             write(args.out, content)
     except InputError as error:
         print(error, file=sys.stderr)

@@ -98,13 +98,15 @@ def kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:
             ) -> float:  # bound now: the loop goes on
                 return state_s(e, parts[row], requests[row], tokens[row], ceilings)
 
-            moved = np.array([2.0 * s.state_bytes * b + 4.0 * s.row_elements * n
+            moved = np.array([2.0 * s.state_bytes * b + 2.0 * s.row_elements * n
                               for s, b, n in zip(parts, requests, tokens, strict=True)])  # fmt: skip
             flops = np.array([float(s.row_flops) * n for s, n in zip(parts, tokens, strict=True)])
             least = roofline(flops, moved, Precision.BF16, ceilings)
             start = replace(_START, kind=found.kind, phase=found.phase, kernel=source)
             if found.kind.endswith("_conv") or found.phase == _DECODE:
-                start = replace(start, chain_s=0.0, fill_s=0.0, slowdown=0.0, request_rows=0.0)
+                start = replace(start, chain_s=0.0, fill_s=0.0, slowdown=0.0)
+            if found.phase == _DECODE:
+                start = replace(start, request_rows=0.0)
             groups = {
                 "shapes": group(rows, "num_k_heads", "num_v_heads"),
                 "batches": group(rows, "batch_size"),

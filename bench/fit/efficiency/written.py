@@ -13,6 +13,7 @@ import yaml
 from bench.fit.efficiency.tables import Table
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.errors import InputError
+from roofline_policies.steps.efficiency import read_efficiency
 from roofline_policies.work import Precision
 
 ORIGIN = "ai-dynamo/aiconfigurator, Apache-2.0"
@@ -41,6 +42,19 @@ def plain(found: Any) -> dict[str, Any]:
     if "tiles" in values:
         values["tiles"] = [{k: v for k, v in tile.items() if v} for tile in values["tiles"]]
     return {key: value.value if isinstance(value, Precision) else value for key, value in values.items()}
+
+
+def read_written(file: Path, device: str) -> dict[str, Any]:
+    """What a file has, of which a part is to be fitted anew.
+
+    Raises:
+        InputError: there is no such file, it is unusable, or of another device.
+    """
+    found = read_efficiency(file, str(file))
+    if found.device != device:
+        raise InputError("is of another device", where=str(file), key="device", value=found.device, allowed=device)
+    content: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return content
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:

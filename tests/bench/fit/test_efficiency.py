@@ -223,11 +223,19 @@ def test_tables_of_another_device_than_the_one_asked_for_are_refused(tables, cap
     assert "device = 'NVIDIA H200': is of another device; allowed" in capsys.readouterr().err
 
 
-def test_a_part_of_a_fit_is_never_written(tables, tmp_path, capsys):
+def test_a_part_that_is_fitted_anew_leaves_the_rest_as_it_was(tables, fitted, tmp_path, capsys):
     out = tmp_path / "part.yaml"
-    assert fit_efficiency.main(["--tables", str(tables), "--only", "gemm", "--out", str(out)]) == EXIT_BAD_INPUT
-    assert "--only" in capsys.readouterr().err
+    command = ["--tables", str(tables), "--only", "gemm", "--date", "2027-01-02", "--out", str(out)]
+    assert fit_efficiency.main(command) == EXIT_BAD_INPUT  # there is nothing to keep
+    assert "cannot be read" in capsys.readouterr().err
     assert not out.exists()
+    changed = fitted.read_text().replace("kernel: fa3", "kernel: flashinfer").replace("memory: 0.", "memory: 0.1")
+    out.write_text(changed)
+    assert fit_efficiency.main(command) == 0
+    before, again, after = (read_efficiency(file, "a file") for file in (fitted, out, out))
+    assert again.gemm == before.gemm
+    assert {e.kernel for e in (*after.decode, *after.prefill)} == {"flashinfer"}
+    assert after.date == "2027-01-02"
 
 
 @pytest.mark.slow
