@@ -135,10 +135,13 @@ class Device:
         name = self.ceilings.device
         if self.efficiency is None:
             return (f"steps are priced by the roofline alone, which no step beats: no kernel of {name} was measured",)
+        kernels = self.predictor(())
+        others = kernels.stand_ins if isinstance(kernels, StepPredictor) else ()
         if self.efficiency.device in (match_device(name), name):
-            return self.ceilings.stand_ins
+            return (*self.ceilings.stand_ins, *others)
         return (
             *self.ceilings.stand_ins,
+            *others,
             f"kernels measured on {self.efficiency.device} stand in for those of {name}: their shares of the ceilings "
             "are taken over, their latencies as they are",
         )

@@ -137,6 +137,8 @@ def _predictor(
         logger.log(level, f"Roofline: {told}")
         return None
     logger.info(f"Roofline: step times are predicted with the {efficiency.device}'s efficiencies ({efficiency.date}).")
+    for sentence in predictor.stand_ins:
+        logger.info(f"Roofline: {sentence}.")
     return predictor
 
 

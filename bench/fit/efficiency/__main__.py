@@ -185,8 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for e in errors:
         figures = f"{e.rows:6d} {e.median:7.1%} {e.p90:7.1%}  {e.roofline_median:7.1%} {e.roofline_p90:7.1%}"
         print(f"{e.operation:<18} {e.kernel:<44} {e.split:<8} {figures}")
-    told = {"device": folder.name, "source": content["source"], "errors": [asdict(e) for e in errors]}
-    print(json.dumps(told))
+    report = {"device": folder.name, "source": content["source"], "errors": [asdict(e) for e in errors]}
+    print(json.dumps(report))
     return 0
 
 
