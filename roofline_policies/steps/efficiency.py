@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from roofline_policies.errors import InputError
-from roofline_policies.steps.coefficients import (
+from roofline_policies.steps.kernels.coefficients import (
     CollectiveEfficiency,
     DecodeEfficiency,
     ExpertEfficiency,

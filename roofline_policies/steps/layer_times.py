@@ -14,7 +14,8 @@ from roofline_policies.device.hardware import Ceilings
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.parts import Attention, ExpertLayers, Latent, Matrix, State
 from roofline_policies.model.rank_model import RankModel
-from roofline_policies.steps.coefficients import (
+from roofline_policies.steps.costs import StepCosts
+from roofline_policies.steps.kernels.coefficients import (
     DecodeEfficiency,
     ExpertEfficiency,
     GemmEfficiency,
@@ -22,12 +23,11 @@ from roofline_policies.steps.coefficients import (
     PrefillEfficiency,
     StateEfficiency,
 )
-from roofline_policies.steps.costs import StepCosts
-from roofline_policies.steps.expert_time import even_loads, experts_s, skewed_loads
-from roofline_policies.steps.kernel_model import KernelModel
-from roofline_policies.steps.kernel_time import ELEMENT_BYTES, gemm_s, latent_decode_s, latent_prefill_s
-from roofline_policies.steps.latent_time import latent_product_s
-from roofline_policies.steps.state_time import state_s
+from roofline_policies.steps.kernels.expert_time import even_loads, experts_s, skewed_loads
+from roofline_policies.steps.kernels.kernel_model import KernelModel
+from roofline_policies.steps.kernels.kernel_time import ELEMENT_BYTES, gemm_s, latent_decode_s, latent_prefill_s
+from roofline_policies.steps.kernels.latent_time import latent_product_s
+from roofline_policies.steps.kernels.state_time import state_s
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
 
 _WIDE = 2  # bytes of an element of activations: 16 bit

@@ -23,7 +23,6 @@ from roofline_policies.model.mla import Form, LatentAttention
 from roofline_policies.model.parts import Attention, Latent, Matrix
 from roofline_policies.model.rank_model import RankModel
 from roofline_policies.model.tensor_parallel import check_ranks
-from roofline_policies.steps.collective_time import ALL_GATHER, ALL_REDUCE, message_s, of_ranks
 from roofline_policies.steps.costs import DEFAULT_COSTS, StepCosts
 from roofline_policies.steps.efficiency import (
     CollectiveEfficiency,
@@ -33,8 +32,14 @@ from roofline_policies.steps.efficiency import (
     PrefillEfficiency,
     load_efficiency,
 )
-from roofline_policies.steps.kernel_model import KernelModel, stand_in
-from roofline_policies.steps.kernel_time import decode_attention_s, gemm_s, latent_prefill_s, prefill_attention_s
+from roofline_policies.steps.kernels.collective_time import ALL_GATHER, ALL_REDUCE, message_s, of_ranks
+from roofline_policies.steps.kernels.kernel_model import KernelModel, stand_in
+from roofline_policies.steps.kernels.kernel_time import (
+    decode_attention_s,
+    gemm_s,
+    latent_prefill_s,
+    prefill_attention_s,
+)
 from roofline_policies.steps.layer_times import LayerTimes, own_bytes
 from roofline_policies.steps.roofline_steps import RooflineSteps
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision

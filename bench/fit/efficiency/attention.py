@@ -13,8 +13,8 @@ import numpy as np
 from bench.fit.efficiency.fitting import Kernel
 from bench.fit.efficiency.tables import PRECISIONS, Columns, Groups, Table, all_positive, group, roofline, values, where
 from roofline_policies.device.hardware import Ceilings
-from roofline_policies.steps.coefficients import DecodeEfficiency, PrefillEfficiency
-from roofline_policies.steps.kernel_time import decode_attention_s, prefill_attention_s
+from roofline_policies.steps.kernels.coefficients import DecodeEfficiency, PrefillEfficiency
+from roofline_policies.steps.kernels.kernel_time import decode_attention_s, prefill_attention_s
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
 
 _SHAPE = ("num_heads", "num_key_value_heads", "head_dim")

@@ -12,8 +12,8 @@ from bench.fit.efficiency.fitting import Kernel
 from bench.fit.efficiency.tables import Table, all_positive, group, measured_only, pick, roofline, values, where
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.errors import InputError
-from roofline_policies.steps.coefficients import CollectiveEfficiency, QuantiseEfficiency
-from roofline_policies.steps.collective_time import (
+from roofline_policies.steps.kernels.coefficients import CollectiveEfficiency, QuantiseEfficiency
+from roofline_policies.steps.kernels.collective_time import (
     ALL_GATHER,
     ALL_REDUCE,
     ALL_TO_ALL,

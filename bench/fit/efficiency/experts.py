@@ -13,8 +13,8 @@ from bench.fit.efficiency.fitting import Kernel
 from bench.fit.efficiency.tables import Table, all_positive, group, pick, roofline, values, where
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.errors import InputError
-from roofline_policies.steps.coefficients import ExpertEfficiency
-from roofline_policies.steps.expert_time import Loads, balanced_loads, experts_s, skewed_loads
+from roofline_policies.steps.kernels.coefficients import ExpertEfficiency
+from roofline_policies.steps.kernels.expert_time import Loads, balanced_loads, experts_s, skewed_loads
 from roofline_policies.work import Precision
 
 FILE = "moe_perf.parquet"

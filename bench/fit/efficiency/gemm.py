@@ -11,8 +11,8 @@ import numpy as np
 from bench.fit.efficiency.fitting import Kernel
 from bench.fit.efficiency.tables import Table, all_positive, group, roofline, values, where
 from roofline_policies.device.hardware import Ceilings
-from roofline_policies.steps.coefficients import GemmEfficiency, Tile
-from roofline_policies.steps.kernel_time import ELEMENT_BYTES, gemm_s
+from roofline_policies.steps.kernels.coefficients import GemmEfficiency, Tile
+from roofline_policies.steps.kernels.kernel_time import ELEMENT_BYTES, gemm_s
 from roofline_policies.work import Precision
 
 FILE = "gemm_perf.parquet"

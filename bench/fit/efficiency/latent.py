@@ -15,9 +15,9 @@ from bench.fit.efficiency.attention import DECODE, PREFILL
 from bench.fit.efficiency.fitting import Kernel
 from bench.fit.efficiency.tables import PRECISIONS, Columns, Groups, Table, all_positive, group, roofline, values, where
 from roofline_policies.device.hardware import Ceilings
-from roofline_policies.steps.coefficients import DecodeEfficiency, LatentProductEfficiency, PrefillEfficiency
-from roofline_policies.steps.kernel_time import latent_decode_s, latent_prefill_s
-from roofline_policies.steps.latent_time import latent_product_s
+from roofline_policies.steps.kernels.coefficients import DecodeEfficiency, LatentProductEfficiency, PrefillEfficiency
+from roofline_policies.steps.kernels.kernel_time import latent_decode_s, latent_prefill_s
+from roofline_policies.steps.kernels.latent_time import latent_product_s
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
 
 DECODE_FILE, PREFILL_FILE = "generation_mla_perf.parquet", "context_mla_perf.parquet"

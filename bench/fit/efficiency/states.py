@@ -12,8 +12,8 @@ from bench.fit.efficiency.fitting import Kernel
 from bench.fit.efficiency.tables import Table, all_positive, group, roofline, values, where
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.model.parts import State
-from roofline_policies.steps.coefficients import StateEfficiency
-from roofline_policies.steps.state_time import state_s
+from roofline_policies.steps.kernels.coefficients import StateEfficiency
+from roofline_policies.steps.kernels.state_time import state_s
 from roofline_policies.work import Precision
 
 FILES = ("gdn_perf.parquet", "kda_perf.parquet")

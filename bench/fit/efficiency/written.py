@@ -19,7 +19,7 @@ from roofline_policies.work import Precision
 ORIGIN = "ai-dynamo/aiconfigurator, Apache-2.0"
 _HEAD = (
     "# Written by `python -m bench.fit.efficiency`; "
-    "what the coefficients mean: roofline_policies/steps/coefficients.py.\n"
+    "what the coefficients mean: roofline_policies/steps/kernels/coefficients.py.\n"
 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("scipy")
 pyarrow = pytest.importorskip("pyarrow")
@@ -20,7 +21,7 @@ from bench.fit.efficiency import attention, fitting, gemm  # noqa: E402
 from roofline_policies.device.hardware import from_catalogue, multiprocessors  # noqa: E402
 from roofline_policies.errors import EXIT_BAD_INPUT  # noqa: E402
 from roofline_policies.steps.efficiency import load_efficiency, read_efficiency  # noqa: E402
-from roofline_policies.steps.kernel_time import decode_attention_s, gemm_s, prefill_attention_s  # noqa: E402
+from roofline_policies.steps.kernels.kernel_time import decode_attention_s, gemm_s, prefill_attention_s  # noqa: E402
 from roofline_policies.work import Precision  # noqa: E402
 
 H200 = from_catalogue("h200")
@@ -203,8 +204,8 @@ def test_a_missing_or_broken_file_is_one_line(content, tmp_path, capsys):
     assert "gemm_perf.parquet: cannot be read" in line
 
 
-def test_a_file_that_cannot_be_written_is_one_line(tables, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(fit_efficiency, "fit_all", lambda *_: ({"source": ""}, []))
+def test_a_file_that_cannot_be_written_is_one_line(tables, fitted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fit_efficiency, "fit_all", lambda *_: (yaml.safe_load(fitted.read_text()), []))
     assert fit_efficiency.main(["--tables", str(tables), "--out", str(tmp_path)]) == EXIT_BAD_INPUT
     assert "cannot be written" in capsys.readouterr().err
 

@@ -15,11 +15,11 @@ parquet = pytest.importorskip("pyarrow.parquet")
 from bench.fit.efficiency import collectives, experts, fitting, latent, states, tables  # noqa: E402
 from roofline_policies.device.hardware import from_catalogue  # noqa: E402
 from roofline_policies.errors import InputError  # noqa: E402
-from roofline_policies.steps.collective_time import collective_s, quantise_s  # noqa: E402
-from roofline_policies.steps.expert_time import experts_s  # noqa: E402
-from roofline_policies.steps.kernel_time import latent_decode_s, latent_prefill_s  # noqa: E402
-from roofline_policies.steps.latent_time import latent_product_s  # noqa: E402
-from roofline_policies.steps.state_time import state_s  # noqa: E402
+from roofline_policies.steps.kernels.collective_time import collective_s, quantise_s  # noqa: E402
+from roofline_policies.steps.kernels.expert_time import experts_s  # noqa: E402
+from roofline_policies.steps.kernels.kernel_time import latent_decode_s, latent_prefill_s  # noqa: E402
+from roofline_policies.steps.kernels.latent_time import latent_product_s  # noqa: E402
+from roofline_policies.steps.kernels.state_time import state_s  # noqa: E402
 from roofline_policies.work import Precision  # noqa: E402
 
 H200, SMS = from_catalogue("h200"), 132

@@ -20,8 +20,8 @@ from roofline_policies.model.mla import Form
 from roofline_policies.model.moe import Experts
 from roofline_policies.model.parts import State
 from roofline_policies.steps.efficiency import load_efficiency
-from roofline_policies.steps.kernel_model import KernelModel
-from roofline_policies.steps.kernel_time import decode_attention_s, gemm_s, prefill_attention_s
+from roofline_policies.steps.kernels.kernel_model import KernelModel
+from roofline_policies.steps.kernels.kernel_time import decode_attention_s, gemm_s, prefill_attention_s
 from roofline_policies.steps.layer_times import LayerTimes, grouped_gemm_s
 from roofline_policies.steps.predictor import EMPTY, StepCosts, StepPredictor
 from roofline_policies.work import Precision

@@ -13,12 +13,12 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import shipped_model
 from roofline_policies.model.parts import State
 from roofline_policies.steps.efficiency import load_efficiency
-from roofline_policies.steps.expert_time import balanced_loads, even_loads, experts_s, skewed_loads
-from roofline_policies.steps.kernel_model import KernelModel, expert_names
-from roofline_policies.steps.kernel_time import latent_decode_s, latent_prefill_s
-from roofline_policies.steps.latent_time import latent_product_s
+from roofline_policies.steps.kernels.expert_time import balanced_loads, even_loads, experts_s, skewed_loads
+from roofline_policies.steps.kernels.kernel_model import KernelModel, expert_names
+from roofline_policies.steps.kernels.kernel_time import latent_decode_s, latent_prefill_s
+from roofline_policies.steps.kernels.latent_time import latent_product_s
+from roofline_policies.steps.kernels.state_time import CHAIN, state_s
 from roofline_policies.steps.predictor import StepPredictor
-from roofline_policies.steps.state_time import CHAIN, state_s
 from roofline_policies.work import Precision
 from tests.roofline_policies.steps.bare import bare
 

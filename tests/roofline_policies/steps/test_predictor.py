@@ -15,10 +15,10 @@ from roofline_policies.errors import InputError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.decoder import Decoder
 from roofline_policies.model.gqa import GroupedAttention
-from roofline_policies.steps.collective_time import collective_s
 from roofline_policies.steps.efficiency import GemmEfficiency, Tile, load_efficiency
-from roofline_policies.steps.kernel_model import KernelModel
-from roofline_policies.steps.kernel_time import decode_attention_s, gemm_s, prefill_attention_s
+from roofline_policies.steps.kernels.collective_time import collective_s
+from roofline_policies.steps.kernels.kernel_model import KernelModel
+from roofline_policies.steps.kernels.kernel_time import decode_attention_s, gemm_s, prefill_attention_s
 from roofline_policies.steps.predictor import StepCosts, StepPredictor, StepTime
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
 from tests import ROOT

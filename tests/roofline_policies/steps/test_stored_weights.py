@@ -15,8 +15,8 @@ from roofline_policies.model.moe import Experts
 from roofline_policies.model.parts import ExpertLayers, Matrix, matrix
 from roofline_policies.model.rank_model import RankModel
 from roofline_policies.steps.efficiency import load_efficiency
-from roofline_policies.steps.kernel_model import KernelModel
-from roofline_policies.steps.kernel_time import gemm_s
+from roofline_policies.steps.kernels.kernel_model import KernelModel
+from roofline_policies.steps.kernels.kernel_time import gemm_s
 from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
 from tests.roofline_policies.steps.bare import bare

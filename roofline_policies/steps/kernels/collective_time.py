@@ -8,7 +8,7 @@ from math import log2
 from types import MappingProxyType
 
 from roofline_policies.device.hardware import Ceilings
-from roofline_policies.steps.coefficients import CollectiveEfficiency, QuantiseEfficiency
+from roofline_policies.steps.kernels.coefficients import CollectiveEfficiency, QuantiseEfficiency
 
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL = "all_reduce", "all_gather", "reduce_scatter", "all_to_all"
 SENT: Mapping[str, float] = MappingProxyType({ALL_REDUCE: 2, ALL_GATHER: 1, REDUCE_SCATTER: 1, ALL_TO_ALL: 1})

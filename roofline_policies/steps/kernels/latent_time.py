@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from roofline_policies.device.hardware import Ceilings
-from roofline_policies.steps.coefficients import LatentProductEfficiency
+from roofline_policies.steps.kernels.coefficients import LatentProductEfficiency
 from roofline_policies.work import BYTES_PER_ELEMENT
 
 _WIDE = 2  # bytes of an element of activations: 16 bit

@@ -11,7 +11,8 @@ from roofline_policies.device.hardware import Ceilings
 from roofline_policies.errors import InputError
 from roofline_policies.model.backends import NAMES
 from roofline_policies.model.parts import ExpertLayers, Matrix
-from roofline_policies.steps.coefficients import (
+from roofline_policies.steps.efficiency import Efficiency
+from roofline_policies.steps.kernels.coefficients import (
     DecodeEfficiency,
     ExpertEfficiency,
     GemmEfficiency,
@@ -19,8 +20,7 @@ from roofline_policies.steps.coefficients import (
     PrefillEfficiency,
     StateEfficiency,
 )
-from roofline_policies.steps.efficiency import Efficiency
-from roofline_policies.steps.kernel_time import decode_attention_s, gemm_s, prefill_attention_s
+from roofline_policies.steps.kernels.kernel_time import decode_attention_s, gemm_s, prefill_attention_s
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
 
 

@@ -6,7 +6,7 @@ from math import ceil
 
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.model.parts import State
-from roofline_policies.steps.coefficients import StateEfficiency
+from roofline_policies.steps.kernels.coefficients import StateEfficiency
 from roofline_policies.work import Precision
 
 PREFILL, DECODE = "prefill", "decode"

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from math import ceil, log2
 
 from roofline_policies.device.hardware import Ceilings
-from roofline_policies.steps.coefficients import ExpertEfficiency
-from roofline_policies.steps.kernel_time import ELEMENT_BYTES
+from roofline_policies.steps.kernels.coefficients import ExpertEfficiency
+from roofline_policies.steps.kernels.kernel_time import ELEMENT_BYTES
 from roofline_policies.work import Precision
 
 Loads = Sequence[tuple[float, float]]

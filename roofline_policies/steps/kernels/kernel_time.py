@@ -14,7 +14,7 @@ from math import ceil, log2
 from types import MappingProxyType
 
 from roofline_policies.device.hardware import Ceilings
-from roofline_policies.steps.coefficients import DecodeEfficiency, GemmEfficiency, PrefillEfficiency
+from roofline_policies.steps.kernels.coefficients import DecodeEfficiency, GemmEfficiency, PrefillEfficiency
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
 
 _MOST_SPLITS = 8
