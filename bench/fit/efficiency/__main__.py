@@ -10,7 +10,10 @@ quantising (scale_matrix). The device is the one that they name.
 Each kernel is fitted three times, to what is left when a fifth is held out: rows at random, whole shapes (n x k; heads
 x KV heads; sizes of experts), whole batch sizes (m; requests; tokens). Errors are those of the held-out rows. What is
 written is the fit without the held-out shapes, so that the errors shown for shapes are its own. Deterministic but for
-the date. Needs numpy, scipy and pyarrow. With --only, what other tables give is kept as the file has it.
+the date. Needs numpy, scipy and pyarrow.
+
+With --only, what other tables give is kept as the file has it. With --with NAME nothing is fitted: it says how far
+another device's shipped coefficients are off.
 
 Exit code 0; 2 where a table is missing or unusable. A file is written whole or not at all.
 """
@@ -31,10 +34,11 @@ import numpy as np
 from bench.fit.efficiency import attention, collectives, experts, gemm, latent, states
 from bench.fit.efficiency.fitting import SHIPPED, SPLITS, Error, Kernel, from_memory, measure, summary
 from bench.fit.efficiency.tables import Floats, Table, check_device, read_table
+from bench.fit.efficiency.transfer import errors_of
 from bench.fit.efficiency.written import plain, read_written, source, write
 from roofline_policies.device.hardware import Ceilings, from_catalogue, match_device, multiprocessors
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
-from roofline_policies.steps.efficiency import Efficiency
+from roofline_policies.steps.efficiency import Efficiency, load_efficiency
 
 Make = Callable[[Table, Ceilings, int], Iterator[Kernel]]
 
@@ -168,10 +172,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="catalogue name of the device they were measured on; default: what they name")
     told = "fit tables whose names begin so; of linear attention both, as they end in one list"
     parser.add_argument("--only", action="append", default=[], metavar="FILE", help=told)
+    parser.add_argument("--with", dest="other", metavar="NAME", help="errors of that device's shipped coefficients")
     parser.add_argument("--date", default=date.today().isoformat(), help="what to date the fit with")
     args = parser.parse_args(argv)
     try:
         folder = read_folder(args.tables, args.device)
+        if args.other:
+            if args.out:
+                raise InputError("writes nothing", where="command line", key="--with", allowed="without --out")
+            of = load_efficiency(args.other)
+            show({"device": folder.name, "with": args.other, "source": of.source},
+                 errors_of(kernels(folder, args.only), of))  # fmt: skip
+            return 0
         kept = read_written(args.out, folder.name) if args.only and args.out else {}
         content, errors = fit_all(folder, args.date, args.only)
         if args.out:
@@ -181,13 +193,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
+    show({"device": folder.name, "source": content["source"]}, errors)
+    return 0
+
+
+def show(what: dict[str, Any], errors: Sequence[Error]) -> None:
+    """A table, and a line of JSON."""
     print(f"{'operation':<18} {'kernel':<44} {'held out':<8} {'rows':>6} {'median':>7} {'P90':>7}   plain roofline")
     for e in errors:
         figures = f"{e.rows:6d} {e.median:7.1%} {e.p90:7.1%}  {e.roofline_median:7.1%} {e.roofline_p90:7.1%}"
         print(f"{e.operation:<18} {e.kernel:<44} {e.split:<8} {figures}")
-    report = {"device": folder.name, "source": content["source"], "errors": [asdict(e) for e in errors]}
-    print(json.dumps(report))
-    return 0
+    print(json.dumps({**what, "errors": [asdict(e) for e in errors]}))
 
 
 if __name__ == "__main__":

@@ -132,6 +132,25 @@ def test_the_same_tables_give_the_same_file_and_the_last_line_is_json(tables, fi
     assert len(err.splitlines()) == 9  # progress: three kernels, three splits
 
 
+def test_another_devices_coefficients_are_held_against_these_tables(tables, capsys):
+    """The tables follow from coefficients that are near the H200's and far from the H100's bandwidth."""
+    medians = {}
+    for other in ("h200", "h100_sxm"):
+        assert fit_efficiency.main(["--tables", str(tables), "--with", other, "--only", "gemm"]) == 0
+        report = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (report["device"], report["with"]) == ("h200", other)
+        (kernel, together) = report["errors"]
+        assert (kernel["kernel"], together["kernel"]) == ("bf16", "all")
+        medians[other] = together["median"]
+    e = load_efficiency("h200").gemm["bf16"]
+    rows = [(m, n, k) for m in (1, 512) for n in (512, 4096) for k in (512, 4096)]
+    off = [abs(gemm_s(e, *row, H200, SMS) / gemm_s(GEMM, *row, H200, SMS) - 1) for row in rows]
+    assert min(off) < medians["h200"] < max(off)
+    assert fit_efficiency.main(["--tables", str(tables), "--with", "l4"]) == EXIT_BAD_INPUT
+    assert "no measured efficiencies" in capsys.readouterr().err
+    assert fit_efficiency.main(["--tables", str(tables), "--with", "h200", "--out", "x.yaml"]) == EXIT_BAD_INPUT
+
+
 def test_held_out_groups_stay_together():
     groups = np.repeat(np.arange(10), 7)
     out = fitting.held_out(groups)
