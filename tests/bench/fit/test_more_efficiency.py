@@ -194,5 +194,9 @@ def test_rows_out_of_the_cache_are_left_out_and_counted():
     assert (cached, kept.seconds.tolist()) == (1, [1.0, 3.0, 4.0])
     assert [kept.predict(None, row) for row in range(3)] == [0.0, 2.0, 3.0]
     assert kept.groups["shapes"].tolist() == [0, 1, 2]
+    most = dataclasses.replace(kernel, roofline_s=np.array([5.0, 5, 5, 1]))
+    assert fitting.from_memory(most)[1] == 3
     with pytest.raises(InputError, match="3 of 4 rows are faster than the device can be"):
-        fitting.from_memory(dataclasses.replace(kernel, roofline_s=np.array([5.0, 5, 5, 1])))
+        fitting.from_memory(dataclasses.replace(most, key="gemm"))
+    with pytest.raises(InputError, match="4 of 4 rows"):
+        fitting.from_memory(dataclasses.replace(kernel, roofline_s=np.full(4, 9.0)))
