@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.checks import choice, count, number, only, optional_count, section, text
 from bench.virtual.models import ServedModel, model_of
-from roofline_policies.device.hardware import Ceilings, from_catalogue, match_device
+from roofline_policies.device.hardware import BESIDE_CEILINGS, Ceilings, from_catalogue, match_device
 from roofline_policies.errors import InputError
 from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.backends import backends
@@ -135,10 +135,13 @@ class Device:
         name = self.ceilings.device
         if self.efficiency is None:
             return (f"steps are priced by the roofline alone, which no step beats: no kernel of {name} was measured",)
+        kernels = self.predictor(())
+        others = kernels.stand_ins if isinstance(kernels, StepPredictor) else ()
         if self.efficiency.device in (match_device(name), name):
-            return self.ceilings.stand_ins
+            return (*self.ceilings.stand_ins, *others)
         return (
             *self.ceilings.stand_ins,
+            *others,
             f"kernels measured on {self.efficiency.device} stand in for those of {name}: their shares of the ceilings "
             "are taken over, their latencies as they are",
         )
@@ -310,7 +313,7 @@ def _ceilings(conf: Mapping[str, Any]) -> Ceilings:
     if "flops_per_s" not in hardware:
         allowed = "a device of conf/hardware, e.g. hardware=h200"
         raise InputError("is no device", where="virtual", key="hardware", value=hardware.get("device"), allowed=allowed)
-    values = {key: value for key, value in hardware.items() if key != "nvml_names"}
+    values = {key: value for key, value in hardware.items() if key not in BESIDE_CEILINGS}
     return Ceilings.from_dict(values, "hardware")
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from roofline_policies.errors import InputError
 from roofline_policies.work import Precision
@@ -28,6 +28,8 @@ _NEAREST: Mapping[Precision, tuple[Precision, ...]] = MappingProxyType({
     Precision.INT8: (Precision.FP8, Precision.BF16, Precision.FP16),
     Precision.FP4: (Precision.FP8, Precision.INT8, Precision.BF16, Precision.FP16),
 })  # fmt: skip
+BESIDE_CEILINGS = ("nvml_names", "sms")
+"""Keys of a catalogue file that are no ceilings."""
 _NOT_A_DEVICE = frozenset({"auto"})  # choices of the configuration group that stand for no single device
 
 
@@ -210,9 +212,28 @@ class Ceilings:
         return Ceilings.from_dict, (self.to_dict(),)
 
 
+class Entry(NamedTuple):
+    """One file of the catalogue. nvml_names: patterns of the product names that NVML reports for it. sms: streaming
+    multiprocessors, None where the file does not say."""
+
+    ceilings: Ceilings
+    nvml_names: tuple[str, ...]
+    sms: int | None = None
+
+
 def catalogue() -> dict[str, Ceilings]:
     """The shipped devices by name, in alphabetical order."""
-    return {name: ceilings for name, (ceilings, _) in _entries().items()}
+    return {name: entry.ceilings for name, entry in _entries().items()}
+
+
+def multiprocessors(name: str) -> int | None:
+    """Streaming multiprocessors of a shipped device, None where the catalogue does not say.
+
+    Raises:
+        InputError: see ``from_catalogue``.
+    """
+    from_catalogue(name)
+    return _entries()[name].sms
 
 
 def from_catalogue(name: str) -> Ceilings:
@@ -230,20 +251,20 @@ def from_catalogue(name: str) -> Ceilings:
             value=name,
             allowed=f"{', '.join(entries)}; to measure the device at hand: {CALIBRATE}",
         )
-    return entries[name][0]
+    return entries[name].ceilings
 
 
 def match_device(nvml_name: str) -> str | None:
     """The catalogue's name for a product as NVML reports it, or None. Case does not matter; a MIG slice is unknown."""
     wanted = nvml_name.strip().casefold()
-    for name, (_, patterns) in _entries().items():
-        if any(fnmatchcase(wanted, pattern.casefold()) for pattern in patterns):
+    for name, entry in _entries().items():
+        if any(fnmatchcase(wanted, pattern.casefold()) for pattern in entry.nvml_names):
             return name
     return None
 
 
-def read_entry(file: Traversable) -> tuple[Ceilings, tuple[str, ...]]:
-    """One catalogue file: the ceilings, and the patterns of NVML product names it stands for.
+def read_entry(file: Traversable) -> Entry:
+    """One catalogue file.
 
     Raises:
         InputError: the file is not a mapping, or a key or value in it cannot be used.
@@ -258,11 +279,14 @@ def read_entry(file: Traversable) -> tuple[Ceilings, tuple[str, ...]]:
     patterns = entry.pop("nvml_names", None)
     if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) and p for p in patterns):
         raise InputError("must be a list of NVML product names", where=where, key="nvml_names", value=patterns)
-    return Ceilings.from_dict(entry, where), tuple(patterns)
+    sms = entry.pop("sms", None)
+    if sms is not None and (not isinstance(sms, int) or isinstance(sms, bool) or sms < 1):
+        raise InputError("must be a whole number above 0", where=where, key="sms", value=sms)
+    return Entry(Ceilings.from_dict(entry, where), tuple(patterns), sms)
 
 
 @lru_cache(maxsize=1)
-def _entries() -> Mapping[str, tuple[Ceilings, tuple[str, ...]]]:
+def _entries() -> Mapping[str, Entry]:
     folder = files("roofline_policies.conf") / "hardware"
     found = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
     named = ((file.name.removesuffix(".yaml"), file) for file in found)

@@ -11,6 +11,13 @@ from roofline_policies.work import BYTES_PER_ELEMENT
 KNOWN = ("fa3", "triton", "torch_native")
 """Backends whose tiles, or whose lack of them, are known here. Of any other the scores that are seen are counted."""
 
+NAMES = (
+    "fa3", "fa4", "flashinfer", "triton", "trtllm_mha", "trtllm_mla", "flashmla", "cutlass_mla", "cutedsl_mla",
+    "torch_native", "flex_attention", "dsa", "nsa", "hpc_ops", "aiter", "wave", "ascend", "intel_amx", "intel_xpu",
+)  # fmt: skip
+"""Backends that SGLang 0.5.23 has. Source: its ``arg_groups/choices.py``; deprecated and single models' ones left out.
+"""
+
 HOPPER = (9, 0)
 
 

@@ -141,13 +141,16 @@ class State:
     """A recurrence over tokens with a state per request: linear attention, a state-space model.
 
     row_flops: of one row in the recurrent form, one layer. state_bytes: of one request and layer; every step reads and
-    writes it once. row_elements: activations that a row's kernel reads and writes.
+    writes it once. row_elements: activations that a row's kernel reads and writes. kind: of its kernels where they are
+    known, ``gdn`` (gated delta rule) or ``kda`` (Kimi delta attention), ``gdn_conv`` and ``kda_conv`` for the
+    convolution before it.
     """
 
     count: int
     row_flops: int
     state_bytes: int
     row_elements: int
+    kind: str | None = None
 
 
 def matrix(count: int, outputs: int, inputs: int, precision: Precision, *, gated: bool = False) -> Matrix:

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 import roofline_policies.conf
 from roofline_policies.contract.decision import Bounds, Knob, Range
 from roofline_policies.control.controller import ControllerSettings
-from roofline_policies.device.hardware import Ceilings, from_catalogue
+from roofline_policies.device.hardware import BESIDE_CEILINGS, Ceilings, from_catalogue
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.fields import build
 from roofline_policies.policies.base import Policy
@@ -265,7 +265,7 @@ def _hardware(values: object, where: str) -> tuple[Ceilings | None, float | None
     if not isinstance(values, Mapping):
         raise InputError("must be a mapping", where=where, key="hardware", value=values)
     if "flops_per_s" in values:  # a catalogue entry, or ceilings that the user wrote out
-        plain = {key: value for key, value in values.items() if key != "nvml_names"}
+        plain = {key: value for key, value in values.items() if key not in BESIDE_CEILINGS}
         ceilings = Ceilings.from_dict(plain, f"{where}: hardware")
         return ceilings, ceilings.usd_per_h
     auto = build(_AutoHardware, values, where=where, key="hardware")

@@ -8,13 +8,24 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from roofline_policies.errors import InputError
+from roofline_policies.steps.kernels.coefficients import (
+    CollectiveEfficiency,
+    DecodeEfficiency,
+    ExpertEfficiency,
+    GemmEfficiency,
+    LatentProductEfficiency,
+    PrefillEfficiency,
+    QuantiseEfficiency,
+    StateEfficiency,
+    Tile,
+)
 from roofline_policies.work import Precision
 
 T = TypeVar("T")
@@ -25,120 +36,13 @@ _NOT_A_DEVICE = ("auto", "none", "roofline")
 ROOFLINE = "roofline"
 """In place of efficiencies: none, steps are priced by the roofline of their work alone."""
 _PRECISIONS = [p.value for p in Precision]
+_TEXTS = ("kernel", "name", "kind", "phase", "operation", "library")
 
-
-def _range(low: float, high: float) -> dict[str, Any]:
-    """Metadata of a field that must be a finite number in [low, high], or None where that is its default."""
-    return {"range": (low, high)}
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A tile of output that one block computes: rows x cols elements.
-
-    The kernel uses it for more than ``above`` and at most ``up_to`` rows (None: any number) of the whole product.
-    """
-
-    rows: int = field(metadata=_range(1, 1024))
-    cols: int = field(metadata=_range(1, 1024))
-    above: int = field(default=0, metadata=_range(0, 1 << 20))
-    up_to: int | None = field(default=None, metadata=_range(1, 1 << 20))
-
-
-@dataclass(frozen=True, slots=True)
-class GemmEfficiency:
-    """Coefficients of one matrix-product kernel.
-
-    precision: of the operands, which decides the compute ceiling; results have 2 bytes per element.
-    tiles: the tiles it chooses from; where several apply, the fastest counts.
-    launch_s: seconds per launch inside a graph, quantising the activations included where the kernel needs that.
-    memory: share of the bandwidth ceiling reached by large operands.
-    compute: share of the compute ceiling that all SMs together reach before power lowers the clock.
-    slowdown, slowdown_s: a kernel much longer than ``slowdown_s`` runs at ``compute / (1 + slowdown)``.
-    sm: share of its part of the compute ceiling that one SM reaches on a tile; above 1 where few busy SMs clock higher.
-    step_s: least seconds per element of the inner dimension, whatever the tile; the latency of the main loop.
-    epilogue_s: seconds per element of a tile to fill the pipeline and to store the result.
-    wave: share of the last, partly filled wave's idle SMs that is paid for; 1 is full wave quantisation.
-    overlap: exponent that joins loading and computing: 1 adds them, infinity takes the larger one.
-    split_s: seconds to add up an inner dimension split over idle SMs; None where the kernel does not split.
-    quantise: share of the bandwidth reached by quantising activations (2 bytes read, 1 written); None: it is not done.
-    median_error, p90_error: absolute relative error on held-out shapes.
-    """
-
-    precision: Precision
-    tiles: tuple[Tile, ...]
-    launch_s: float = field(metadata=_range(0, 1e-3))
-    memory: float = field(metadata=_range(1e-3, 1))
-    compute: float = field(metadata=_range(1e-3, 1))
-    slowdown: float = field(metadata=_range(0, 10))
-    slowdown_s: float = field(metadata=_range(1e-9, 10))
-    sm: float = field(metadata=_range(1e-3, 1.2))
-    step_s: float = field(metadata=_range(0, 1e-6))
-    epilogue_s: float = field(metadata=_range(0, 1e-6))
-    wave: float = field(metadata=_range(0, 1))
-    overlap: float = field(metadata=_range(1, 16))
-    split_s: float | None = field(default=None, metadata=_range(0, 1e-3))
-    quantise: float | None = field(default=None, metadata=_range(1e-3, 1))
-    median_error: float | None = field(default=None, metadata=_range(0, 100))
-    p90_error: float | None = field(default=None, metadata=_range(0, 100))
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeEfficiency:
-    """Coefficients of one attention kernel on one new token per request.
-
-    kernel, kv_precision, max_head_dim: what it is; for the head dimensions up to ``max_head_dim``.
-    rows: query rows of a block; the query heads that share a KV head are packed into them.
-    launch_s: seconds per call, scheduling and combining kernels included. length_s: more of it per doubling of the
-        context beyond 128 tokens. block_s: seconds per block that waits for an SM.
-    memory, compute: shares of the ceilings. Scores are 16 bit products. overlap: as in GemmEfficiency.
-    splits: SMs that can share one block's context.
-    """
-
-    kernel: str
-    kv_precision: Precision
-    max_head_dim: int = field(metadata=_range(1, 4096))
-    rows: int = field(metadata=_range(1, 1024))
-    launch_s: float = field(metadata=_range(0, 1e-3))
-    length_s: float = field(metadata=_range(0, 1e-3))
-    block_s: float = field(metadata=_range(0, 1e-3))
-    memory: float = field(metadata=_range(1e-3, 1))
-    compute: float = field(metadata=_range(1e-4, 1))
-    overlap: float = field(metadata=_range(1, 16))
-    splits: float = field(metadata=_range(1, 1e4))
-    median_error: float | None = field(default=None, metadata=_range(0, 100))
-    p90_error: float | None = field(default=None, metadata=_range(0, 100))
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillEfficiency:
-    """Coefficients of one causal attention kernel on many new tokens per request.
-
-    kernel, precision, kv_precision, max_head_dim: what it is; ``precision`` decides the compute ceiling.
-    rows: query rows of a block. packed: query heads that share a KV head are packed into them.
-    launch_s: seconds per call. block_s: seconds per block that waits for an SM.
-    memory, compute: shares of the ceilings, all SMs together. sm: share that one SM reaches on one block.
-    key_pad: keys that a block computes beyond those it needs: half tiles on the diagonal and the loop's start.
-    unskipped: share of the scores outside a sliding window that is computed nevertheless.
-    overlap: as in GemmEfficiency, between computing and waiting blocks.
-    """
-
-    kernel: str
-    precision: Precision
-    kv_precision: Precision
-    max_head_dim: int = field(metadata=_range(1, 4096))
-    rows: int = field(metadata=_range(1, 1024))
-    packed: bool
-    launch_s: float = field(metadata=_range(0, 1e-3))
-    block_s: float = field(metadata=_range(0, 1e-3))
-    memory: float = field(metadata=_range(1e-3, 1))
-    compute: float = field(metadata=_range(1e-4, 1))
-    sm: float = field(metadata=_range(1e-4, 1.2))
-    key_pad: float = field(metadata=_range(0, 1e4))
-    unskipped: float = field(metadata=_range(0, 1))
-    overlap: float = field(metadata=_range(1, 16))
-    median_error: float | None = field(default=None, metadata=_range(0, 100))
-    p90_error: float | None = field(default=None, metadata=_range(0, 100))
+__all__ = [
+    "ROOFLINE", "CollectiveEfficiency", "DecodeEfficiency", "Efficiency", "ExpertEfficiency", "GemmEfficiency",
+    "LatentProductEfficiency", "PrefillEfficiency", "QuantiseEfficiency", "StateEfficiency", "Tile", "load_efficiency",
+    "read_efficiency", "shipped_efficiencies",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +50,13 @@ class Efficiency:
     """The coefficients of a device's kernels.
 
     device: catalogue name. sms: streaming multiprocessors. source, date: of the measurements, and of the fit.
-    gemm: by kernel name; a Precision's own name is the kernel that serves it. decode, prefill: attention kernels.
+    gemm: by kernel name; a Precision's own name is the kernel that serves it. decode, prefill: attention kernels. Of
+        kernels that serve the same, the one that SGLang takes by default comes first.
+    The others are empty where no table has them:
+    experts: routed experts. latent_decode, latent_prefill: attention to latents in absorbed form, of one and of many
+        new tokens per request. expanded_prefill: of many new tokens in expanded form, in a kernel made for it.
+    latent_products: between latents and heads. states: linear attention. collectives: between ranks of one node.
+    quantise: turning activations into 8 bits, apart from a product.
     """
 
     device: str
@@ -156,6 +66,14 @@ class Efficiency:
     gemm: Mapping[str, GemmEfficiency]
     decode: tuple[DecodeEfficiency, ...]
     prefill: tuple[PrefillEfficiency, ...]
+    experts: tuple[ExpertEfficiency, ...] = ()
+    latent_decode: tuple[DecodeEfficiency, ...] = ()
+    latent_prefill: tuple[PrefillEfficiency, ...] = ()
+    expanded_prefill: tuple[PrefillEfficiency, ...] = ()
+    latent_products: tuple[LatentProductEfficiency, ...] = ()
+    states: tuple[StateEfficiency, ...] = ()
+    collectives: tuple[CollectiveEfficiency, ...] = ()
+    quantise: tuple[QuantiseEfficiency, ...] = ()
 
     @classmethod
     def from_dict(cls, data: object, where: str) -> Efficiency:
@@ -170,7 +88,7 @@ class Efficiency:
             if key not in names:
                 raise InputError("unknown key", where=where, key=str(key), allowed=names)
         for key in names:
-            if key not in plain:
+            if key not in plain and key not in _MORE:
                 raise InputError("missing key", where=where, key=key)
         for key in ("device", "source", "date"):
             if not isinstance(plain[key], str) or not plain[key].strip():
@@ -187,11 +105,26 @@ class Efficiency:
             "decode": tuple(_build_all(DecodeEfficiency, plain["decode"], where, "decode")),
             "prefill": tuple(_build_all(PrefillEfficiency, plain["prefill"], where, "prefill")),
         }
-        return cls(**plain | {"gemm": MappingProxyType(gemm)} | attention)
+        more = {key: tuple(_build_all(kind, plain[key], where, key)) for key, kind in _MORE.items() if plain.get(key)}
+        plain = {key: value for key, value in plain.items() if key not in _MORE}
+        return cls(**plain | {"gemm": MappingProxyType(gemm)} | attention | more)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a read-only mapping does not pickle by itself
         values = [getattr(self, f.name) for f in fields(self)]
         return _again, (*(dict(value) if isinstance(value, Mapping) else value for value in values),)
+
+
+_MORE: Mapping[str, type[Any]] = MappingProxyType({
+    "experts": ExpertEfficiency,
+    "latent_decode": DecodeEfficiency,
+    "latent_prefill": PrefillEfficiency,
+    "expanded_prefill": PrefillEfficiency,
+    "latent_products": LatentProductEfficiency,
+    "states": StateEfficiency,
+    "collectives": CollectiveEfficiency,
+    "quantise": QuantiseEfficiency,
+})  # fmt: skip
+"""The lists that a file may do without."""
 
 
 def _again(device: str, sms: int, source: str, date: str, gemm: Mapping[str, GemmEfficiency], *rest: Any) -> Efficiency:
@@ -254,7 +187,7 @@ def _build(cls: type[T], data: object, where: str, key: str) -> T:
             values[name] = Precision(value)
         elif name == "packed" and not isinstance(value, bool):
             raise InputError("wrong type", where=where, key=path, value=value, allowed="true, false")
-        elif name == "kernel" and not (isinstance(value, str) and value):
+        elif name in _TEXTS and not (isinstance(value, str) and value):
             raise InputError("must be a text that is not empty", where=where, key=path, value=value)
     return cls(**values)
 

@@ -3,9 +3,10 @@
     step = max(sum over kernels that cannot overlap of their times, host time to launch them, roofline of the step)
            + exposed host time
 
-Kernel times are rooflines times measured efficiencies (``kernel_time``); what no table covers (small kernels, launches,
-collectives) is a stated parameter of ``StepCosts``. What is left is for an online correction to learn. Layers
-are priced in ``layer_times``.
+Kernel times are rooflines times measured efficiencies (``kernel_time`` and its neighbours); what no table covers (small
+kernels, launches; on a device without their tables, collectives and more) is a stated parameter of ``StepCosts``. What
+is left is for an online correction to learn.
+Layers are priced in ``layer_times``.
 """
 
 from __future__ import annotations
@@ -24,13 +25,21 @@ from roofline_policies.model.rank_model import RankModel
 from roofline_policies.model.tensor_parallel import check_ranks
 from roofline_policies.steps.costs import DEFAULT_COSTS, StepCosts
 from roofline_policies.steps.efficiency import (
+    CollectiveEfficiency,
     DecodeEfficiency,
     Efficiency,
     GemmEfficiency,
     PrefillEfficiency,
     load_efficiency,
 )
-from roofline_policies.steps.kernel_time import KernelModel, decode_attention_s, gemm_s, prefill_attention_s
+from roofline_policies.steps.kernels.collective_time import ALL_GATHER, ALL_REDUCE, message_s, of_ranks
+from roofline_policies.steps.kernels.kernel_model import KernelModel, stand_in
+from roofline_policies.steps.kernels.kernel_time import (
+    decode_attention_s,
+    gemm_s,
+    latent_prefill_s,
+    prefill_attention_s,
+)
 from roofline_policies.steps.layer_times import LayerTimes, own_bytes
 from roofline_policies.steps.roofline_steps import RooflineSteps
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
@@ -81,14 +90,15 @@ class StepPredictor:
 
     model: what one rank runs. tp_size: ranks that run it together. ceilings, efficiency: of the device. Other ceilings
         (a live clock, a sibling device) need a new predictor.
-    attention: the attention kernel, ``fa3`` or ``triton``. linear: kernel of the layers' products where that is not
-        the model's own, e.g. ``fp8`` or ``fp8_block``; the head keeps its precision. A product that was not measured in
-        its precision is priced with the nearest that was, and the bytes of its own weights.
+    attention: the attention kernel by SGLang's name; one that was not measured on the device is priced as the nearest
+        that was, see ``stand_ins``. expert_skew: see ``LayerTimes``. linear: kernel of the layers' products where that
+        is not the model's own, e.g. ``fp8`` or ``fp8_block``; the head keeps its precision. A product that was not
+        measured in its precision is priced with the nearest that was, and the bytes of its own weights.
     captured: batch sizes with a CUDA graph, ascending; empty: every size has one of its own.
-    costs: what is not fitted.
+    costs: what is not fitted. stand_ins: which kernels stand in for others, one sentence each.
 
     Raises:
-        InputError: an attention kernel or ``linear`` was not measured, or ``tp_size`` is below one.
+        InputError: SGLang has no such attention kernel, ``linear`` was not measured, or ``tp_size`` is below one.
     """
 
     model: RankModel
@@ -99,9 +109,12 @@ class StepPredictor:
     tp_size: int = 1
     captured: Sequence[int] = ()
     costs: StepCosts = DEFAULT_COSTS
+    expert_skew: float | None = None
+    stand_ins: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _layers: LayerTimes = field(init=False, repr=False, compare=False)
     _attention: tuple[_Kernel, ...] = field(init=False, repr=False, compare=False)
     _head: tuple[GemmEfficiency, Matrix] | None = field(init=False, repr=False, compare=False)
+    _collectives: tuple[tuple[CollectiveEfficiency, ...], ...] = field(init=False, repr=False, compare=False)
     _kernels: int = field(init=False, repr=False, compare=False)
     _roof: RooflineSteps = field(init=False, repr=False, compare=False)
     _padded_row_flops: tuple[int, int] = field(init=False, repr=False, compare=False)
@@ -119,12 +132,16 @@ class StepPredictor:
         head = () if model.head is None else (model.head,)
         measured = sorted({kernels.nearest_gemm(one).precision for one in (*model.matrices, *model.experts, *head)})
         ceilings = self.ceilings.covering(*model.precisions, *measured)
-        layers = LayerTimes(model, ceilings, self.efficiency.sms, kernels.nearest_gemm, self.costs)
+        layers = LayerTimes(model, KernelModel(ceilings, self.efficiency), self.costs, self.attention, self.expert_skew)
         attention = [_kernel(one, kernels, self.attention) for one in model.attention]
         attention += [_expanded(one, kernels, self.attention, model.activations) for one in model.latent]
         named = backends(model, self.attention)
         for name, value in {
             "ceilings": ceilings,
+            "stand_ins": _stand_ins(attention, layers, self.attention, self.tp_size, self.efficiency),
+            "_collectives": tuple(
+                of_ranks(self.efficiency.collectives, one, self.tp_size) for one in (ALL_REDUCE, ALL_GATHER)
+            ),
             "_roof": RooflineSteps(model, ceilings),
             "_padded_row_flops": (
                 named.decode.decode_flops((), 1),
@@ -221,7 +238,8 @@ class StepPredictor:
             seconds += self._layers.absorbed_s(batch) if absorbed else self._layers.expanding_s(batch)
         for kernel in self._attention:
             if kernel.expanded and absorbed:
-                seconds += kernel.count * kernel.decode.launch_s
+                if not self._layers.absorbed_launches:
+                    seconds += kernel.count * kernel.decode.launch_s
             else:
                 seconds += kernel.count * self._kernel_s(kernel, prefill, decode)
         return seconds
@@ -241,7 +259,11 @@ class StepPredictor:
                 tokens, causal_pairs = part.window_tokens, part.window_pairs
                 pairs = min(pairs, part.new_tokens * (kernel.window + 1))
             sums = (part.requests, part.new_tokens, tokens, pairs, causal_pairs)
-            seconds += prefill_attention_s(e, *sums, *sizes)
+            if kernel.own_form is None:
+                seconds += prefill_attention_s(e, *sums, *sizes)
+            else:
+                widths = (kernel.heads, *kernel.own_form)
+                seconds += latent_prefill_s(e, *sums, *widths, *sizes[3:], kv_heads=kernel.heads)
         return seconds - e.launch_s if prefill.requests and decode.requests else seconds
 
     @staticmethod
@@ -251,12 +273,17 @@ class StepPredictor:
         return Form.ABSORBED if absorbed else LatentAttention.prefill_form(batch.context_tokens - batch.new_tokens)
 
     def _communication_s(self, rows: int, logit_rows: int) -> float:
-        """Two all-reduces per layer over a ring, one gathering of logits.
+        """Two all-reduces per layer, one gathering of logits; as measured, else over a ring.
 
         Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", JPDC 69, 2009: ``2 (p - 1) / p`` of them.
         """
         model, costs, others = self.model, self.costs, self.tp_size - 1
         element = BYTES_PER_ELEMENT[model.activations]
+        reduce, gather = self._collectives
+        if reduce:
+            seconds = 2 * model.layers * message_s(reduce, rows * model.hidden_size * element)
+            logits = logit_rows * (model.head.outputs if model.head is not None else 0) * element * self.tp_size
+            return seconds + message_s(gather, logits)
         reduced = 2 * model.layers * rows * model.hidden_size * element * 2 * others / self.tp_size
         gathered = logit_rows * (model.head.outputs if model.head is not None else 0) * element * others
         collectives = 2 * model.layers + (1 if logit_rows else 0)
@@ -265,7 +292,8 @@ class StepPredictor:
 
 @dataclass(frozen=True, slots=True)
 class _Kernel:
-    """The fitted kernels of layers whose attention is alike. expanded: of latent attention in expanded form."""
+    """The fitted kernels of layers whose attention is alike. expanded: of latent attention in expanded form. own_form:
+    widths of keys and values where ``prefill`` was fitted to that form."""
 
     count: int
     heads: int
@@ -275,6 +303,7 @@ class _Kernel:
     prefill: PrefillEfficiency
     window: int | None = None
     expanded: bool = False
+    own_form: tuple[int, int] | None = None
 
 
 def _kernel(one: Attention, kernels: KernelModel, name: str) -> _Kernel:
@@ -285,6 +314,27 @@ def _kernel(one: Attention, kernels: KernelModel, name: str) -> _Kernel:
 
 def _expanded(one: Latent, kernels: KernelModel, name: str, made_in: Precision) -> _Kernel:
     """Keys and values of the expanded form differ in width and are made in the activations' precision."""
-    heads, dim = one.sizes.num_heads, one.sizes.expanded_width
-    fitted = (kernels.decode(name, made_in, dim), kernels.prefill(name, made_in, dim))
-    return _Kernel(one.count, heads, heads, dim, *fitted, expanded=True)
+    sizes = one.sizes
+    heads, dim = sizes.num_heads, sizes.expanded_width
+    decode, own = kernels.decode(name, made_in, dim), kernels.expanded_prefill(name)
+    if own is not None:
+        form = (sizes.qk_nope_head_dim + sizes.qk_rope_head_dim, sizes.v_head_dim)
+        return _Kernel(one.count, heads, heads, dim, decode, own, expanded=True, own_form=form)
+    return _Kernel(one.count, heads, heads, dim, decode, kernels.prefill(name, made_in, dim), expanded=True)
+
+
+def _stand_ins(
+    attention: Sequence[_Kernel], layers: LayerTimes, name: str, tp_size: int, efficiency: Efficiency
+) -> tuple[str, ...]:
+    """Sentences on kernels of attention and collectives that others stand in for."""
+    told: list[str | None] = []
+    for kernel in attention:
+        what = "latent attention, expanded" if kernel.expanded else "attention"
+        told += [stand_in(kernel.prefill, name, f"{what} of prompts")]
+        if not kernel.expanded:
+            told += [stand_in(kernel.decode, name, "attention of one token")]
+    told += [stand_in(e, name, "latent attention, absorbed") for e in layers.latent_kernels]
+    ranks = sorted({e.ranks for e in efficiency.collectives})
+    if tp_size > 1 and ranks and tp_size not in ranks:
+        told.append(f"collectives of {tp_size} ranks: those of the nearest of {ranks} stand in")
+    return tuple(dict.fromkeys(one for one in told if one is not None))

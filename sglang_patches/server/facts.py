@@ -139,6 +139,8 @@ def _predictor(
     logger.info(f"Roofline: step times are predicted with the {efficiency.device}'s efficiencies ({efficiency.date}).")
     if served_model.rows_per_request(scheduler) > 1:
         logger.info("Roofline: drafts are not predicted; what they take beside the target is learned from their steps.")
+    for sentence in predictor.stand_ins:
+        logger.info(f"Roofline: {sentence}.")
     return predictor
 
 

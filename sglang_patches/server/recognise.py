@@ -40,3 +40,12 @@ def routes(name: str, module: nn.Module) -> bool:
 def is_convolution(name: str, module: nn.Module) -> bool:
     """A convolution, by the name of the module or of its class."""
     return "conv" in f"{name} {type(module).__name__}".lower()
+
+
+def convolution_kind(name: str) -> str | None:
+    """Of the convolution before a recurrence, see ``State``: Kimi delta attention has one each for queries, keys and
+    values, a gated delta rule one for all."""
+    last = name.rpartition(".")[2]
+    if last in ("q_conv1d", "k_conv1d", "v_conv1d"):
+        return "kda_conv"
+    return "gdn_conv" if last == "conv1d" else None

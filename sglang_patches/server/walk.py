@@ -212,7 +212,8 @@ class _Walk:
             self._found.other_bytes += weights  # a convolution over a few tokens, kept in a linear layer
             if isinstance(weight, torch.Tensor) and weights:
                 # What it keeps of a request is part of its mixer's state.
-                part = State(1, 2 * weight.numel(), 0, 2 * int(weight.shape[0]))
+                kind = recognise.convolution_kind(name)
+                part = State(1, 2 * weight.numel(), 0, 2 * int(weight.shape[0]), kind)
                 self._found.states[part] += self._times(name)
             return
         outputs, inputs = sizes.out_in(module)
@@ -373,15 +374,17 @@ class _Walk:
             # Per head and row: the state takes in x (outer) B, and C reads it.
             row_flops, elements = 4 * heads * dim * states, heads * dim * states
             moved = heads * dim + 2 * int(module.groups_ssm_state_size) // int(module.tp_size)
+            kind = None
         else:
             heads, keys, values = int(module.num_v_heads), int(module.head_k_dim), int(module.head_v_dim)
             # The delta rule reads the state at the key, writes the correction, and reads it at the query.
             row_flops, elements = 6 * heads * keys * values, heads * keys * values
             moved = int(module.q_dim + module.k_dim + module.v_dim)
+            kind = "kda" if isinstance(getattr(module, "conv_weights", None), tuple) else "gdn"
         self._layers.add(getattr(module, "layer_id", len(self._layers)))
         self._found.guessed["chunked forms of recurrences"] = None
         per_layer, _ = text_config.state_bytes(self._config) or (4 * elements, 1)
-        self._found.states[State(1, row_flops, int(per_layer), moved)] += self._times(name)
+        self._found.states[State(1, row_flops, int(per_layer), moved, kind)] += self._times(name)
 
     def _other_states(self) -> None:
         """States that no recurrence has: those of short convolutions, whose products are matrices."""

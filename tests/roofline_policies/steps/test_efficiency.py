@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
+from roofline_policies.device.hardware import from_catalogue, multiprocessors
 from roofline_policies.errors import InputError
-from roofline_policies.steps.efficiency import Efficiency, load_efficiency, read_efficiency
+from roofline_policies.steps.efficiency import Efficiency, load_efficiency, read_efficiency, shipped_efficiencies
 from tests import ROOT
 
-EFFICIENCY = load_efficiency("h200")
+LISTS = (
+    "decode", "prefill", "experts", "latent_decode", "latent_prefill", "expanded_prefill", "latent_products", "states",
+    "collectives", "quantise",
+)  # fmt: skip
 FILE = ROOT / "conf" / "efficiency" / "h200.yaml"
 
 
@@ -17,10 +21,20 @@ def plain():
     return OmegaConf.to_container(OmegaConf.load(FILE))
 
 
-def test_the_shipped_coefficients_name_their_source_and_errors():
-    assert EFFICIENCY.source == "ai-dynamo/aiconfigurator, Apache-2.0, H200 SXM, SGLang 0.5.14"
-    for entry in (*EFFICIENCY.gemm.values(), *EFFICIENCY.decode, *EFFICIENCY.prefill):
-        assert 0 < entry.median_error < entry.p90_error < 0.5
+@pytest.mark.parametrize("device", shipped_efficiencies())
+def test_the_shipped_coefficients_name_their_source_and_errors(device):
+    shipped = load_efficiency(device)
+    name = from_catalogue(device).device
+    assert shipped.device == device
+    assert shipped.source.startswith(f"ai-dynamo/aiconfigurator, Apache-2.0, {name}, SGLang 0.5.1")
+    assert shipped.sms == multiprocessors(device)
+    entries = [*shipped.gemm.values()]
+    for key in LISTS:
+        entries += getattr(shipped, key)
+    for entry in entries:
+        assert 0 < entry.median_error < entry.p90_error
+    for entry in (*shipped.gemm.values(), *shipped.decode, *shipped.prefill):
+        assert entry.median_error < 0.25
 
 
 def change(data, path, value):
@@ -53,6 +67,12 @@ def change(data, path, value):
         (("sms",), 0, "sms = 0: out of range"),
         (("sms",), None, "sms: missing key"),
         (("more",), 1, "more: unknown key"),
+        (("experts", 0, "tile_rows"), -1.0, r"experts\[0\].tile_rows = -1.0: out of range"),
+        (("experts", 0, "name"), "", r"experts\[0\].name = '': must be a text"),
+        (("collectives", 0, "ranks"), 1, r"collectives\[0\].ranks = 1: out of range; .* whole number from 2"),
+        (("states", 0, "phase"), None, r"states\[0\].phase: missing key"),
+        (("latent_products", 0, "precision"), "bf8", r"latent_products\[0\].precision = 'bf8': unknown precision"),
+        (("quantise", 0, "memory"), 2.0, r"quantise\[0\].memory = 2.0: out of range"),
     ],
 )  # fmt: skip
 def test_bad_coefficients_name_file_key_and_value(path, value, said, tmp_path):

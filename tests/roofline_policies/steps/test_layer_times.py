@@ -1,4 +1,4 @@
-"""Seconds of layers part by part: matrices, experts, latent attention, and the steps of models made of them."""
+"""Seconds of layers part by part, where no more than products and softmax attention was measured on a device."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from roofline_policies.model.mla import Form
 from roofline_policies.model.moe import Experts
 from roofline_policies.model.parts import State
 from roofline_policies.steps.efficiency import load_efficiency
-from roofline_policies.steps.kernel_time import KernelModel, decode_attention_s, gemm_s, prefill_attention_s
+from roofline_policies.steps.kernels.kernel_model import KernelModel
+from roofline_policies.steps.kernels.kernel_time import decode_attention_s, gemm_s, prefill_attention_s
 from roofline_policies.steps.layer_times import LayerTimes, grouped_gemm_s
 from roofline_policies.steps.predictor import EMPTY, StepCosts, StepPredictor
 from roofline_policies.work import Precision
+from tests.roofline_policies.steps.bare import bare
 
 H200 = from_catalogue("h200")
 EFFICIENCY = load_efficiency("h200")
@@ -31,7 +33,7 @@ GEMM = EFFICIENCY.gemm["bf16"]
 MOE = shipped_model("qwen3_30b_a3b").shape
 MLA = shipped_model("deepseek_v2_lite").shape
 LLAMA = shipped_model("llama_3_1_8b").rank(1)
-STEPS = {shape: StepPredictor.for_device(shape.rank_model, "h200") for shape in (MOE, MLA)}
+STEPS = {shape: bare(shape.rank_model) for shape in (MOE, MLA)}
 BANDWIDTH = H200.bytes_per_s
 
 shapes = st.sampled_from([MOE, MLA])
@@ -111,7 +113,7 @@ def test_without_experts_a_step_is_one_layer_of_kernels_times_the_layers(options
         weight_precision=Precision.BF16,
         kv_precision=Precision.FP8,
     )
-    step = StepPredictor.for_device(whole.shard(ranks).rank_model, "h200", **options)
+    step = bare(whole.shard(ranks).rank_model, **options)
     parts = {"prefill": BatchShape.of(prefill), "decode": BatchShape.of((), decode)}
     time = step.step(**parts, graph=True)
 
@@ -157,7 +159,7 @@ def test_prefill_computes_with_the_chosen_experts():
 def test_a_step_of_experts_costs_more_than_its_active_parameters_and_less_than_all():
     decode = {"decode": BatchShape.of((), [1000]), "graph": True}
     active = shipped_model("qwen3_8b").rank(1)  # 8.2 billion; 3.3 of 30.5 billion are active
-    assert STEPS[MOE].step(**decode).linear_s < StepPredictor.for_device(active, "h200").step(**decode).linear_s
+    assert STEPS[MOE].step(**decode).linear_s < bare(active).step(**decode).linear_s
     many = {"decode": BatchShape.of((), [1000] * 256), "graph": True}
     assert STEPS[MOE].step(**many).linear_s > MOE.weight_bytes / BANDWIDTH
 
@@ -180,7 +182,7 @@ def test_attention_to_latents_computes_at_the_stated_share():
 
 
 def test_an_8_bit_cache_halves_what_is_streamed():
-    half = StepPredictor.for_device(dataclasses.replace(MLA, kv_precision=Precision.FP8).rank_model, "h200")
+    half = bare(dataclasses.replace(MLA, kv_precision=Precision.FP8).rank_model)
     costs = StepCosts(latent_compute=1.0)
 
     def grown(step):
@@ -233,7 +235,7 @@ def test_kernels_are_counted():
 
 @pytest.mark.parametrize("shape", [MOE, MLA], ids=["moe", "mla"])
 def test_tensor_parallel_ranks_share_the_products_and_pay_for_talking(shape):
-    split = StepPredictor.for_device(shape.shard(4).rank_model, "h200", tp_size=4)
+    split = bare(shape.shard(4).rank_model, tp_size=4)
     chunk = {"prefill": BatchShape.of([(8192, 0)]), "graph": True}
     one, many = STEPS[shape].step(**chunk), split.step(**chunk)
     assert many.linear_s < one.linear_s / 2
@@ -259,10 +261,10 @@ def test_more_rows_never_take_less_time(shape, rows):
     ("make", "said"),
     [
         (
-            lambda: StepPredictor.for_device(MLA.shard(3).rank_model, "h200", tp_size=3),
+            lambda: bare(MLA.shard(3).rank_model, tp_size=3),
             "tp_size = 3: does not divide num_heads = 16",
         ),
-        (lambda: dataclasses.replace(STEPS[MLA], attention="flashinfer"), "not measured"),
+        (lambda: dataclasses.replace(STEPS[MLA], attention="flash"), "no such kernel"),
         (lambda: StepCosts(latent_memory=2.0), "latent_memory = 2.0: out of range; allowed: .* at most 1"),
         (lambda: StepCosts(latent_compute=0.0), "latent_compute = 0.0: out of range"),
         (lambda: StepCosts(routing_kernels=-1), "routing_kernels = -1: out of range"),
@@ -276,7 +278,7 @@ def test_a_bad_predictor_is_refused(make, said):
 def test_experts_of_which_all_are_chosen_are_a_wide_mlp():
     """Every row through every expert: the weights of one MLP as wide as all of them together."""
     every = dataclasses.replace(MOE, experts=Experts(16, 16, 768))
-    seconds = layers_of(StepPredictor.for_device(every.rank_model, "h200")).experts_s(64)
+    seconds = layers_of(bare(every.rank_model)).experts_s(64)
     wide = 48 * (gemm_s(GEMM, 64, 16 * 1536, 2048, H200, 132) + gemm_s(GEMM, 64, 2048, 16 * 768, H200, 132))
     assert seconds == pytest.approx(wide, rel=0.25)
 
@@ -288,7 +290,7 @@ def test_experts_of_which_all_are_chosen_are_a_wide_mlp():
 def test_a_rank_that_holds_some_of_the_experts_reads_and_computes_its_share(ranks):
     (routed,) = MOE.rank_model.experts
     rank = dataclasses.replace(MOE.rank_model, experts=(dataclasses.replace(routed, held=128 // ranks),))
-    whole, part = (layers_of(StepPredictor.for_device(model, "h200")) for model in (MOE.rank_model, rank))
+    whole, part = (layers_of(bare(model)) for model in (MOE.rank_model, rank))
     # 64 rows reach 126 of 128 experts: reading them is what takes the time.
     assert part.experts_s(64) == pytest.approx(whole.experts_s(64) / ranks, rel=0.25)
     assert part.experts_s(8192) == pytest.approx(whole.experts_s(8192) / ranks, rel=0.1)
@@ -301,7 +303,7 @@ def test_states_are_a_roofline_over_requests_and_rows():
     state = State(count=30, row_flops=1_000_000, state_bytes=2_000_000, row_elements=200)
     model = dataclasses.replace(LLAMA, states=(state,))
     costs = StepCosts(latent_memory=0.5, latent_compute=0.25)
-    step = StepPredictor.for_device(model, "h200", costs=costs)
+    step = bare(model, costs=costs)
     layers = layers_of(step)
     decode = BatchShape.of((), [700, 9], padded_rows=6)
     moved = 2 * 2_000_000 * 2 + 2 * 2 * 200 * 8
@@ -310,7 +312,7 @@ def test_states_are_a_roofline_over_requests_and_rows():
     moved = 2 * 2_000_000 * 2 + 2 * 2 * 200 * 16_384
     assert moved / (0.5 * BANDWIDTH) < 16_384 * 1_000_000 / (0.25 * 989e12)
     assert layers.states_s(prefill) == pytest.approx(30 * 16_384 * 1_000_000 / (0.25 * 989e12))
-    without = StepPredictor.for_device(LLAMA, "h200", costs=costs)
+    without = bare(LLAMA, costs=costs)
     for batch in ({"decode": decode, "graph": True}, {"prefill": prefill}):
         (shape,) = (one for one in batch.values() if isinstance(one, BatchShape))
         one, other = step.step(**batch), without.step(**batch)
@@ -322,7 +324,7 @@ def test_states_are_a_roofline_over_requests_and_rows():
 STATEFUL = dataclasses.replace(
     LLAMA, attention=(), states=(State(count=24, row_flops=3_000_000, state_bytes=4_000_000, row_elements=12_000),)
 )
-RECURRENT = StepPredictor.for_device(STATEFUL, "h200")
+RECURRENT = bare(STATEFUL)
 
 
 @given(chunks, contexts, st.booleans())

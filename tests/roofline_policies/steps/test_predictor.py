@@ -16,10 +16,13 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.decoder import Decoder
 from roofline_policies.model.gqa import GroupedAttention
 from roofline_policies.steps.efficiency import GemmEfficiency, Tile, load_efficiency
-from roofline_policies.steps.kernel_time import KernelModel, decode_attention_s, gemm_s, prefill_attention_s
+from roofline_policies.steps.kernels.collective_time import collective_s
+from roofline_policies.steps.kernels.kernel_model import KernelModel
+from roofline_policies.steps.kernels.kernel_time import decode_attention_s, gemm_s, prefill_attention_s
 from roofline_policies.steps.predictor import StepCosts, StepPredictor, StepTime
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
 from tests import ROOT
+from tests.roofline_policies.steps.bare import bare
 
 H200 = from_catalogue("h200")
 EFFICIENCY = load_efficiency("h200")
@@ -182,8 +185,11 @@ def test_kernels_are_found_by_name():
     ("ask", "said"),
     [
         (lambda: KERNELS.gemm("int8"), "'int8': not measured; allowed: bf16, fp8, fp8_block"),
-        (lambda: KERNELS.decode("flashinfer", Precision.BF16, 128), "fa3 with bf16 KV"),
-        (lambda: KERNELS.prefill("fa3", Precision.BF16, 128, Precision.FP8), "not measured"),
+        (
+            lambda: KERNELS.decode("flash", Precision.BF16, 128),
+            "'flash': no such kernel; allowed: fa3, fa4, flashinfer",
+        ),
+        (lambda: KERNELS.prefill("", Precision.BF16, 128), "'': no such kernel"),
     ],
 )
 def test_what_was_not_measured_is_named(ask, said):
@@ -281,7 +287,7 @@ def test_a_mixed_step_launches_attention_once():
 
 @pytest.mark.parametrize("tp_size", [2, 4, 8])
 def test_tensor_parallel_ranks_share_the_products_and_pay_for_talking(tp_size):
-    split = StepPredictor.for_device(LLAMA.shard(tp_size).rank_model, "h200", tp_size=tp_size)
+    split = bare(LLAMA.shard(tp_size).rank_model, tp_size=tp_size)
     for shape in ({"decode": BatchShape.of((), [1000] * 64)}, {"prefill": BatchShape.of([(8192, 0)])}):
         one, many = STEP.step(**shape, graph=True), split.step(**shape, graph=True)
         assert many.linear_s < one.linear_s
@@ -290,6 +296,33 @@ def test_tensor_parallel_ranks_share_the_products_and_pay_for_talking(tp_size):
     reduced = 2 * 32 * 8192 * 4096 * 2 * 2 * (tp_size - 1) / tp_size
     gathered = 128256 * 2 * (tp_size - 1) / tp_size
     assert many.communication_s == pytest.approx(65 * 8e-6 + (reduced + gathered) / 3.6e11)
+
+
+def test_collectives_that_were_measured_are_priced_by_size_and_ranks():
+    """Two all-reduces a layer of rows x hidden, one all-gather of all ranks' logits."""
+    known = {(e.operation, e.library, e.ranks): e for e in EFFICIENCY.collectives}
+    for ranks in (2, 4, 8):
+        step = StepPredictor.for_device(LLAMA.shard(ranks).rank_model, "h200", tp_size=ranks)
+        assert step.stand_ins == ()
+        gather = known["all_gather", "nccl", ranks]
+        for rows, library in ((64, "sglang"), (8192, "nccl")):  # 16 MiB are 2,048 rows
+            batch = {"decode": BatchShape.of((), [1000] * rows)}
+            reduce = known["all_reduce", library, ranks]
+            expected = 64 * collective_s(reduce, rows * 4096 * 2) + collective_s(gather, rows * 128256 * 2)
+            assert step.step(**batch, graph=True).communication_s == pytest.approx(expected)
+    sixteen = StepPredictor(LLAMA.rank_model, H200, EFFICIENCY, tp_size=16)
+    assert sixteen.stand_ins == ("collectives of 16 ranks: those of the nearest of [2, 4, 8] stand in",)
+
+
+def test_a_kernel_that_was_not_measured_is_priced_as_the_nearest_and_said():
+    other = dataclasses.replace(STEP, attention="flashinfer")
+    batch = {"decode": BatchShape.of((), [1000] * 64), "graph": True}
+    assert other.step(**batch) == STEP.step(**batch)
+    assert other.stand_ins == (
+        "attention of prompts: fa3 stands in for flashinfer, which was not measured",
+        "attention of one token: fa3 stands in for flashinfer, which was not measured",
+    )
+    assert STEP.stand_ins == ()
 
 
 def test_eight_bit_products_help_where_compute_binds():
@@ -316,13 +349,13 @@ def test_seconds_are_seconds():
     ("make", "said"),
     [
         (lambda: dataclasses.replace(STEP, captured=(8, 4)), "captured"),
-        (lambda: dataclasses.replace(STEP, attention="flashinfer"), "not measured"),
+        (lambda: dataclasses.replace(STEP, attention="abacus"), "'abacus': no such kernel; allowed: fa3, fa4, "),
         (lambda: dataclasses.replace(STEP, linear="int4"), "not measured"),
         (lambda: StepPredictor.for_device(LLAMA.shard(3).rank_model, "h200", tp_size=3), "tp_size = 3"),
         (lambda: dataclasses.replace(STEP, tp_size=0), "tp_size = 0: must be positive"),
         (lambda: StepCosts(host_s=-1.0), "host_s = -1.0: out of range"),
         (lambda: StepCosts(small_memory=2.0), "at most 1"),
-        (lambda: StepPredictor.for_device(LLAMA.rank_model, "l4"), "no measured efficiencies; allowed: h200"),
+        (lambda: StepPredictor.for_device(LLAMA.rank_model, "l4"), "no measured efficiencies; allowed: .*h200"),
     ],
 )
 def test_a_bad_predictor_is_refused(make, said):

@@ -15,9 +15,11 @@ from roofline_policies.model.moe import Experts
 from roofline_policies.model.parts import ExpertLayers, Matrix, matrix
 from roofline_policies.model.rank_model import RankModel
 from roofline_policies.steps.efficiency import load_efficiency
-from roofline_policies.steps.kernel_time import KernelModel, gemm_s
+from roofline_policies.steps.kernels.kernel_model import KernelModel
+from roofline_policies.steps.kernels.kernel_time import gemm_s
 from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.work import BYTES_PER_ELEMENT, Precision
+from tests.roofline_policies.steps.bare import bare
 
 H200, EFFICIENCY = from_catalogue("h200"), load_efficiency("h200")
 GEMM, BANDWIDTH = EFFICIENCY.gemm["bf16"], H200.bytes_per_s
@@ -41,7 +43,7 @@ def stored(model: RankModel, share: float, precision: Precision | None = None) -
 @pytest.mark.parametrize("model", [LLAMA, MOE], ids=["dense", "experts"])
 def test_four_bit_weights_help_decode_and_not_prefill(model):
     """Of weights that are unpacked and multiplied in 16 bits, only reading them is cheaper."""
-    plain, four = (StepPredictor.for_device(one, "h200") for one in (model, stored(model, 0.25)))
+    plain, four = (bare(one) for one in (model, stored(model, 0.25)))
     decode, prefill = BatchShape.of((), [1000] * 16), BatchShape.of([(16_384, 0)])
     one, other = plain.step(decode=decode, graph=True), four.step(decode=decode, graph=True)
     assert 0.25 * one.linear_s < other.linear_s < 0.75 * one.linear_s

@@ -14,7 +14,8 @@ from roofline_policies.model.backends import backends
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import shipped_model
 from roofline_policies.steps.efficiency import load_efficiency
-from roofline_policies.steps.kernel_time import KernelModel, decode_attention_s, prefill_attention_s
+from roofline_policies.steps.kernels.kernel_model import KernelModel
+from roofline_policies.steps.kernels.kernel_time import decode_attention_s, prefill_attention_s
 from roofline_policies.steps.predictor import EMPTY, StepPredictor
 from roofline_policies.steps.roofline_steps import RooflineSteps
 from roofline_policies.work import Precision

@@ -1,0 +1,1 @@
+"""Kernel efficiencies of a device, fitted to tables of measured kernel times."""
