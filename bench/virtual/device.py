@@ -29,6 +29,8 @@ from roofline_policies.work import Precision
 
 KEYS = (
     "tp_size",
+    "ep_size",
+    "kv_cache_dtype",
     "attention",
     "kv_tokens",
     "mem_fraction_static",
@@ -37,6 +39,7 @@ KEYS = (
     "prefill_graph_tokens",
     "synchronous",
 )
+KV_CACHE_DTYPES = ("auto", "bf16", "fp8_e4m3", "fp8_e5m2")
 LEAST_KV_TOKENS = 1024
 """Fewer token slots than this are no server."""
 STATES_PER_KV = 0.9
@@ -76,8 +79,8 @@ class Device:
     linear_decode: str | None = None
 
     @classmethod
-    def from_config(cls, conf: Mapping[str, Any]) -> Device:
-        """From the sections hardware, efficiency, model, device and linear.
+    def from_config(cls, conf: Mapping[str, Any], model: ServedModel | None = None) -> Device:
+        """From the sections hardware, efficiency, model, device and linear. model: where it is made already.
 
         Raises:
             InputError: a value that cannot be used, a kernel that was not measured, or a model that does not fit.
@@ -85,9 +88,10 @@ class Device:
         ceilings = _ceilings(conf)
         fitted = None if conf.get("steps") is None else FittedSteps.load(text(conf, "steps", "virtual"))
         efficiency = None if fitted is not None else _efficiency(conf.get("efficiency"), ceilings)
-        model = model_of(conf)
         device = section(conf.get("device"), "device")
         only(device, "device", KEYS)
+        tp_size = count(device, "tp_size", "device")
+        model = model or model_of(conf, tp_size, layout(device))
         linear = section(conf.get("linear") or {}, "linear")
         only(linear, "linear", ("prefill", "decode"))
         kernels = list(efficiency.gemm) if efficiency is not None else []
@@ -99,7 +103,6 @@ class Device:
         if not isinstance(device.get("synchronous"), bool):
             raise InputError("is not a choice", where="device", key="synchronous", value=device.get("synchronous"),
                              allowed=[False, True])  # fmt: skip
-        tp_size = count(device, "tp_size", "device")
         fitting = kv_tokens(
             model, ceilings, tp_size, number(device, "mem_fraction_static", "device", above=0.0, high=1.0)
         )
@@ -239,6 +242,19 @@ class PricedSteps:
             drawn = 1.0 + self._noise * self._random.standard_normal(self._DRAWN)
             self._factors = np.maximum(self.LEAST, drawn).tolist()
         return self._steps.step_s(prefill=prefill, decode=decode, graph=graph) * self._bias * self._factors.pop()
+
+
+def layout(device: Mapping[str, Any]) -> tuple[str, ...]:
+    """Server arguments of the section ``device`` that decide what a rank holds, beside the number of ranks.
+
+    Raises:
+        InputError: a value that cannot be used.
+    """
+    ep_size = count(device, "ep_size", "device", default=1)
+    told = ("--ep-size", str(ep_size)) if ep_size > 1 else ()
+    if device.get("kv_cache_dtype") in (None, AUTO):
+        return told
+    return (*told, "--kv-cache-dtype", choice(device, "kv_cache_dtype", "device", KV_CACHE_DTYPES))
 
 
 def kv_tokens(model: ServedModel, ceilings: Ceilings, tp_size: int, mem_fraction_static: float) -> int:
