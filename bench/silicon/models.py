@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from bench.models.published import chosen
+from bench.models.published import Published, chosen
 from bench.silicon.arguments import Launch
 from bench.sweep.keys import ROOT, source_digest
 from bench.virtual.models import BuiltModel
@@ -40,7 +41,7 @@ class ModelKey:
         Raises:
             InputError: no published configuration has the name.
         """
-        (published,) = chosen([launch.published])
+        published = _published(launch.published)
         quantized = launch.hf_quant_config or published.hf_quant_config
         config = dict(published.config)
         config.update(launch.config)
@@ -58,7 +59,7 @@ class ModelKey:
 
     def write(self, folder: Path) -> Path:
         """Its files as a server would find them, in a folder of its own under ``folder``."""
-        (published,) = chosen([self.name])
+        published = _published(self.name)
         quantized = None if self.hf_quant_config is None else json.loads(self.hf_quant_config)
         config: Mapping[str, Any] = json.loads(self.config)
         return replace(published, config=config, hf_quant_config=quantized).write(folder / self.digest())
@@ -107,5 +108,12 @@ def _kept(file: Path) -> BuiltModel | None:
     return model if isinstance(model, BuiltModel) else None
 
 
+@cache
+def _published(name: str) -> Published:
+    (found,) = chosen([name])
+    return found
+
+
+@cache
 def _sources() -> str:
     return source_digest(ROOT / one for one in SOURCES)

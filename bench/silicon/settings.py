@@ -18,7 +18,7 @@ from bench.silicon.runs import MeasuredRun, read_runs
 from bench.sweep.keys import ROOT, environment_digest, run_digest, source_digest
 from bench.virtual.arms import VirtualArm
 from bench.virtual.device import layout
-from bench.virtual.settings import Experiment
+from bench.virtual.settings import CONTEXT_MARGIN, Experiment
 from roofline_policies.errors import InputError
 
 KEYS = (
@@ -143,9 +143,14 @@ class _Plan:
             "output_tokens": run.output_tokens, "range_ratio": launch.range_ratio, "prompts_per_slot": slots,
         }  # fmt: skip
         return {
-            "traffic": traffic, "seed": self.seed, "server_args": list(launch.server_args),
+            "traffic": traffic, "seed": self.seed, "server_args": [*launch.server_args, *_context(run)],
             "sample_every_s": SAMPLE_EVERY_S,
         }  # fmt: skip
+
+
+def _context(run: MeasuredRun) -> list[str]:
+    """A context no longer than requests need: a scheduler holds a table of its length for every request it may run."""
+    return ["--context-length", str(run.input_tokens + run.output_tokens + 2 * CONTEXT_MARGIN)]
 
 
 def _chosen(runs: Sequence[MeasuredRun], conf: Mapping[str, Any]) -> list[MeasuredRun]:
