@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ RUN = MeasuredRun(
 
 def last(words: tuple[str, ...], flag: str) -> str:
     """The value that counts of a flag that may be there more than once."""
-    return [value for name, value in zip(words, words[1:], strict=False) if name == flag][-1]
+    return [value for name, value in pairwise(words) if name == flag][-1]
 
 
 def test_entries_add_up_and_the_last_outranks() -> None:
@@ -88,8 +89,10 @@ def test_the_shipped_table_has_what_the_public_scripts_say(change: dict[str, Any
 
 
 def test_the_shipped_table_names_configurations_that_are_there_and_overrides_that_hydra_takes() -> None:
-    models = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-32B", "Qwen/Qwen3-235B-A22B-FP8",
-              "Qwen/Qwen3.5-397B-A17B", "deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-R1", "zhipuai/GLM-5")  # fmt: skip
+    models = (
+        "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-32B", "Qwen/Qwen3-235B-A22B-FP8", "Qwen/Qwen3.5-397B-A17B",
+        "deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-R1", "zhipuai/GLM-5",
+    )  # fmt: skip
     for model in models:
         for device in ("h100_sxm", "h200_sxm", "b200_sxm"):
             launch = shipped().launch(replace(RUN, model=model, device=device))
