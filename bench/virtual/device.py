@@ -20,6 +20,7 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import CatalogueModel
 from roofline_policies.model.rank_model import RankModel
 from roofline_policies.settings.loading import AUTO, Settings
+from roofline_policies.steps.costs import StepCosts, costs_of
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency, shipped_efficiencies
 from roofline_policies.steps.fitted_steps import FittedSteps
 from roofline_policies.steps.predictor import StepPredictor
@@ -147,6 +148,11 @@ class Device:
         )
 
     @property
+    def costs(self) -> StepCosts:
+        """What a step costs beside kernels, as fitted for the device, whoever's kernels are taken."""
+        return costs_of(match_device(self.ceilings.device) or self.ceilings.device)
+
+    @property
     def rank(self) -> RankModel:
         """What one rank runs."""
         return self.model.rank(self.tp_size)
@@ -177,7 +183,7 @@ class Device:
             return RooflineSteps(rank, self.ceilings, kernels.prefill.masked_pair_flops, captured, padded_row_flops)
         return StepPredictor(
             self.rank, self.ceilings, self.efficiency, attention=self.attention, linear=linear,
-            tp_size=self.tp_size, captured=captured,
+            tp_size=self.tp_size, captured=captured, costs=self.costs,
         )  # fmt: skip
 
     def told(self, settings: Settings, captured: Sequence[int]) -> StepTimes | None:
@@ -197,7 +203,7 @@ class Device:
             return None
         return StepPredictor(
             self.rank, from_catalogue(choice.device), choice, attention=self.attention, tp_size=self.tp_size,
-            captured=captured,
+            captured=captured, costs=costs_of(choice.device),
         )  # fmt: skip
 
     def steps(self, captured: Sequence[int]) -> StepTimes:

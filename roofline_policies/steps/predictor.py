@@ -186,7 +186,7 @@ class StepPredictor:
             self._product_s(HEAD, logit_rows) if logit_rows else 0.0,
             layers.small_s(rows) + costs.head_kernels * costs.small_kernel_s,
             self._communication_s(rows, logit_rows) if self.tp_size > 1 else 0.0,
-            host_s=costs.host_s,
+            host_s=costs.host_s + (0.0 if prefill.requests else costs.host_request_s * decode.requests),
             kernels=self._kernels,
         )
         roof_s = max(0.0, self._roof.bound_s(batch, form) - time.device_s)
