@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.command import leave_when_asked, listed, overrides_of
 from bench.composition import read_config, writable
+from bench.silicon.fit import constants_of
 from bench.silicon.page import write_page
 from bench.silicon.settings import ARM, SiliconSettings, Task
 from bench.silicon.summary import (
@@ -35,6 +36,8 @@ from bench.silicon.task import predict
 from bench.sweep.store import Outcome, ResultFile
 from bench.sweep.tables import Shown
 from bench.virtual.processes import Crash, run_each
+from bench.virtual.settings import Experiment
+from roofline_policies.device.hardware import match_device
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 
 GROUPS = ("arguments",)
@@ -116,7 +119,10 @@ def _line(task: Task, row: dict[str, Any], cpu_s: float) -> str:
 
 def result_of(settings: SiliconSettings, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     """Everything that was found, ready for JSON; nothing in it depends on when or where a run was predicted."""
-    rows = [compared(task.run, outcomes[task.key].row) for task in settings.tasks]
+    rows = [
+        {**compared(task.run, outcomes[task.key].row), "catalogue": catalogue_of(task.experiment)}
+        for task in settings.tasks
+    ]
     known = [row for row in rows if "predicted" in row]
     # Refused runs count among the groups, so that the halves do not depend on what can be run.
     halves = split([task.run.group for task in settings.tasks] + [one.run.group for one in settings.refused])
@@ -134,10 +140,17 @@ def result_of(settings: SiliconSettings, outcomes: dict[str, Outcome]) -> dict[s
         "versions": by(known, lambda row: str(row["sglang"] or "not told")),
         "ranking": ranking(known),
         "split": halves,
+        "constants": {device: constants_of(device) for device in sorted({row["catalogue"] for row in rows})},
         "crashed": {row["run"]: row["crash"] for row in rows if "crash" in row},
         "refused": [{"run": one.run.run, "group": one.run.group, "reason": one.reason} for one in settings.refused],
         "rows": rows,
     }
+
+
+def catalogue_of(experiment: Experiment) -> str:
+    """The catalogue's name of the device that is modelled, or its own where the catalogue has none."""
+    name = experiment.device.ceilings.device
+    return match_device(name) or name
 
 
 def tables(result: dict[str, Any]) -> list[Shown]:

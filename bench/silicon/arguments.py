@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from bench.checks import count, number, only, section, text, texts
+from bench.checks import count, number, only, optional_count, section, text, texts
 from bench.silicon.runs import MeasuredRun
 from roofline_policies.errors import InputError
 
-KEYS = ("match", "published", "config", "hf_quant_config", "virtual", "server_args", "range_ratio", "devices", "why")
+KEYS = (
+    "match", "published", "config", "hf_quant_config", "virtual", "server_args", "range_ratio", "prompts_per_slot",
+    "devices", "why",
+)  # fmt: skip
 RANGE = ("from", "to")
 
 
@@ -21,7 +24,8 @@ class Launch:
     published: the name of the model's configuration (bench/models/published), with ``config`` laid over it and
     ``hf_quant_config`` beside it. virtual: overrides of conf/bench/virtual.yaml. server_args: of sglang.launch_server;
     of those that are there twice the last counts. range_ratio: lengths are drawn from so much of what was asked for.
-    devices: of the machine.
+    prompts_per_slot: prompts over concurrency, None where it is not known to differ from other runs. devices: of the
+    machine.
     """
 
     published: str
@@ -30,6 +34,7 @@ class Launch:
     virtual: tuple[str, ...]
     server_args: tuple[str, ...]
     range_ratio: float
+    prompts_per_slot: int | None
     devices: int
 
 
@@ -102,6 +107,7 @@ class ArgumentTable:
             virtual=tuple(found["virtual"]),
             server_args=tuple(found["server_args"]),
             range_ratio=number(found, "range_ratio", "arguments", default=1.0, above=0.0, high=1.0),
+            prompts_per_slot=optional_count(found, "prompts_per_slot", "arguments"),
             devices=count(found, "devices", "arguments", default=8),
         )
 

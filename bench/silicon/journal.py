@@ -20,7 +20,8 @@ Floats = npt.NDArray[np.float64]
 
 TIMES = ("linear", "attention", "head", "small", "communication", "launch", "roof", "host")
 """Parts of a step, seconds; see ``StepTime``."""
-COUNTS = ("steps", "kernels", "rows", "requests")
+COUNTS = ("steps", "kernels", "eager_kernels", "rows", "requests")
+"""Further amounts; eager kernels are those of steps without a graph."""
 KINDS = ("prefill", "decode")
 """A step with prompt tokens, mixed ones too, and one without."""
 PARTS = tuple(f"{kind}_{name}" for kind in KINDS for name in (*TIMES, *COUNTS))
@@ -44,7 +45,7 @@ class StepJournal:
     """Notes of every step that was priced, in order; one launch follows each pricing."""
 
     clock: JournalClock = field(default_factory=JournalClock)
-    steps: list[tuple[bool, StepTime, int, int]] = field(default_factory=list)
+    steps: list[tuple[bool, StepTime, int, int, int]] = field(default_factory=list)
 
     def watched(self, steps: StepTimes) -> StepTimes:
         """``steps``, whose every answer is noted. Steps that were measured have no parts, and are all ``linear``."""
@@ -77,15 +78,18 @@ class _Watched:
             time = self._steps.step(prefill=prefill, decode=decode, graph=graph)
         else:
             time = StepTime(self._steps.step_s(prefill=prefill, decode=decode, graph=graph))
-        rows = prefill.new_tokens + decode.new_tokens
-        self._journal.steps.append((prefill.requests > 0, time, rows, prefill.requests + decode.requests))
+        rows, requests = prefill.new_tokens + decode.new_tokens, prefill.requests + decode.requests
+        captured = self._steps.captured if isinstance(self._steps, StepPredictor) else ()
+        beyond = not prefill.requests and bool(captured) and decode.requests > captured[-1]
+        eager = time.kernels if beyond or not graph else 0
+        self._journal.steps.append((prefill.requests > 0, time, eager, rows, requests))
         return time.total_s
 
 
-def _amounts(prefill: bool, time: StepTime, rows: int, requests: int) -> list[float]:
+def _amounts(prefill: bool, time: StepTime, eager: int, rows: int, requests: int) -> list[float]:
     parts = [
         time.linear_s, time.attention_s, time.head_s, time.small_s, time.communication_s, time.launch_s, time.roof_s,
-        time.host_s, 1.0, time.kernels, rows, requests,
+        time.host_s, 1.0, time.kernels, eager, rows, requests,
     ]  # fmt: skip
     nothing = [0.0] * len(parts)
     return [*parts, *nothing] if prefill else [*nothing, *parts]

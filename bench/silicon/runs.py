@@ -54,10 +54,6 @@ class MeasuredRun:
         layout = f"tp{self.tp}" + (f" ep{self.moe_ep}" if self.moe_ep > 1 else "")
         return f"{self.model} {precision}, {self.device} {layout}"
 
-    def throughput(self, ttft_s: float, tpot_s: float) -> float:
-        """Output tokens/s of a closed loop with these latencies: each slot gives an answer in one request's time."""
-        return self.concurrency * self.output_tokens / (ttft_s + (self.output_tokens - 1) * tpot_s)
-
 
 def read_runs(file: str | Path) -> list[MeasuredRun]:
     """The runs of a CSV file with a header, in its order. Columns that are not known are left alone.

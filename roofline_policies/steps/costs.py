@@ -25,6 +25,8 @@ class StepCosts:
     eager_kernel_s: host seconds per kernel of a step without a graph, SGLang's own work around the launch included.
         Source: pull request 40346 of sgl-project/sglang: Qwen3-0.6B on an RTX 5090, 5.44 to 5.51 ms per token where
         decode batches were beyond the captured sizes; 28 layers of 10 kernels, and 6, by this count.
+    eager_gap_s: seconds per kernel that a step without a graph takes longer than kernels and launches come to: gaps
+        that none of both hides.
     host_s, host_request_s: seconds per step, and per request of a step that only decodes, that a server takes longer
         than its kernels: gaps between them, and what of the host's work the overlap schedule does not hide. 0: all is
         hidden.
@@ -43,6 +45,7 @@ class StepCosts:
     small_kernel_s: float = 2.4e-6
     small_memory: float = 0.8
     eager_kernel_s: float = 1.9e-5
+    eager_gap_s: float = 0.0
     host_s: float = 0.0
     host_request_s: float = 0.0
     allreduce_s: float = 8e-6
@@ -63,17 +66,22 @@ class StepCosts:
 
 DEFAULT_COSTS = StepCosts()
 _GROUP = "conf/costs"
+FRONT = "front_s"
 
 
 @dataclass(frozen=True, slots=True)
 class FittedCosts:
     """What was fitted to runs of whole servers on a device. source, date: of the runs, and of the fit.
 
+    front_s: from a client's sending to the scheduler's hands and from a finished step back to the client, of such runs.
+    costs: of steps.
+
     Apart from the device's efficiencies, which are of kernels alone: other measurements, another command, another date.
     """
 
     source: str
     date: str
+    front_s: float
     costs: StepCosts
 
 
@@ -105,10 +113,13 @@ def fitted_costs(device: str) -> FittedCosts | None:
         texts[key] = values.pop(key, None)
         if not isinstance(texts[key], str) or not texts[key]:
             raise InputError("must be a text that is not empty", where=where, key=key, value=texts[key])
-    known = {item.name: item.type for item in fields(StepCosts)}
+    known = [FRONT, *(item.name for item in fields(StepCosts))]
     for key, value in values.items():
         if key not in known:
-            raise InputError("unknown key", where=where, key=str(key), allowed=list(known))
+            raise InputError("unknown key", where=where, key=str(key), allowed=known)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError("is not a number", where=where, key=str(key), value=value)
-    return FittedCosts(**texts, costs=StepCosts(**values))
+    front_s = float(values.pop(FRONT, 0.0))
+    if not isfinite(front_s) or front_s < 0:
+        raise InputError("out of range", where=where, key=FRONT, value=front_s, allowed="a finite number of at least 0")
+    return FittedCosts(**texts, front_s=front_s, costs=StepCosts(**values))

@@ -194,7 +194,8 @@ class StepPredictor:
             time = time._replace(roof_s=roof_s)
         if graph:
             return time
-        return time._replace(launch_s=max(0.0, self._kernels * costs.eager_kernel_s - time.device_s - roof_s))
+        launch_s = max(0.0, self._kernels * costs.eager_kernel_s - time.device_s - roof_s)
+        return time._replace(launch_s=launch_s + self._kernels * costs.eager_gap_s)
 
     def _product_s(self, place: int, rows: int) -> float:
         """Matrix products of the layers, or of the head. Remembered: batches are padded to few sizes."""
