@@ -35,7 +35,7 @@ class JudgedSlo(Slo):
         Raises:
             InputError: an unknown key, a value out of range, or a class that is no priority.
         """
-        only(conf, "slo", (*LIMITS, "gap_fraction", "classes"))
+        only(conf, "slo", (*LIMITS, "gap_fraction", "classes", "requests"))  # the last is a policy's: none asks here
         whole = cls._limits(conf, "slo")
         given = {} if conf.get("classes") is None else conf["classes"]
         allowed = "priority: {ttft_s, itl_s, itl_kind, e2e_s}, with whole numbers as priorities"

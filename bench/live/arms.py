@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -74,7 +74,8 @@ async def _replay(
 ) -> ArmRun:
     label, total = f"{arm.name} #{repeat + 1}", len(settings.requests)
     await _warm_up(settings, server, tell, label)
-    replay = Replay(server.base_url, settings.requests, prompts, settings.limits)
+    concurrency = None if settings.closed is None else settings.closed.concurrency
+    replay = Replay(server.base_url, settings.requests, prompts, settings.limits, concurrency)
     background: list[asyncio.Task[None]] = []
     samplers: list[Sampler] = []
     finished = 0
@@ -102,15 +103,23 @@ async def _replay(
 
 
 async def _warm_up(settings: LiveSettings, server: Server, tell: Callable[..., None], label: str) -> None:
-    """A few requests of the traffic's lengths that nothing is recorded of, then an empty prefix cache."""
-    if not settings.warmup_requests:
+    """Requests that nothing is recorded of, then an empty prefix cache.
+
+    Those that closed-loop traffic warms up with, in its manner; else a few of the traffic's prompts, and short answers.
+    """
+    limits, concurrency = WARMUP_LIMITS, None
+    if settings.closed is not None:
+        warm: Sequence[Request] = settings.closed.warmup
+        limits, concurrency = settings.limits, settings.closed.concurrency
+    else:
+        step = max(1, len(settings.requests) // max(1, settings.warmup_requests))
+        chosen = settings.requests[::step][: settings.warmup_requests]
+        warm = [Request(0.0, one.prompt_tokens, min(one.output_tokens, WARMUP_OUTPUT_TOKENS)) for one in chosen]
+    if not warm:
         return
     tell(f"{label}: warming up")
-    step = max(1, len(settings.requests) // settings.warmup_requests)
-    chosen = settings.requests[::step][: settings.warmup_requests]
-    warm = [Request(0.0, one.prompt_tokens, min(one.output_tokens, WARMUP_OUTPUT_TOKENS)) for one in chosen]
     prompts = PromptBuilder(settings.seed + 1, settings.vocab_size)
-    await Replay(server.base_url, warm, prompts, WARMUP_LIMITS).run()
+    await Replay(server.base_url, warm, prompts, limits, concurrency).run()
     if death := server.death():
         raise ServerDied(f"{death} during warm-up", server.log_tail())
     await asyncio.to_thread(server.post, "/flush_cache")

@@ -1,10 +1,11 @@
-"""The load generator: sends each request at its time, whatever became of the others, and records every token."""
+"""The load generator: sends each request at its time, or when one before it ended, and records every token."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -38,26 +39,42 @@ class _Progress:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds. request_s: longest life of one request. drain_s: how long after the last arrival the run may go on."""
+    """Seconds. request_s: longest life of one request. drain_s: how long after the last arrival an open loop may go on.
+
+    A closed loop ends by the first alone.
+    """
 
     request_s: float = 600.0
     drain_s: float = 600.0
 
 
 class Replay:
-    """One traffic against one server, open loop: no arrival waits for an answer, nothing bounds concurrency."""
+    """One traffic against one server.
+
+    Open loop: no arrival waits for an answer, nothing bounds concurrency. Closed loop: ``concurrency`` requests are in
+    flight, the next one is sent when one ends, and that is when it was scheduled.
+    """
 
     def __init__(
-        self, base_url: str, requests: Sequence[Request], prompts: PromptBuilder, limits: Limits | None = None
+        self,
+        base_url: str,
+        requests: Sequence[Request],
+        prompts: PromptBuilder,
+        limits: Limits | None = None,
+        concurrency: int | None = None,
     ) -> None:
-        """``base_url``: of a server on this machine, ``http://127.0.0.1:port``. ``requests``: in order of arrival."""
+        """``base_url``: of a server on this machine, ``http://127.0.0.1:port``. ``requests``: in order of arrival.
+
+        concurrency: of a closed loop; None: an open one.
+        """
         self._url = base_url + "/generate"
         self._requests = requests
         self._limits = limits or Limits()
+        self._concurrency = concurrency
         self._bodies = [_body(prompts.tokens(request, i), request) for i, request in enumerate(requests)]
         self._start = 0.0
         self._stopped: str | None = None
-        self._tasks: list[asyncio.Task[RequestRecord]] = []
+        self._tasks: list[asyncio.Task[list[RequestRecord]]] = []
 
     async def run(
         self, started: Callable[[float], None] | None = None, done: Callable[[RequestRecord], None] | None = None
@@ -81,11 +98,20 @@ class Replay:
                 started(self._start)
             last_arrival_s = self._requests[-1].arrival_s if self._requests else 0.0
             deadline = self._start + last_arrival_s + self._limits.drain_s
+            send = partial(self._one, session, done=done)
             try:
-                for index, request in enumerate(self._requests):
-                    await self._sleep_until(request.arrival_s)
-                    self._tasks.append(asyncio.create_task(self._one(session, index, deadline + loop_offset, done)))
-                return list(await asyncio.gather(*self._tasks))
+                if self._concurrency is None:
+                    for index, request in enumerate(self._requests):
+                        await self._sleep_until(request.arrival_s)
+                        one = self._in_turn(partial(send, deadline=deadline + loop_offset), iter([index]))
+                        self._tasks.append(asyncio.create_task(one))
+                else:
+                    left = iter(range(len(self._requests)))
+                    for _ in range(min(self._concurrency, len(self._requests))):
+                        slot = self._in_turn(partial(send, deadline=float("inf")), left)
+                        self._tasks.append(asyncio.create_task(slot))
+                records = [record for made in await asyncio.gather(*self._tasks) for record in made]
+                return sorted(records, key=lambda record: record.index)
             finally:
                 for task in self._tasks:
                     task.cancel()
@@ -101,6 +127,11 @@ class Replay:
         while self._stopped is None and (ahead_s := self._start + moment_s - perf_counter()) > 0:
             await asyncio.sleep(min(ahead_s, STOP_CHECK_S))
 
+    @staticmethod
+    async def _in_turn(send: Callable[..., Awaitable[RequestRecord]], indices: Iterator[int]) -> list[RequestRecord]:
+        """One request after the other. Slots of a closed loop share ``indices``."""
+        return [await send(index) for index in indices]
+
     async def _one(
         self,
         session: aiohttp.ClientSession,
@@ -109,6 +140,7 @@ class Replay:
         done: Callable[[RequestRecord], None] | None,
     ) -> RequestRecord:
         request, progress = self._requests[index], _Progress()
+        scheduled_s = request.arrival_s if self._concurrency is None else perf_counter() - self._start
         until = min(deadline, asyncio.get_running_loop().time() + self._limits.request_s)
         try:
             if self._stopped is None:
@@ -126,7 +158,7 @@ class Replay:
         record = RequestRecord(
             index=index,
             phase=request.phase,
-            scheduled_s=request.arrival_s,
+            scheduled_s=scheduled_s,
             sent_s=progress.sent_s,
             token_s=tuple(progress.token_s),
             end_s=perf_counter() - self._start,

@@ -13,7 +13,7 @@ from bench.checks import count, number, only, optional_count, optional_number, s
 from bench.live.client import Limits
 from bench.report.percentiles import read_percentiles
 from bench.slo import JudgedSlo
-from bench.traffic import Request, load_traffic
+from bench.traffic import ClosedLoop, Request, load_traffic
 from bench.traffic.notes import Note
 from roofline_policies.errors import InputError
 from roofline_policies.settings.loading import SHIPPED, load
@@ -76,6 +76,7 @@ class LiveSettings:
     clipped: int
     notes: tuple[Note, ...]
     traffic: Mapping[str, Any]
+    closed: ClosedLoop | None
 
     @classmethod
     def from_config(cls, conf: Mapping[str, Any]) -> LiveSettings:
@@ -120,6 +121,7 @@ class LiveSettings:
             clipped=loaded.clipped,
             notes=loaded.notes,
             traffic=traffic,
+            closed=loaded.closed,
         )
 
     def schedule(self) -> list[tuple[int, Arm]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from bench.checks import choice, count, number, only, optional_count, optional_number, section, text
 from bench.traffic.classes import assign, read_classes, read_shifts
 from bench.traffic.clock import span
+from bench.traffic.closed import KEYS as CLOSED_KEYS
+from bench.traffic.closed import ClosedLoop, read_closed
 from bench.traffic.fields import UNITS_PER_S
 from bench.traffic.formats import FORMATS
 from bench.traffic.notes import Note, Tally, cut_note
@@ -21,7 +23,8 @@ from bench.traffic.transform import clip_lengths, rate_scale, scale_lengths, win
 from roofline_policies.errors import InputError
 
 PHASED = "phased"
-KINDS = (ANY, *FORMATS, PHASED)
+CLOSED = "closed"
+KINDS = (ANY, *FORMATS, PHASED, CLOSED)
 TRACE = ("path", "time_unit", "block_tokens", "sort", "rate_per_s", "tokenizer", "turns", "turn_gap_s")
 TRANSFORMS = (
     "start_s",
@@ -42,11 +45,15 @@ PHASE_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Requests in order of arrival. clipped: how many were cut. notes: what was done to the trace they are of."""
+    """Requests in order of arrival. clipped: how many were cut. notes: what was done to the trace they are of.
+
+    closed: the loop that sends them, one when one ends; None: each has its time of arrival.
+    """
 
     requests: tuple[Request, ...]
     clipped: int
     notes: tuple[Note, ...]
+    closed: ClosedLoop | None = None
 
 
 def load_traffic(
@@ -54,15 +61,17 @@ def load_traffic(
 ) -> Traffic:
     """The requests of ``conf`` and what was done to make them.
 
-    ``conf``: kind (a format of traces, ``trace`` for whichever it is, or phased), path or phases, and the transforms,
-    applied in this order: window (in the trace's own seconds), rate_scale, prompt_scale and output_scale, clipping;
-    then classes and shifts give those a priority that have none of their phase's. ``max_total_tokens``: prompt and
-    output together that ``held_by`` has room for.
+    ``conf``: kind (a format of traces, ``trace`` for whichever it is, phased or closed), path or phases, and the
+    transforms, applied in this order: window (in the trace's own seconds), rate_scale, prompt_scale and output_scale,
+    clipping; then classes and shifts give those a priority that have none of their phase's. ``max_total_tokens``:
+    prompt and output together that ``held_by`` has room for.
 
     Raises:
         InputError: a key, the file or one of its lines cannot be used, or no request is left.
     """
     kind = choice(conf, "kind", "traffic", KINDS)
+    if kind == CLOSED:
+        return _closed(conf, seed, max_total_tokens, held_by)
     only(conf, "traffic", ["kind", *(("phases",) if kind == PHASED else TRACE), *TRANSFORMS, *CLASSES])
     start_s = number(conf, "start_s", "traffic", default=0.0, low=0.0)
     window_s = optional_number(conf, "window_s", "traffic", above=0.0)
@@ -90,18 +99,43 @@ def load_traffic(
     read = scale_lengths(rate_scale(requests, faster), prompt, output)
     wanted, _ = clip_lengths(read, max_prompt, max_output, None)
     fitted, _ = clip_lengths(wanted, None, None, max_total_tokens)
-    most_told = [
-        f"{key} = {limit:,}"
-        for key, limit in (("max_prompt_tokens", max_prompt), ("max_output_tokens", max_output))
-        if limit is not None
-    ]
-    for note in (
-        cut_note("cut_to_limits", " and ".join(most_told), read, wanted),
-        cut_note("cut_to_fit", f"the {max_total_tokens or 0:,} tokens that {held_by} holds", wanted, fitted),
-    ):
-        notes += [] if note is None else [note]
+    notes += _cuts(read, wanted, fitted, (max_prompt, max_output), max_total_tokens, held_by)
     clipped = sum(a != b for a, b in zip(read, fitted, strict=True))
     return Traffic(tuple(assign(fitted, classes, shifts, seed)), clipped, tuple(notes))
+
+
+def _closed(conf: Mapping[str, Any], seed: int, max_total_tokens: int | None, held_by: str) -> Traffic:
+    """Closed-loop traffic: no times, so no window and no rate."""
+    only(conf, "traffic", ["kind", *CLOSED_KEYS, "max_prompt_tokens", "max_output_tokens", "classes"])
+    limits = optional_count(conf, "max_prompt_tokens", "traffic"), optional_count(conf, "max_output_tokens", "traffic")
+    classes = read_classes(conf.get("classes"), "traffic")
+    read, loop = read_closed(conf, seed)
+    wanted, _ = clip_lengths(read, *limits, None)
+    fitted, _ = clip_lengths(wanted, None, None, max_total_tokens)
+    warmup, _ = clip_lengths(clip_lengths(loop.warmup, *limits, None)[0], None, None, max_total_tokens)
+    clipped = sum(a != b for a, b in zip(read, fitted, strict=True))
+    notes = tuple(_cuts(read, wanted, fitted, limits, max_total_tokens, held_by))
+    return Traffic(
+        tuple(assign(fitted, classes, (), seed)), clipped, notes, ClosedLoop(loop.concurrency, tuple(warmup))
+    )
+
+
+def _cuts(
+    read: Sequence[Request],
+    wanted: Sequence[Request],
+    fitted: Sequence[Request],
+    limits: tuple[int | None, int | None],
+    max_total_tokens: int | None,
+    held_by: str,
+) -> list[Note]:
+    """What to say of requests that were cut: to the limits asked for, and to what the server holds."""
+    names = ("max_prompt_tokens", "max_output_tokens")
+    told = [f"{key} = {limit:,}" for key, limit in zip(names, limits, strict=True) if limit is not None]
+    found = (
+        cut_note("cut_to_limits", " and ".join(told), read, wanted),
+        cut_note("cut_to_fit", f"the {max_total_tokens or 0:,} tokens that {held_by} holds", wanted, fitted),
+    )
+    return [note for note in found if note is not None]
 
 
 def _trace_keys(conf: Mapping[str, Any], kind: str, start_s: float, window_s: float | None) -> TraceKeys:

@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_all(settings: VirtualSettings) -> tuple[list[ArmRun], list[Metrics]]:
     """Every arm once, in the order of the configuration; an arm that failed is a run marked as crashed."""
     total = len(settings.experiment.requests)
+    if settings.experiment.closed is not None:
+        total += len(settings.experiment.closed.warmup)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip

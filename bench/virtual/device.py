@@ -20,6 +20,7 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import CatalogueModel
 from roofline_policies.model.rank_model import RankModel
 from roofline_policies.settings.loading import AUTO, Settings
+from roofline_policies.steps.costs import StepCosts, costs_of
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency, shipped_efficiencies
 from roofline_policies.steps.fitted_steps import FittedSteps
 from roofline_policies.steps.predictor import StepPredictor
@@ -29,6 +30,8 @@ from roofline_policies.work import Precision
 
 KEYS = (
     "tp_size",
+    "ep_size",
+    "kv_cache_dtype",
     "attention",
     "kv_tokens",
     "mem_fraction_static",
@@ -37,6 +40,7 @@ KEYS = (
     "prefill_graph_tokens",
     "synchronous",
 )
+KV_CACHE_DTYPES = ("auto", "bf16", "fp8_e4m3", "fp8_e5m2")
 LEAST_KV_TOKENS = 1024
 """Fewer token slots than this are no server."""
 STATES_PER_KV = 0.9
@@ -76,8 +80,8 @@ class Device:
     linear_decode: str | None = None
 
     @classmethod
-    def from_config(cls, conf: Mapping[str, Any]) -> Device:
-        """From the sections hardware, efficiency, model, device and linear.
+    def from_config(cls, conf: Mapping[str, Any], model: ServedModel | None = None) -> Device:
+        """From the sections hardware, efficiency, model, device and linear. model: where it is made already.
 
         Raises:
             InputError: a value that cannot be used, a kernel that was not measured, or a model that does not fit.
@@ -85,9 +89,10 @@ class Device:
         ceilings = _ceilings(conf)
         fitted = None if conf.get("steps") is None else FittedSteps.load(text(conf, "steps", "virtual"))
         efficiency = None if fitted is not None else _efficiency(conf.get("efficiency"), ceilings)
-        model = model_of(conf)
         device = section(conf.get("device"), "device")
         only(device, "device", KEYS)
+        tp_size = count(device, "tp_size", "device")
+        model = model or model_of(conf, tp_size, layout(device))
         linear = section(conf.get("linear") or {}, "linear")
         only(linear, "linear", ("prefill", "decode"))
         kernels = list(efficiency.gemm) if efficiency is not None else []
@@ -99,7 +104,6 @@ class Device:
         if not isinstance(device.get("synchronous"), bool):
             raise InputError("is not a choice", where="device", key="synchronous", value=device.get("synchronous"),
                              allowed=[False, True])  # fmt: skip
-        tp_size = count(device, "tp_size", "device")
         fitting = kv_tokens(
             model, ceilings, tp_size, number(device, "mem_fraction_static", "device", above=0.0, high=1.0)
         )
@@ -147,6 +151,11 @@ class Device:
         )
 
     @property
+    def costs(self) -> StepCosts:
+        """What a step costs beside kernels, as fitted for the device, whoever's kernels are taken."""
+        return costs_of(match_device(self.ceilings.device) or self.ceilings.device)
+
+    @property
     def rank(self) -> RankModel:
         """What one rank runs."""
         return self.model.rank(self.tp_size)
@@ -177,7 +186,7 @@ class Device:
             return RooflineSteps(rank, self.ceilings, kernels.prefill.masked_pair_flops, captured, padded_row_flops)
         return StepPredictor(
             self.rank, self.ceilings, self.efficiency, attention=self.attention, linear=linear,
-            tp_size=self.tp_size, captured=captured,
+            tp_size=self.tp_size, captured=captured, costs=self.costs,
         )  # fmt: skip
 
     def told(self, settings: Settings, captured: Sequence[int]) -> StepTimes | None:
@@ -197,7 +206,7 @@ class Device:
             return None
         return StepPredictor(
             self.rank, from_catalogue(choice.device), choice, attention=self.attention, tp_size=self.tp_size,
-            captured=captured,
+            captured=captured, costs=costs_of(choice.device),
         )  # fmt: skip
 
     def steps(self, captured: Sequence[int]) -> StepTimes:
@@ -242,6 +251,19 @@ class PricedSteps:
             drawn = 1.0 + self._noise * self._random.standard_normal(self._DRAWN)
             self._factors = np.maximum(self.LEAST, drawn).tolist()
         return self._steps.step_s(prefill=prefill, decode=decode, graph=graph) * self._bias * self._factors.pop()
+
+
+def layout(device: Mapping[str, Any]) -> tuple[str, ...]:
+    """Server arguments of the section ``device`` that decide what a rank holds, beside the number of ranks.
+
+    Raises:
+        InputError: a value that cannot be used.
+    """
+    ep_size = count(device, "ep_size", "device", default=1)
+    told = ("--ep-size", str(ep_size)) if ep_size > 1 else ()
+    if device.get("kv_cache_dtype") in (None, AUTO):
+        return told
+    return (*told, "--kv-cache-dtype", choice(device, "kv_cache_dtype", "device", KV_CACHE_DTYPES))
 
 
 def kv_tokens(model: ServedModel, ceilings: Ceilings, tp_size: int, mem_fraction_static: float) -> int:

@@ -44,48 +44,55 @@ class ServedModel(Protocol):
 class BuiltModel:
     """A model whose modules SGLang builds without weights, and is asked what they are.
 
-    folder: of its config.json. ranks: what was built, by the number of ranks; it goes where the model goes, so that the
-    process of a run builds nothing.
+    folder: of its config.json. server_args: of its layout but for the number of ranks. ranks: what was built, by the
+    number of ranks; it goes where the model goes, so that the process of a run builds nothing.
     """
 
     name: str
     context_length: int
     folder: str
     ranks: dict[int, RankModel] = field(repr=False, compare=False)
+    server_args: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, folder: Path) -> BuiltModel:
-        """Built for one rank.
+    def of(cls, folder: Path, tp_size: int = 1, server_args: tuple[str, ...] = ()) -> BuiltModel:
+        """Built for one of so many ranks.
 
         Raises:
             InputError: SGLang cannot build it.
         """
-        built = _build(str(folder), 1)
-        return cls(folder.name, built.context_length, str(folder), {1: built.walked.rank_model})
+        built = _build(str(folder), tp_size, server_args)
+        return cls(folder.name, built.context_length, str(folder), {tp_size: built.walked.rank_model}, server_args)
 
     def rank(self, tp_size: int) -> RankModel:
         """See ``ServedModel``. The first time takes some 10 s for every ``tp_size``."""
         if tp_size not in self.ranks:
-            self.ranks[tp_size] = _build(self.folder, tp_size).walked.rank_model
+            self.ranks[tp_size] = _build(self.folder, tp_size, self.server_args).walked.rank_model
         return self.ranks[tp_size]
 
 
-def _build(folder: str, tp_size: int) -> UnloadedModel:
+def _build(folder: str, tp_size: int, server_args: tuple[str, ...]) -> UnloadedModel:
     from sglang_patches.virtual.unloaded import build  # here: it is only for such models
 
-    return build(folder, ("--tp", str(tp_size)))
+    return build(folder, ("--tp", str(tp_size), *server_args))
 
 
-def model_of(conf: Mapping[str, Any]) -> ServedModel:
+def model_of(conf: Mapping[str, Any], tp_size: int = 1, layout: tuple[str, ...] = ()) -> ServedModel:
     """From the folder of the key ``model_path``, else from the section ``model``.
 
-    A folder's model is taken in closed form where its family is known and nothing is quantized, and is built otherwise;
-    both come to the same.
+    layout: server arguments that decide what one of ``tp_size`` ranks holds. A folder's model is taken in closed form
+    where its family is known, nothing is quantized and the layout says nothing, and is built otherwise; both come to
+    the same.
 
     Raises:
         InputError: no such folder or file, or a model that SGLang cannot build.
     """
     if conf.get("model_path") is None:
+        if layout:
+            allowed = "ep_size 1 and kv_cache_dtype auto, or model_path=FOLDER, which SGLang builds for the layout"
+            raise InputError(
+                "is for models that SGLang builds", where="device", value=" ".join(layout), allowed=allowed
+            )
         return model_from_section(conf.get("model"))
     file = Path(text(conf, "model_path", "virtual")) / "config.json"
     try:
@@ -98,14 +105,14 @@ def model_of(conf: Mapping[str, Any]) -> ServedModel:
     quantized = file.parent / QUANTIZED
     if quantized.is_file():
         _check_quantized(quantized)
-    else:
+    elif not layout:
         try:
             shape = Decoder.from_config(config, weight_precision=served_precision(config, str(file)), where=str(file))
         except InputError:  # another family, or weights that are quantized
             pass
         else:
             return CatalogueModel(file.parent.name, count(config, "max_position_embeddings", str(file)), shape)
-    return BuiltModel.of(file.parent)
+    return BuiltModel.of(file.parent, tp_size if layout else 1, layout)
 
 
 def _check_quantized(file: Path) -> None:

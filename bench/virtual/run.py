@@ -9,31 +9,51 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from bench.live.prompts import PromptBuilder
 from bench.report.records import ArmRun, RequestRecord, ServerSample
+from bench.traffic import Request
 from bench.virtual.arms import VirtualArm
 from bench.virtual.device import PricedSteps
 from bench.virtual.settings import Experiment
+from roofline_policies.steps.times import StepTimes
 from sglang_patches.virtual.clock import VirtualClock
 from sglang_patches.virtual.server import Sample, VirtualDevice, VirtualServer
 from sglang_patches.virtual.speculative import speculative_args
 from sglang_patches.virtual.stand_ins import VOCABULARY
-from sglang_patches.virtual.traffic import Delivery, TimeIsUp, VirtualRequest, VirtualTraffic
+from sglang_patches.virtual.traffic import Delivery, Loop, TimeIsUp, VirtualRequest, VirtualTraffic
+
+WARMUP = "warmup-"
+"""Begins the ids of requests that only warm the server up."""
 
 
-def run_arm(experiment: Experiment, arm: VirtualArm, progress: Callable[[int, float], None]) -> tuple[ArmRun, int]:
+class Journal(Protocol):
+    """Who wants to know of every step: see bench.silicon.journal."""
+
+    @property
+    def clock(self) -> VirtualClock: ...
+
+    def watched(self, steps: StepTimes) -> StepTimes: ...
+
+
+def run_arm(
+    experiment: Experiment,
+    arm: VirtualArm,
+    progress: Callable[[int, float], None],
+    journal: Journal | None = None,
+) -> tuple[ArmRun, int]:
     """Serve the experiment's traffic with the arm's settings: the run, and how many iterations it took.
 
-    ``progress`` is told requests that have ended, and virtual seconds.
+    ``progress`` is told requests that have ended, and virtual seconds. journal: runs the clock and prices the steps.
 
     Raises:
         Exception: whatever SGLang raises; the caller reports it as the arm's crash.
     """
-    device, clock = experiment.device, VirtualClock()
-    requests = virtual_requests(experiment)
-    last_s = max(request.arrival_s for request in requests)
-    traffic = VirtualTraffic(clock, requests, most_s=last_s + experiment.drain_s, closed=progress)
+    device, clock = experiment.device, VirtualClock() if journal is None else journal.clock
+    requests, loop = virtual_requests(experiment), _loop(experiment)
+    last_s = max(request.arrival_s for request in requests) if loop is None else 0.0
+    traffic = VirtualTraffic(clock, requests, most_s=last_s + experiment.drain_s, closed=progress, loop=loop)
     speculation = None
     drafting: list[str] = []
     if arm.speculation_steps is not None:
@@ -62,6 +82,8 @@ def run_arm(experiment: Experiment, arm: VirtualArm, progress: Callable[[int, fl
             sample_every_s=experiment.sample_every_s,
         )
         steps = device.steps(server.graph_sizes)
+        if journal is not None:
+            steps = journal.watched(steps)
         priced = PricedSteps(steps, experiment.bias, experiment.noise, experiment.seed)
         worker = server.start(priced, experiment.host, speculation, device.backends)
         settings = arm.settings(experiment.slo)
@@ -80,42 +102,54 @@ def run_arm(experiment: Experiment, arm: VirtualArm, progress: Callable[[int, fl
     records = [
         _record(experiment, index, traffic.deliveries[str(index)], end_s) for index in range(len(experiment.requests))
     ]
-    samples = tuple(_sample(sample) for sample in server.samples)
+    begin_s = 0.0 if loop is None else min(record.scheduled_s for record in records)
+    samples = tuple(_sample(sample) for sample in server.samples if sample.t_s >= begin_s)
     return ArmRun(arm.name, 0, tuple(records), samples, deferrals=worker.deferrals), worker.iterations
 
 
 def virtual_requests(experiment: Experiment) -> list[VirtualRequest]:
-    """The traffic as the scheduler will see it; prompts are made when they arrive."""
+    """The traffic as the scheduler will see it, what warms it up first; prompts are made when they arrive."""
     prompts = PromptBuilder(experiment.seed, VOCABULARY)
     cap = experiment.output_cap_tokens
+    warmup = () if experiment.closed is None else experiment.closed.warmup
+    asked = {f"{WARMUP}{place}": (place - len(warmup), one) for place, one in enumerate(warmup)}
+    asked |= {str(place): (place, one) for place, one in enumerate(experiment.requests)}
 
-    def tokens(index: int) -> array[int]:
-        return array("q", prompts.tokens(experiment.requests[index], index))
+    def tokens(request: Request, index: int) -> array[int]:
+        return array("q", prompts.tokens(request, index))
 
     return [
         VirtualRequest(
-            rid=str(index),
+            rid=rid,
             arrival_s=request.arrival_s + experiment.path.ingress_s,
-            prompt=partial(tokens, index),
+            prompt=partial(tokens, request, index % VOCABULARY),
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
             # A client whose answers are longer than the cap would have asked for more.
             cap_tokens=None if cap is None else max(cap, request.output_tokens),
             priority=request.priority,
         )
-        for index, request in enumerate(experiment.requests)
+        for rid, (index, request) in asked.items()
     ]
+
+
+def _loop(experiment: Experiment) -> Loop | None:
+    closed, path = experiment.closed, experiment.path
+    return None if closed is None else Loop(closed.concurrency, len(closed.warmup), path.ingress_s + path.egress_s)
 
 
 def _record(experiment: Experiment, index: int, delivery: Delivery, end_s: float) -> RequestRecord:
     request, egress_s = experiment.requests[index], experiment.path.egress_s
     times = tuple(moment + egress_s for moment in delivery.token_s)
     error = delivery.error if delivery.done else f"open after {experiment.drain_s:g} s of draining"
+    # In a closed loop the traffic asks for a request when its slot is free.
+    sent_s = None if delivery.arrived_s is None else delivery.arrived_s - experiment.path.ingress_s
+    scheduled_s = request.arrival_s if experiment.closed is None else end_s if sent_s is None else sent_s
     return RequestRecord(
         index=index,
         phase=request.phase,
-        scheduled_s=request.arrival_s,
-        sent_s=request.arrival_s,
+        scheduled_s=scheduled_s,
+        sent_s=sent_s if experiment.closed is not None else request.arrival_s,
         token_s=times,
         end_s=times[-1] if delivery.done and times else end_s,
         prompt_tokens=request.prompt_tokens,

@@ -10,11 +10,12 @@ from typing import Any
 from bench.checks import count, number, only, optional_count, optional_number, section, text, texts
 from bench.report.percentiles import PERCENTILES, read_percentiles
 from bench.slo import JudgedSlo
-from bench.traffic import Request, Traffic, load_traffic
+from bench.traffic import ClosedLoop, Request, Traffic, load_traffic
 from bench.traffic.notes import Note
 from bench.virtual.arms import VirtualArm, read_arms
 from bench.virtual.device import Device
 from bench.virtual.draft import Draft
+from bench.virtual.models import ServedModel
 from roofline_policies.errors import InputError
 from roofline_policies.steps.host_time import HostTime, RequestPath
 from roofline_policies.steps.speculation import check_draft
@@ -46,17 +47,20 @@ class Experiment:
     drain_s: float
     sample_every_s: float
     percentiles: tuple[float, ...] = PERCENTILES
+    closed: ClosedLoop | None = None
 
     @classmethod
-    def from_config(cls, conf: Mapping[str, Any]) -> tuple[Experiment, Traffic]:
+    def from_config(cls, conf: Mapping[str, Any], model: ServedModel | None = None) -> tuple[Experiment, Traffic]:
         """What arms share, of a composed configuration, and the traffic that its requests are of.
+
+        model: where it is made already.
 
         Raises:
             InputError: a key, a value or a file cannot be used, the model does not fit the device, or the trace is
                 longer than the time given.
         """
         only(conf, "virtual", KEYS)
-        device = Device.from_config(conf)
+        device = Device.from_config(conf, model)
         seed = count(conf, "seed", "virtual", low=0)
         traffic = section(conf.get("traffic"), "traffic")
         most_tokens = min(device.model.context_length, device.kv_tokens) - CONTEXT_MARGIN
@@ -82,6 +86,7 @@ class Experiment:
             drain_s=number(conf, "drain_s", "virtual", above=0.0),
             sample_every_s=number(conf, "sample_every_s", "virtual", above=0.0),
             percentiles=read_percentiles(conf, "virtual"),
+            closed=loaded.closed,
         )
         return experiment, loaded
 

@@ -203,7 +203,7 @@ class StepPredictor:
             self._product_s(HEAD, logit_rows) if logit_rows else 0.0,
             layers.small_s(rows) + costs.head_kernels * costs.small_kernel_s,
             self._communication_s(rows, logit_rows) if self.tp_size > 1 else 0.0,
-            host_s=costs.host_s,
+            host_s=costs.host_s + (0.0 if prefill.requests else costs.host_request_s * decode.requests),
             kernels=self._kernels,
         )
         roof_s = max(0.0, self._roof.bound_s(batch, form) - time.device_s)
@@ -211,7 +211,8 @@ class StepPredictor:
             time = time._replace(roof_s=roof_s)
         if graph:
             return time
-        return time._replace(launch_s=max(0.0, self._kernels * costs.eager_kernel_s - time.device_s - roof_s))
+        launch_s = max(0.0, self._kernels * costs.eager_kernel_s - time.device_s - roof_s)
+        return time._replace(launch_s=launch_s + self._kernels * costs.eager_gap_s)
 
     def _product_s(self, place: int, rows: int) -> float:
         """Matrix products of the layers, or of the head. Remembered: batches are padded to few sizes."""

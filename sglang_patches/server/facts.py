@@ -12,6 +12,7 @@ from roofline_policies.errors import InputError
 from roofline_policies.model.attention_kernels import Backends
 from roofline_policies.model.rank_model import RankModel
 from roofline_policies.settings.loading import AUTO, Settings
+from roofline_policies.steps.costs import costs_of
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency
 from roofline_policies.steps.learned_file import LearnedFile
 from roofline_policies.steps.predictor import StepPredictor
@@ -130,6 +131,7 @@ def _predictor(
             attention=served_model.attention_kernel(scheduler.tp_worker),
             tp_size=ranks().tp_size,
             captured=graph_sizes,
+            costs=costs_of(efficiency.device),
         )
     except InputError as error:  # known only now that SGLang has chosen its kernels; the server starts all the same
         level = logging.INFO if choice == AUTO else logging.WARNING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,16 +39,31 @@ class VirtualRequest:
     leaves_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Clients that send a request when one ends, and so have a fixed number in flight.
+
+    concurrency: requests in flight. first: how many of the traffic warm the server up; they end before any other is
+    sent. turn_s: from a request's last token leaving the server to the next one's reaching it.
+    """
+
+    concurrency: int
+    first: int = 0
+    turn_s: float = 0.0
+
+
 @dataclass(slots=True)
 class Delivery:
     """What a client received, in seconds since the start of traffic.
 
-    started_s: when the first step that computes something of it was launched. token_s: when each token left the server;
-    those of one step, as speculation gives, leave together.
+    arrived_s: when the scheduler could first see it; None while it is not sent. started_s: when the first step that
+    computes something of it was launched. token_s: when each token left the server; those of one step, as speculation
+    gives, leave together.
     finish: the type of the scheduler's reason to finish; None while it runs.
     error: why the request ended before its end; None while it runs, and when the scheduler called it finished.
     """
 
+    arrived_s: float | None = None
     started_s: float | None = None
     token_s: array[float] = field(default_factory=lambda: array("d"))
     cached_tokens: int = 0
@@ -61,7 +77,8 @@ class VirtualTraffic:
     """The clients of one scheduler: sends requests when they are due, notes when tokens come back.
 
     Raises from ``pull``:
-        TimeIsUp: virtual time passed ``most_s`` and requests are still open.
+        TimeIsUp: virtual time passed ``most_s``, which in a closed loop counts from the sending of the last request,
+            and requests are still open.
     """
 
     socket = None
@@ -74,11 +91,18 @@ class VirtualTraffic:
         *,
         most_s: float = float("inf"),
         closed: Callable[[int, float], None] = lambda done, now_s: None,
+        loop: Loop | None = None,
     ) -> None:
-        """``closed`` is told after each request how many have ended, and the time."""
+        """``closed`` is told after each request how many have ended, and the time.
+
+        loop: of clients that wait for an answer before they send again, in the order of ``requests``, whose
+        ``arrival_s`` is then that of the first of all.
+        """
         self.requests = {request.rid: request for request in requests}
         self.deliveries = {request.rid: Delivery() for request in requests}
-        self._arrivals = sorted(requests, key=lambda request: request.arrival_s)
+        self._arrivals: list[tuple[float, VirtualRequest]] = []
+        self._unsent: deque[VirtualRequest] = deque(sorted(requests, key=lambda request: request.arrival_s))
+        self._loop = loop
         leaving = [(request.leaves_s, request.rid) for request in requests if request.leaves_s is not None]
         self._leaving = sorted(leaving, reverse=True)
         self._clock = clock
@@ -86,6 +110,11 @@ class VirtualTraffic:
         self._open = len(requests)
         self._most_s = most_s
         self._closed = closed
+        if loop is None:
+            while self._unsent:
+                self._send(self._unsent[0].arrival_s)
+        elif self._unsent:
+            self._fill(self._unsent[0].arrival_s)
 
     @property
     def open(self) -> int:
@@ -98,16 +127,16 @@ class VirtualTraffic:
         return self._clock.now_s - EPOCH_S
 
     def next_arrival_s(self) -> float | None:
-        """When the next request arrives, on the virtual clock; None after the last."""
-        return EPOCH_S + self._arrivals[self._next].arrival_s if self._next < len(self._arrivals) else None
+        """When the next request arrives, on the virtual clock; None after the last of those that were sent."""
+        return EPOCH_S + self._arrivals[self._next][0] if self._next < len(self._arrivals) else None
 
     def pull(self) -> list[TokenizedGenerateReqInput | AbortReq]:
         """The requests that have arrived since the last call, and aborts of those whose clients have gone."""
-        if self.now_s > self._most_s:
+        if self.now_s > self._most_s and (self._loop is None or self._overdue()):
             raise TimeIsUp(f"{self._open} of {len(self.requests)} requests were open after {self._most_s:g} s")
         arrived: list[TokenizedGenerateReqInput | AbortReq] = []
         while (due_s := self.next_arrival_s()) is not None and due_s <= self._clock.now_s:
-            arrived.append(_message(self._arrivals[self._next]))
+            arrived.append(_message(self._arrivals[self._next][1]))
             self._next += 1
         while self._leaving and self._leaving[-1][0] <= self.now_s:
             _, rid = self._leaving.pop()
@@ -162,7 +191,35 @@ class VirtualTraffic:
             return
         delivery.done, delivery.finish, delivery.error = True, finish, error
         self._open -= 1
+        if self._loop is not None:
+            self._next_turn(self._loop)
         self._closed(len(self.requests) - self._open, self.now_s)
+
+    def _next_turn(self, loop: Loop) -> None:
+        """A request of a closed loop has ended: its slot sends the next, once those that may go first have ended."""
+        ended, sent = len(self.requests) - self._open, len(self._arrivals)
+        moment_s = self.now_s + loop.turn_s
+        if ended == loop.first:
+            self._fill(moment_s)
+        elif self._unsent and (sent < loop.first or ended > loop.first):
+            self._send(moment_s)
+
+    def _fill(self, moment_s: float) -> None:
+        """Every slot of a closed loop sends a request."""
+        assert self._loop is not None
+        sent, first = len(self._arrivals), self._loop.first
+        left = len(self._unsent) if sent >= first else first - sent
+        for _ in range(min(self._loop.concurrency, left)):
+            self._send(moment_s)
+
+    def _send(self, moment_s: float) -> None:
+        request = self._unsent.popleft()
+        self.deliveries[request.rid].arrived_s = moment_s
+        self._arrivals.append((moment_s, request))
+
+    def _overdue(self) -> bool:
+        """Whether the last request of a closed loop was sent longer ago than the time given."""
+        return not self._unsent and self.now_s > self._arrivals[-1][0] + self._most_s
 
 
 class TimeIsUp(RuntimeError):

@@ -125,3 +125,40 @@ def test_a_stopped_run_records_everything_at_once() -> None:
     assert begun.error == unsent.error == "server exited with code 9"
     assert begun.output_tokens > 0
     assert unsent.sent_s is None
+
+
+def test_a_closed_loop_sends_one_when_one_ends() -> None:
+    requests = [Request(0.0, 8, 1 + place % 4) for place in range(9)]
+    with StandInServer(first_s=0.05, step_s=0.03) as server:
+        records = asyncio.run(Replay(server.base_url, requests, PROMPTS, concurrency=3).run())
+    assert [record.index for record in records] == list(range(9))
+    assert all(record.error is None for record in records)
+    moments = sorted((moment, change) for one in records for moment, change in ((one.scheduled_s, 1), (one.end_s, -1)))
+    in_flight = [sum(change for _, change in moments[: place + 1]) for place in range(len(moments))]
+    assert max(in_flight) == 3
+    ends = sorted(one.end_s for one in records)
+    for place, one in enumerate(sorted(records, key=lambda record: record.scheduled_s)):
+        assert one.index == place
+        assert one.sent_s is not None
+        assert one.sent_s >= one.scheduled_s
+        if place >= 3:  # sent when the slot's last one was over
+            assert one.scheduled_s >= ends[place - 3]
+
+
+def test_a_closed_loop_goes_on_after_a_request_that_fails_and_stops_when_told() -> None:
+    requests = [Request(0.0, 8, 2, prefix_blocks=(6,)), Request(0.0, 8, 2), Request(0.0, 8, 2, prefix_blocks=(7,)),
+                Request(0.0, 8, 2)]  # fmt: skip
+    with StandInServer() as server:
+        replay = Replay(server.base_url, requests, PROMPTS, concurrency=1)
+
+        async def stopped() -> list[RequestRecord]:
+            run = asyncio.create_task(replay.run())
+            await asyncio.sleep(0.5)
+            replay.stop("the server died")
+            return await run
+
+        records = asyncio.run(stopped())
+    assert [record.error for record in records] == [
+        'HTTP 500: {"error": "made to fail"}', None, "the server died", "the server died",
+    ]  # fmt: skip
+    assert [record.sent_s is None for record in records] == [False, False, False, True]

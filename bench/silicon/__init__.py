@@ -1,0 +1,1 @@
+"""The virtual clock against real servers: public end-to-end runs, predicted and held against what was measured."""
