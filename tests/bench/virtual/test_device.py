@@ -104,7 +104,7 @@ def test_a_checkpoint_is_modelled_in_the_dtype_that_a_server_gives_it(
 
 
 def test_a_device_whose_kernels_nobody_measured_says_what_to_do_instead() -> None:
-    for hardware, name in (("h100_sxm", "NVIDIA H100 80GB HBM3"), ("l4", "NVIDIA L4")):
+    for hardware, name in (("l20", "NVIDIA L20"), ("l4", "NVIDIA L4")):
         with pytest.raises(InputError) as refused:
             device(f"hardware={hardware}")
         said = str(refused.value)
