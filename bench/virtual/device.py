@@ -180,10 +180,9 @@ class Device:
         if self.fitted is not None:
             return None
         if self.efficiency is None:
-            kernels, precision = self.backends, self._precision(linear)
+            precision = self._precision(linear)
             rank = self.rank if precision is None else self.rank.with_products(precision)
-            padded_row_flops = kernels.decode.decode_flops((), 1)
-            return RooflineSteps(rank, self.ceilings, kernels.prefill.masked_pair_flops, captured, padded_row_flops)
+            return RooflineSteps(rank, self.ceilings, captured, self.backends)
         return StepPredictor(
             self.rank, self.ceilings, self.efficiency, attention=self.attention, linear=linear,
             tp_size=self.tp_size, captured=captured, costs=self.costs,

@@ -106,13 +106,7 @@ def roofline_times(served: Served, settings: Settings) -> StepTimes | None:
     times are not to be predicted."""
     if settings.efficiency is None or settings.ceilings is None:
         return None
-    attention, sizes = served.attention, served.graph_sizes
-    if attention is None:
-        return RooflineSteps(served.model, settings.ceilings, captured=sizes)
-    return RooflineSteps(
-        served.model, settings.ceilings, attention.prefill.masked_pair_flops, sizes,
-        attention.decode.decode_flops((), 1),
-    )  # fmt: skip
+    return RooflineSteps(served.model, settings.ceilings, served.graph_sizes, served.attention)
 
 
 def _predictor(

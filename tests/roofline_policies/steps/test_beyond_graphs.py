@@ -110,12 +110,14 @@ def test_nor_is_it_by_the_roofline_alone(model, requests, length, width, graph):
     shape = rows_of(requests, length, width)
     if width == 1:
         shape = BatchShape.of((), [length] * requests, attention=kernels)
+    else:
+        shape = BatchShape.of([(width, length)] * requests, all_logits=True, attention=kernels)
     few, many = tuple(range(8, 49, 8)), (*range(8, 257, 8), *range(272, 305, 16))
-    options = {"padded_row_flops": kernels.decode.decode_flops((), 1)}
+    options = {"attention": kernels}
     within = RooflineSteps(model, from_catalogue("l4"), captured=many, **options)
     without = RooflineSteps(model, from_catalogue("l4"), captured=few, **options)
     priced = within.step_s(decode=shape, graph=graph)
     assert without.step_s(decode=shape, graph=graph) == priced
-    seen = shape.padded_to(graph_size(many, requests), options["padded_row_flops"])
+    seen = shape.padded_to(graph_size(many, requests), kernels.decode.decode_flops((), 1))
     assert within.step_s(decode=seen, graph=True) == priced
     assert priced >= RooflineSteps(model, from_catalogue("l4")).step_s(decode=shape) * (1 - 1e-9)

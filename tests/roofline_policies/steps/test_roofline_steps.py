@@ -61,7 +61,7 @@ def test_a_padded_product_costs_its_rectangle_whoever_asks():
     model, ceilings = shipped_model("llama_3_1_8b").rank(1), from_catalogue("l4")
     kernels = backends(model, "torch_native", padded_queries=False)
     plain = RooflineSteps(model, ceilings)
-    steps = RooflineSteps(model, ceilings, masked_pair_flops=kernels.prefill.masked_pair_flops)
+    steps = RooflineSteps(model, ceilings, attention=kernels)
     asked, seen = BatchShape.of([(9000, 100)]), BatchShape.of([(9000, 100)], attention=kernels)
     assert steps.step_s(prefill=asked) == steps.step_s(prefill=seen) == pytest.approx(plain.step_s(prefill=seen))
     assert plain.step_s(prefill=asked) < plain.step_s(prefill=seen)
@@ -97,3 +97,23 @@ def test_work_of_several_precisions_takes_turns_on_one_roof():
 
     ceilings = Ceilings("d", {Precision.BF16: 100.0, Precision.FP8: 200.0}, 10.0, 1000, None, "made up")
     assert RooflineSteps(Two(), ceilings).step_s(prefill=PREFILL) == 1.5
+
+
+@pytest.mark.parametrize("name", ["llama_3_1_8b", "qwen3_30b_a3b"])
+@pytest.mark.parametrize("kernel", ["fa3", "triton", "torch_native"])
+@pytest.mark.parametrize(("rows", "context"), [(24, 900), (141, 1400), (200, 4100)])
+def test_rows_that_decode_beside_prompts_cost_the_tiles_they_leave_empty_whoever_asks(name, kernel, rows, context):
+    """A row has a tile of queries to itself in the kernel of prefill. Were it left out of what policies ask, the scale
+    that is learned from what runs would hold for other batches than the ones they ask of. Contexts are rounded up to
+    tiles of keys, which is estimated at one length."""
+    model, ceilings = shipped_model(name).rank(1), from_catalogue("h200")
+    kernels = backends(model, kernel, padded_queries=False)
+    steps = RooflineSteps(model, ceilings, attention=kernels)
+    prompts, contexts = [(1024, 300)], [context + row for row in range(rows)]
+    together = BatchShape.of([*prompts, *((1, length - 1) for length in contexts)], attention=kernels)
+    prefill, decode = BatchShape.of(prompts, attention=kernels), BatchShape.of((), contexts)
+    ran = decode._replace(masked_flops=together.masked_flops - prefill.masked_flops)
+    asked = steps.step_s(prefill=BatchShape.of(prompts), decode=decode)
+    assert asked == pytest.approx(steps.step_s(prefill=prefill, decode=ran), rel=0.05)
+    alone = BatchShape.of((), contexts, attention=kernels)
+    assert steps.step_s(decode=decode) == pytest.approx(steps.step_s(decode=alone), rel=0.05)

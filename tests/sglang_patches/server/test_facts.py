@@ -78,7 +78,7 @@ def test_what_attention_issues_follows_the_backends_that_run(monkeypatch, instal
     assert it.attention.prefill.prefill_flops([(5, 20)]) == 4 * 2 * 64 * rows * 25
     assert it.attention.decode == Fa3(2, 1, 64)
     times = served.roofline_times(it, settings("hardware=l4"))
-    assert times.masked_pair_flops == 4 * 2 * 64
+    assert times.attention == it.attention
     unified = served.of_server(scheduler(attention="triton", deterministic=True), settings("hardware=l4"), None)
     assert unified.attention.prefill == TritonAttention(2, 1, 64, Tile(64, 64), unified=True)
 
