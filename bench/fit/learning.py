@@ -25,7 +25,6 @@ from roofline_policies.device.hardware import from_catalogue
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import shipped_model
 from roofline_policies.steps.correction import StepCorrection
-from roofline_policies.steps.efficiency import load_efficiency
 from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.steps.roofline_steps import RooflineSteps
 from roofline_policies.steps.times import StepTimes
@@ -58,12 +57,12 @@ def plants() -> dict[str, Plant]:
     """By name: what is told is wrong in one way each."""
     model, captured = shipped_model("llama_3_1_8b").rank(1), CAPTURED
     h200 = StepPredictor.for_device(model, "h200", captured=captured)
-    l40s = StepPredictor(model, from_catalogue("l40s"), load_efficiency("h200"), captured=captured)
+    b200 = StepPredictor.for_device(model, "b200", captured=captured)
     nothing = RooflineSteps(model, from_catalogue("h200"), captured=captured)
     return {
         "the truth": Plant(h200, h200),
         "nothing (roofline)": Plant(nothing, h200),
-        "another device": Plant(l40s, h200),
+        "another device (B200)": Plant(b200, h200),
         "no bias in small batches, 60% in large": Plant(h200, h200, lambda step, rows: 1.0 + 0.6 * rows / (rows + 64)),
         "clocks fall by 30% in the middle": Plant(h200, h200, lambda step, rows: 1.0 if step < STEPS // 2 else 1 / 0.7),
         "noise of 20%": Plant(h200, h200, noise=0.2),

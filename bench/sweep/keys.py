@@ -32,7 +32,10 @@ SOURCES = (
 
 OF_POLICIES = (
     "bench/rivals", "roofline_policies/policies", "roofline_policies/testing", "roofline_policies/control",
-    "roofline_policies/contract/view.py", "roofline_policies/steps/correction.py",
+    "roofline_policies/contract/view.py",
+    *(f"roofline_policies/steps/{module}.py" for module in (
+        "correction", "evidence", "learned", "learned_file", "nonnegative",
+    )),
     *(f"roofline_policies/slo/{module}.py" for module in (
         "admission", "deadlines", "output_lengths", "prefill_rate", "running_targets",
     )),

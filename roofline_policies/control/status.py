@@ -153,6 +153,7 @@ def _learned(controller: Controller) -> dict[str, Any]:
             "spread": line.spread,
             "margin": line.margin(),
             **shown._asdict(),
+            "margins": {str(rows): margin for rows, margin in shown.margins.items()},
         }
     return pages
 

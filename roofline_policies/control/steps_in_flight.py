@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from roofline_policies.contract.view import ForwardMode
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.steps.correction import CorrectedSteps, Line, sums_of
-from roofline_policies.steps.learned import FADES_EVERY, LearnedKind, Shown, Whole
+from roofline_policies.steps.evidence import FADES_EVERY, Whole
+from roofline_policies.steps.learned import LearnedKind, Shown
 from roofline_policies.steps.times import StepTimes
 
 MOST_IN_FLIGHT = 512

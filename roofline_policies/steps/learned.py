@@ -20,35 +20,16 @@ from roofline_policies.steps.correction import (
     LEAST_SPREAD,
     MEMORY,
     MOST_S,
-    PRIOR_SPREAD,
-    REGIONS,
     Line,
     StepCorrection,
     fewest_rows,
-    region,
 )
+from roofline_policies.steps.evidence import CAUTION, RESTORED, Evidence, Whole
 from roofline_policies.steps.nonnegative import NonNegativeFit
 
 BETTER = 0.95
 """Share of the start's squared error that the fit's has to come below to take over. It hands back at the same error:
 two answers that are equally good would take turns with the noise, and every turn is a jump."""
-
-THIN = 4.0
-"""Steps that the wider evidence counts for beside a region's own, or a kind's own: with fewer, what is known of a
-region is mostly what is known of its kind, and of a kind what is known of all steps. A judgement."""
-
-CAUTION = 8.0
-"""Steps that have to be seen until the variance is no more than twice what they show: at the start three times the
-spread, after a hundred steps 4% more. The error of a step before which few were seen counts for less by as much: what
-it shows is mostly that."""
-
-FADES_EVERY = 16
-"""Steps of any kind after which all evidence fades by FADE."""
-
-FADE = 0.94
-"""Evidence of a kind, or of a region, that no longer occurs halves in some 180 steps of others, and what is known of
-all steps takes its place. Else a kind that ran only while the server warmed up would keep the margin of its first
-steps, never fit beside running requests, and so never run again."""
 
 FIT_MEMORY = 2.0 * MEMORY
 """Of the fit, which has more to find out than the start; where the device changes, see SHIFTED, it is cut short."""
@@ -64,59 +45,11 @@ one decides what its sums cost. One that neither the start nor the fit expected 
 LEFT = 2.0
 """Steps that all before such a block count for. The start goes on as ever; the fit is there a second before it."""
 
-KEEP = 1.0 - 1.0 / MEMORY
-
-SEEN = 0.25
-"""Evidence, in steps, below which nothing is known of a region."""
-
 BLOCK = 8
 """Steps that are judged together, a fraction of MEMORY: it saves the loop two thirds of what judging costs."""
 
-RESTORED = 16.0
-"""Steps that what a server before this one learned counts for at most: it is right from the first step on, where
-nothing has changed, and soon gone where something has."""
-
 RECENT = 64
 """Errors that make up the median that people are shown."""
-
-
-class Whole:
-    """Squared errors of what answered, over steps of all kinds: what is known of a kind of which little is."""
-
-    __slots__ = ("_square", "_weight", "steps")
-
-    KEEP = 1.0 - 1.0 / (4.0 * MEMORY)
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self._weight, self._square = THIN, THIN * PRIOR_SPREAD**2
-
-    @property
-    def variance(self) -> float:
-        return self._square / self._weight
-
-    def kept(self) -> list[float]:
-        """What ``restore`` takes."""
-        return [self._weight, self._square]
-
-    def restore(self, kept: Sequence[float]) -> None:
-        """Go on with what ``kept`` gave, as of no more than RESTORED steps.
-
-        Raises:
-            ValueError: it is not that.
-        """
-        weight, square = kept
-        if not (0 < weight < float("inf") and 0 <= square < float("inf")):
-            raise ValueError("errors are not numbers of 0 or more")
-        less = min(1.0, RESTORED / weight)
-        self._weight, self._square = less * weight, less * square
-
-    def add(self, steps: int, squares: float) -> None:
-        """Count the squared errors of some steps."""
-        keep = self.KEEP**steps
-        self.steps += steps
-        self._weight = self._weight * keep + steps
-        self._square = self._square * keep + squares
 
 
 class Shown(NamedTuple):
@@ -133,40 +66,6 @@ class Shown(NamedTuple):
     margins: Mapping[int, float]
     bounded: int
     rejected: int
-
-
-class _Errors:
-    """Decayed squares of both answers' errors, of as many steps as ``weight`` says."""
-
-    __slots__ = ("of_fit", "of_start", "weight")
-
-    def __init__(self) -> None:
-        self.weight = self.of_start = self.of_fit = 0.0
-
-    def add(self, steps: int, of_start: float, of_fit: float) -> None:
-        """Count the squares of some steps."""
-        keep = KEEP**steps
-        self.weight = self.weight * keep + steps
-        self.of_start = self.of_start * keep + of_start
-        self.of_fit = self.of_fit * keep + of_fit
-
-    def kept(self) -> list[float]:
-        """What ``restore`` takes."""
-        return [self.weight, self.of_start, self.of_fit]
-
-    def restore(self, kept: Sequence[float], most: float) -> None:
-        """Go on with three numbers that ``kept`` gave, as of no more than ``most`` steps."""
-        self.weight, self.of_start, self.of_fit = kept
-        self.fade(min(1.0, most / self.weight) if self.weight else 1.0)
-
-    def fade(self, by: float) -> None:
-        self.weight *= by
-        self.of_start *= by
-        self.of_fit *= by
-
-    def variance(self, by_fit: bool, wider: float) -> float:
-        """Mean square of what answers. wider: of the wider evidence, which counts as THIN steps."""
-        return ((self.of_fit if by_fit else self.of_start) + THIN * wider) / (self.weight + THIN)
 
 
 class _Step(NamedTuple):
@@ -193,9 +92,7 @@ class LearnedKind:
         self.fit = NonNegativeFit(2 + sums, FIT_MEMORY)
         self.by_fit = False
         self.steps = self.bounded = self.rejected = 0
-        self._whole = whole
-        self._errors, self._expected = _Errors(), _Errors()
-        self._regions = tuple(_Errors() for _ in range(REGIONS))
+        self._evidence = Evidence(whole)
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._pending: list[_Step] = []
         self._fitted = Line()
@@ -206,7 +103,7 @@ class LearnedKind:
     def errors(self) -> tuple[float, float]:
         """Decayed sums of squared log ratios of measured to expected, over the steps by which the two are judged: of
         the start and of the fit."""
-        return self._expected.of_start, self._expected.of_fit
+        return self._evidence.judged
 
     def observe(self, predicted_s: float, sums: Sequence[int], rows: int, measured_s: float) -> None:
         """Count one step. sums: see ``sums_of``. rows: of its batch."""
@@ -230,8 +127,7 @@ class LearnedKind:
         scale, add_s, _, each_s, _ = self._fitted
         level_s, most = correction.add_s / correction.scale, OUTLIER * self.line.spread
         seen = self.steps - len(self._pending)
-        offs, fits, units = [], [], []
-        judged, judged_start, judged_fit, all_start, all_fit = 0, 0.0, 0.0, 0.0, 0.0
+        offs, fits, units, squares, judged = [], [], [], [], []
         for predicted_s, sums, batch, measured_s, start_s in self._pending:
             fit_s = scale * predicted_s + add_s + sum(map(mul, each_s, sums))
             expected_s = fit_s if by_fit else start_s
@@ -242,26 +138,19 @@ class LearnedKind:
             off, off_start, known = log(measured_s / fit_s), log(measured_s / start_s), seen / (seen + CAUTION)
             of_start, of_fit = known * off_start * off_start, known * off * off
             seen += 1
-            all_start += of_start
-            all_fit += of_fit
-            self._regions[region(batch)].add(1, of_start, of_fit)
+            squares.append((batch, of_start, of_fit))
             if -most <= off <= most or -most <= off_start <= most:
-                judged += 1
-                judged_start += of_start
-                judged_fit += of_fit
+                judged.append((of_start, of_fit))
             offs.append(off)
             fits.append(fit_s)
             # Relative errors count, so all is divided by what the step is expected to take, but for the level: that of
             # the first steps may be off by orders of magnitude, and they would weigh as much more or less.
             units.append(1.0 / (predicted_s + level_s))
-        steps = len(offs)
-        if steps == BLOCK and self._shifted(offs):
+        if len(offs) == BLOCK and self._shifted(offs):
             self.fit.forget(LEFT)
         elif max(offs) > most or min(offs) < -most:
             offs = [min(max(off, -most), most) for off in offs]
-        self._errors.add(steps, all_start, all_fit)
-        self._expected.add(judged, judged_start, judged_fit)
-        self._whole.add(steps, all_fit if by_fit else all_start)
+        self._evidence.add(squares, judged, by_fit)
         predicted, of_sums, *_ = zip(*self._pending, strict=True)
         columns = [[*map(mul, column, units)] for column in (predicted, *[*zip(*of_sums, strict=True)][:used])]
         columns.insert(1, units)
@@ -274,30 +163,18 @@ class LearnedKind:
 
     def _shifted(self, offs: list[float]) -> bool:
         """Whether the fit is off by more than chance in a block. offs: log of measured to expected, of each step."""
-        variance = self._errors.variance(True, self._whole.variance)
         middle = 0.5 * sum(sorted(offs)[BLOCK // 2 - 1 : BLOCK // 2 + 1])  # the median
-        return abs(middle) > SHIFTED * max(LEAST_SPREAD, sqrt(variance)) / sqrt(BLOCK)
+        return abs(middle) > SHIFTED * max(LEAST_SPREAD, sqrt(self._evidence.variance(True))) / sqrt(BLOCK)
 
     def _answer(self) -> None:
         """What answers from now on, with its spreads."""
-        of_kind = self._errors.variance(self.by_fit, self._whole.variance)
-        kind = self._spread(of_kind)
-        spreads = tuple(
-            self._spread(one.variance(self.by_fit, of_kind)) if one.weight > SEEN else kind for one in self._regions
-        )
         of = self._fitted if self.by_fit else self.start.line
-        self.line = Line(of.scale, of.add_s, kind, of.each_s, spreads)
-
-    def _spread(self, variance: float) -> float:
-        seen = self.steps + self._whole.steps / FADES_EVERY
-        return max(LEAST_SPREAD, sqrt(variance * (1.0 + CAUTION / (1.0 + seen))))
+        spread, spreads = self._evidence.spreads(self.by_fit, self.steps)
+        self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads)
 
     def fade(self) -> None:
         """Let evidence fade, see FADE."""
-        self._errors.fade(FADE)
-        self._expected.fade(FADE)
-        for one in self._regions:
-            one.fade(FADE)
+        self._evidence.fade()
         self._answer()
 
     def kept(self) -> dict[str, list[float]]:
@@ -307,9 +184,7 @@ class LearnedKind:
             "start": self.start.kept(),
             "fit": self.fit.kept(),
             "fit_answers": [float(self.by_fit)],
-            "expected": self._expected.kept(),
-            "errors": self._errors.kept(),
-            "regions": [number for one in self._regions for number in one.kept()],
+            **self._evidence.kept(),
         }
 
     def restore(self, kept: Mapping[str, Sequence[float]]) -> None:
@@ -328,10 +203,7 @@ class LearnedKind:
         self.fit.restore(kept["fit"], RESTORED)
         found = self.fit.coefficients
         self._fitted = Line(found[0], found[1], each_s=tuple(found[2:]))
-        self._expected.restore(kept["expected"], RESTORED)
-        self._errors.restore(kept["errors"], RESTORED)
-        for place, one in enumerate(self._regions):
-            one.restore(kept["regions"][3 * place : 3 * place + 3], RESTORED)
+        self._evidence.restore(kept)
         self.by_fit = bool(kept["fit_answers"][0]) and self.errors[1] <= self.errors[0]
         self.steps = int(min(RESTORED, kept["steps"][0]))
         if min(self.start.line.scale, self._fitted.scale) <= 0:
@@ -342,6 +214,5 @@ class LearnedKind:
     def shown(self) -> Shown:
         """What people are shown."""
         error = median(abs(ratio - 1.0) for ratio in self._recent) if self._recent else None
-        known = [fewest_rows(place) for place, one in enumerate(self._regions) if one.weight > SEEN]
-        margins = {rows: self.line.margin(rows) for rows in known}
+        margins = {rows: self.line.margin(rows) for rows in map(fewest_rows, self._evidence.known_regions)}
         return Shown(self.steps, "fit" if self.by_fit else "start", error, margins, self.bounded, self.rejected)

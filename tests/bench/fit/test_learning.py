@@ -36,7 +36,7 @@ def test_what_is_told_is_wrong_as_it_says():
 
     assert ratio("the truth") == ratio("noise of 20%") == 1.0
     assert ratio("nothing (roofline)") > 1.0
-    assert ratio("another device") < 0.5
+    assert ratio("another device (B200)") > 1.2
     assert ratio("no bias in small batches, 60% in large") == pytest.approx(1.3)
     fall = [ratio("clocks fall by 30% in the middle", step) for step in (149, 150)]
     assert fall == pytest.approx([1.0, 1 / 0.7])

@@ -1,15 +1,18 @@
 import json
 
 import numpy as np
+import orjson
 import pytest
 
 from roofline_policies.contract.decision import Decision, Knob
 from roofline_policies.contract.view import ForwardMode, QueueState
 from roofline_policies.control.controller import Controller, ControllerSettings
 from roofline_policies.control.status import LoopTimer, explain, log_line, status
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import Proposal
 from roofline_policies.slo.capacity import Capacity, Resource
 from roofline_policies.slo.objectives import Slo
+from roofline_policies.testing.device import LinearSteps
 from tests.roofline_policies.records import CEILINGS, record
 from tests.roofline_policies.views import BOUNDS, LAUNCH
 
@@ -135,6 +138,30 @@ def test_the_log_line_is_one_line_for_people(controller):
     )
     controller.fall_back("it broke")
     assert log_line(controller, 104.0).endswith(", FALLBACK (it broke)")
+
+
+def test_what_was_learned_of_each_kind_of_step_is_shown_and_is_json():
+    controller = Controller(
+        Halves(), ceilings=CEILINGS, bounds=BOUNDS, launch=LAUNCH, slo=Slo(), settings=ControllerSettings(),
+        started_s=0.0, predictor=LinearSteps(),
+    )  # fmt: skip
+    device, now_s = LinearSteps(row_s=2e-4), 0.0
+    for number in range(400):
+        decode = BatchShape.of(decode_contexts=[300] * (1 + 7 * number % 60))
+        took_s = device.step_s(decode=decode)
+        controller.launched(ForwardMode.DECODE, now_s, decode=decode)
+        now_s += took_s
+        controller.observe(record(now_s)._replace(step_s=took_s))
+    page = status(controller, now_s, BUSY)["correction"]
+    assert orjson.loads(orjson.dumps(page)) == page  # keys are text
+    assert set(page) == {"decode"}
+    shown = page["decode"]
+    assert (shown["answers"], shown["steps"], shown["bounded"], shown["rejected"]) == ("fit", 400, 0, 0)
+    assert set(shown["each_s"]) == {"requests", "kv_tokens"}
+    assert shown["each_s"]["requests"] > 1e-4
+    assert set(shown["margins"]) == {"1", "2", "8", "32"}
+    assert 0 <= shown["median_error"] < 0.01
+    assert shown["scale"] > 0
 
 
 def test_loop_time_quantiles():

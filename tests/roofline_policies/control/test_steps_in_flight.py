@@ -8,6 +8,7 @@ from roofline_policies.contract.view import ForwardMode
 from roofline_policies.control.steps_in_flight import MOST_IN_FLIGHT, StepsInFlight
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.steps.correction import Line
+from roofline_policies.steps.speculation import verify_shape
 
 PREFILL, DECODE, MIXED = ForwardMode.PREFILL, ForwardMode.DECODE, ForwardMode.MIXED
 EMPTY = BatchShape()
@@ -208,3 +209,55 @@ def test_the_age_does_not_depend_on_when_results_are_told(steps, told_at_once, a
             expected = max(free_s, now_s + later_s) - token_s
             assert flying.token_age_s(now_s + later_s) == pytest.approx(expected, abs=1e-9)
             assert flying.free_s(now_s + later_s) == pytest.approx(max(free_s, now_s + later_s), abs=1e-9)
+
+
+def drafted(flying, count):
+    """Verify steps of many sizes on a device that drafts as well: 2 s, and 0.05 s a request and 0.1 s a row of it."""
+    now_s = 0.0
+    for number in range(count):
+        requests, window = 1 + 7 * number % 40, number % 4
+        decode = verify_shape(requests, 50 * requests, window)
+        took_s = Told().step_s(prefill=EMPTY, decode=decode, graph=True) + drafting_s(decode)
+        flying.launched(DECODE, now_s, EMPTY, decode)
+        now_s += took_s
+        flying.finished(DECODE, took_s, now_s)
+    return flying
+
+
+def drafting_s(decode):
+    return 2.0 + 0.05 * decode.requests + 0.1 * decode.new_tokens
+
+
+def test_what_drafting_takes_is_learned_from_the_rows_of_its_steps():
+    flying, without = drafted(StepsInFlight(Told(), drafts=True), 2000), drafted(StepsInFlight(Told()), 2000)
+    errors = {flying: [], without: []}
+    for requests, window in [(3, 3), (30, 1), (64, 3), (16, 0)]:
+        decode = verify_shape(requests, 50 * requests, window)
+        took_s = Told().step_s(prefill=EMPTY, decode=decode, graph=True) + drafting_s(decode)
+        for one, found in errors.items():
+            found.append(abs(one.steps.step_s(decode=decode, graph=True) / took_s - 1))
+    assert max(errors[flying]) < 0.03
+    assert max(errors[without]) > 0.1
+
+
+def test_evidence_of_all_kinds_fades_with_the_steps_of_one():
+    flying = StepsInFlight(Told())
+    for number in range(40):
+        launch(flying, MIXED, 10.0 * number, tokens=1, decode=1)
+        flying.finished(MIXED, 1.125 * (1 + number % 2), 10.0 * number + 2)
+    first = flying.steps.margin(prefill=True, decode=True)
+    for number in range(3000):
+        launch(flying, DECODE, 1000.0 + number, decode=8)
+        flying.finished(DECODE, 1.0, 1001.0 + number)
+    assert first > 1.48
+    assert flying.steps.margin(prefill=True, decode=True) < 1.1
+
+
+def test_a_step_is_told_what_was_expected_of_it_when_it_was_launched():
+    flying = StepsInFlight(Told())
+    told = flying.launched(DECODE, 0.0, EMPTY, rows(8))
+    assert told == (1.0, flying.steps.margin(prefill=False, decode=True, rows=8))
+    flying.finished(DECODE, 2.0, 2.0)
+    again = flying.launched(DECODE, 2.0, EMPTY, rows(8))
+    assert again.predicted_s == pytest.approx(2.0)
+    assert told.predicted_s == 1.0

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roofline_policies.steps.correction import FARTHEST, LEAST_SPREAD, MEMORY, StepCorrection, Z, region
-from roofline_policies.steps.learned import CAUTION, FADE, FADES_EVERY, THIN, LearnedKind, Whole
+from roofline_policies.steps.evidence import CAUTION, FADE, FADES_EVERY, THIN, Whole
+from roofline_policies.steps.learned import LearnedKind
 
 
 def batches(count, seed=0):

@@ -9,7 +9,7 @@ import pytest
 from roofline_policies.contract.view import ForwardMode
 from roofline_policies.control.steps_in_flight import StepsInFlight
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.steps.learned import CAUTION, RESTORED
+from roofline_policies.steps.evidence import CAUTION, RESTORED
 from roofline_policies.steps.learned_file import EVERY_S, IDLE_EVERY_S, LearnedFile, default_file
 from roofline_policies.testing.device import LinearSteps
 
