@@ -34,7 +34,7 @@ reading one key. Source: ai-dynamo/aiconfigurator, ``collector/sglang/collect_ml
 
 _DECODE_STARTS: Mapping[str, Mapping[str, Any]] = {
     "fa3": {"rows": 64},
-    "triton": {"rows": 16, "compute": 0.1, "memory": 0.5, "splits": 8.0},
+    "triton": {"rows": 16, "compute": 0.1, "memory": 0.5, "splits": 8.0, "pieces": 8},
     "trtllm_mla": {"rows": 32, "launch_s": 6e-6},
 }
 _PREFILL_STARTS: Mapping[str, Mapping[str, Any]] = {
