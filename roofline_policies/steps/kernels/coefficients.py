@@ -77,8 +77,8 @@ class DecodeEfficiency:
     launch_s: seconds per call, scheduling and combining kernels included. length_s: more of it per doubling of the
         context beyond 128 tokens. block_s: seconds per block that waits for an SM.
     memory, compute: shares of the ceilings. Scores are 16 bit products. overlap: as in GemmEfficiency.
-    splits: SMs that can share one block's context. pieces: blocks that a context is always split into, each of which may
-        wait for an SM; None: one.
+    splits: SMs that can share one block's context. pieces: blocks that a context is always split into, each of which
+        may wait for an SM; None: one.
     """
 
     kernel: str
