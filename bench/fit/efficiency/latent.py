@@ -13,7 +13,18 @@ import numpy as np
 
 from bench.fit.efficiency.attention import DECODE, PREFILL
 from bench.fit.efficiency.fitting import Kernel
-from bench.fit.efficiency.tables import PRECISIONS, Columns, Groups, Table, all_positive, group, roofline, values, where
+from bench.fit.efficiency.tables import (
+    PRECISIONS,
+    Columns,
+    Groups,
+    Table,
+    all_positive,
+    group,
+    pick,
+    roofline,
+    values,
+    where,
+)
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.steps.kernels.coefficients import DecodeEfficiency, LatentProductEfficiency, PrefillEfficiency
 from roofline_policies.steps.kernels.kernel_time import latent_decode_s, latent_prefill_s
@@ -54,6 +65,8 @@ def decode_kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kerne
     for source in values(columns, "kernel_source", table.file, list(SOURCES)):
         for kv in values(columns, "kv_cache_dtype", table.file, ("bfloat16", "fp8")):
             rows = unique(where(columns, kernel_source=source, kv_cache_dtype=kv))
+            if SOURCES[source] == "triton":  # a single head runs in another kernel, which no rank of a model needs
+                rows = dict(pick(rows, rows["num_heads"] > 1))
             if not len(rows["latency"]):
                 continue
             start: DecodeEfficiency = replace(
