@@ -46,10 +46,10 @@ SOURCES = (
     "sglang_fused_moe_triton", "sglang_triton_kernel_moe", "sglang_marlin_moe", "sglang_flashinfer_cutlass_moe",
     "sglang_flashinfer_trtllm_moe", "sglang_mxfp4_flashinfer_trtllm_moe",
 )  # fmt: skip
-WHOLE_ONLY = ("sglang_fused_moe_triton", "sglang_triton_kernel_moe")
+WHOLE_ONLY = ("sglang_fused_moe_triton", "sglang_triton_kernel_moe", "sglang_marlin_moe")
 """Kernels whose rows of a rank that holds some of the experts are of no use: what a token chose elsewhere the raw
 Triton kernel is given too, all on its first expert. Source: ai-dynamo/aiconfigurator,
-``collector/sglang/collect_moe.py``."""
+``collector/sglang/collect_moe.py``. Of Marlin the A100's, of an older version, do not follow the others'."""
 
 MOST_RANKS = 8
 """That hold a part of the experts each. More of them are not in one node, and would be most rows of the tables."""
