@@ -46,6 +46,14 @@ SOURCES = (
     "sglang_fused_moe_triton", "sglang_triton_kernel_moe", "sglang_marlin_moe", "sglang_flashinfer_cutlass_moe",
     "sglang_flashinfer_trtllm_moe", "sglang_mxfp4_flashinfer_trtllm_moe",
 )  # fmt: skip
+WHOLE_ONLY = ("sglang_fused_moe_triton", "sglang_triton_kernel_moe", "sglang_marlin_moe")
+"""Kernels whose rows of a rank that holds some of the experts are of no use: what a token chose elsewhere the raw
+Triton kernel is given too, all on its first expert. Source: ai-dynamo/aiconfigurator,
+``collector/sglang/collect_moe.py``. Of Marlin the A100's, of an older version, do not follow the others'."""
+
+MOST_RANKS = 8
+"""That hold a part of the experts each. More of them are not in one node, and would be most rows of the tables."""
+
 _OTHER_ACTIVATION = "_situ_as_silu"
 """Ends the name of a kernel whose activation is another, in rows of few shapes: they are left out."""
 
@@ -65,8 +73,8 @@ _FREE = {
 def kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:
     """One kernel for each library and way to store weights; of libraries the one with most rows first.
 
-    Rows of a rank that holds some of the experts are left out: of the tokens whose experts are elsewhere the tables'
-    kernels are given different things to do, the raw Triton kernel all of them on its first expert.
+    Rows of a rank that holds some of the experts are those of its share of the choices, but for the kernels of
+    WHOLE_ONLY, of which they are left out.
 
     Raises:
         InputError: an unknown way to store weights, or an unknown distribution.
@@ -75,26 +83,29 @@ def kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:
     values(columns, "moe_dtype", table.file, list(STORED))
     values(columns, "kernel_source", table.file, [*SOURCES, *(f"{one}{_OTHER_ACTIVATION}" for one in SOURCES)])
     _check_distributions(table, set(columns["distribution"].tolist()))
-    columns = where(columns, moe_ep_size=1)
     kinds = Counter(zip(columns["moe_dtype"].tolist(), columns["kernel_source"].tolist(), strict=True))
     for (dtype, source), _ in sorted(kinds.items(), key=lambda one: (one[0][0], -one[1])):
         if source.endswith(_OTHER_ACTIVATION):
             continue
         rows = where(columns, moe_dtype=dtype, kernel_source=source)
+        rows = pick(rows, rows["moe_ep_size"] <= (1 if source in WHOLE_ONLY else MOST_RANKS))
         stored = STORED[dtype]
         if stored.precision not in ceilings.flops_per_s:
             continue
-        rows = pick(rows, rows["inter_size"] % rows["moe_tp_size"] == 0)
+        rows = pick(
+            rows, (rows["inter_size"] % rows["moe_tp_size"] == 0) & (rows["num_experts"] % rows["moe_ep_size"] == 0)
+        )
+        if not len(rows["latency"]):
+            continue
         width = rows["inter_size"] // rows["moe_tp_size"]
         tokens, hidden, chosen, count = (rows[c] for c in ("num_tokens", "hidden_size", "topk", "num_experts"))
-        loads = [
-            loads_of(*shape) for shape in zip(*(c.tolist() for c in (tokens, count, chosen, rows["distribution"])),
-                                              strict=True)
-        ]  # fmt: skip
+        sizes = (tokens, count, chosen, rows["distribution"], rows["moe_ep_size"])
+        loads = [loads_of(*shape) for shape in zip(*(c.tolist() for c in sizes), strict=True)]
         expert_bytes = 3 * hidden * width * stored.element_bytes
         active = np.array([sum(n for n, _ in one) for one in loads])
         moved = active * expert_bytes + 4.0 * tokens * hidden
-        least = roofline(6.0 * tokens * chosen * hidden * width, moved, stored.precision, ceilings)
+        pairs = np.array([sum(n * each for n, each in one) for one in loads])
+        least = roofline(6.0 * pairs * hidden * width, moved, stored.precision, ceilings)
         shapes = [c.tolist() for c in (tokens, hidden, width, expert_bytes)]
 
         def predict(
@@ -106,7 +117,7 @@ def kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:
         start = replace(_START, name=stored.name, kernel=source, precision=stored.precision)
         start = replace(start, align=next((pad for part, pad in _ALIGN.items() if part in source), 1))
         groups = {
-            "shapes": group(rows, "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size"),
+            "shapes": group(rows, "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size"),
             "batches": group(rows, "num_tokens"),
             "rows": np.arange(len(tokens)),
         }
@@ -114,11 +125,13 @@ def kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:
         yield Kernel("experts", name, "experts", start, predict, rows["latency"], least, groups, _FREE, ROWS)
 
 
-def loads_of(rows: int, count: int, chosen: int, distribution: str) -> Loads:
-    """The loads of a table's distribution."""
+def loads_of(rows: int, count: int, chosen: int, distribution: str, ranks: int = 1) -> Loads:
+    """The loads of a table's distribution on the experts of one of ``ranks``: its share of all of them."""
     if distribution.startswith(POWER_LAW):
-        return skewed_loads(rows, count, chosen, float(distribution.removeprefix(POWER_LAW)))
-    return balanced_loads(rows, count, chosen)
+        loads = skewed_loads(rows, count, chosen, float(distribution.removeprefix(POWER_LAW)))
+    else:
+        loads = balanced_loads(rows, count, chosen)
+    return tuple((experts / ranks, each) for experts, each in loads)
 
 
 def _check_distributions(table: Table, found: set[str]) -> None:

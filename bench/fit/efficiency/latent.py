@@ -13,7 +13,18 @@ import numpy as np
 
 from bench.fit.efficiency.attention import DECODE, PREFILL
 from bench.fit.efficiency.fitting import Kernel
-from bench.fit.efficiency.tables import PRECISIONS, Columns, Groups, Table, all_positive, group, roofline, values, where
+from bench.fit.efficiency.tables import (
+    PRECISIONS,
+    Columns,
+    Groups,
+    Table,
+    all_positive,
+    group,
+    pick,
+    roofline,
+    values,
+    where,
+)
 from roofline_policies.device.hardware import Ceilings
 from roofline_policies.steps.kernels.coefficients import DecodeEfficiency, LatentProductEfficiency, PrefillEfficiency
 from roofline_policies.steps.kernels.kernel_time import latent_decode_s, latent_prefill_s
@@ -34,7 +45,7 @@ reading one key. Source: ai-dynamo/aiconfigurator, ``collector/sglang/collect_ml
 
 _DECODE_STARTS: Mapping[str, Mapping[str, Any]] = {
     "fa3": {"rows": 64},
-    "triton": {"rows": 16, "compute": 0.1, "memory": 0.5, "splits": 8.0},
+    "triton": {"rows": 16, "compute": 0.1, "memory": 0.5, "splits": 8.0, "pieces": 8},
     "trtllm_mla": {"rows": 32, "launch_s": 6e-6},
 }
 _PREFILL_STARTS: Mapping[str, Mapping[str, Any]] = {
@@ -54,6 +65,8 @@ def decode_kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kerne
     for source in values(columns, "kernel_source", table.file, list(SOURCES)):
         for kv in values(columns, "kv_cache_dtype", table.file, ("bfloat16", "fp8")):
             rows = unique(where(columns, kernel_source=source, kv_cache_dtype=kv))
+            if SOURCES[source] == "triton":  # a single head runs in another kernel, which no rank of a model needs
+                rows = dict(pick(rows, rows["num_heads"] > 1))
             if not len(rows["latency"]):
                 continue
             start: DecodeEfficiency = replace(

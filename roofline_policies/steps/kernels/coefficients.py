@@ -77,7 +77,8 @@ class DecodeEfficiency:
     launch_s: seconds per call, scheduling and combining kernels included. length_s: more of it per doubling of the
         context beyond 128 tokens. block_s: seconds per block that waits for an SM.
     memory, compute: shares of the ceilings. Scores are 16 bit products. overlap: as in GemmEfficiency.
-    splits: SMs that can share one block's context.
+    splits: SMs that can share one block's context. pieces: blocks that a context is always split into, each of which
+        may wait for an SM; None: one.
     """
 
     kernel: str
@@ -91,6 +92,7 @@ class DecodeEfficiency:
     compute: float = field(metadata=ranged(1e-4, 1))
     overlap: float = field(metadata=ranged(1, 16))
     splits: float = field(metadata=ranged(1, 1e4))
+    pieces: int | None = field(default=None, metadata=ranged(1, 1024))
     median_error: float | None = field(default=None, metadata=ranged(0, 100))
     p90_error: float | None = field(default=None, metadata=ranged(0, 100))
 

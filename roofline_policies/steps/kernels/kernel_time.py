@@ -144,7 +144,7 @@ def _one_token_s(
     memory_s = (context_tokens * token_bytes + requests * row_bytes) / (ceilings.bytes_per_s * e.memory)
     issued = context_tokens * token_flops
     stream_s = max(memory_s, issued / (ceilings.compute_ceiling(Precision.BF16) * e.compute)) / reach
-    queue_s = max(0.0, blocks / sms - 1) * e.block_s
+    queue_s = max(0.0, blocks * (e.pieces or 1) / sms - 1) * e.block_s
     fixed_s = e.launch_s + e.length_s * log2(1 + mean / 128)
     return float(fixed_s + (stream_s**e.overlap + queue_s**e.overlap) ** (1 / e.overlap))
 

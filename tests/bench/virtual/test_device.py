@@ -144,6 +144,15 @@ def test_another_devices_kernels_stand_in_by_name() -> None:
     assert device().notes == ()
 
 
+def test_an_attention_kernel_that_the_device_has_no_times_of_stands_in_by_name() -> None:
+    assert device("hardware=b200", "device.attention=trtllm_mha").notes == ()
+    notes = device("hardware=b200", "device.attention=fa3").notes
+    assert notes == (
+        "attention of prompts: trtllm_mha stands in for fa3, which was not measured",
+        "attention of one token: trtllm_mha stands in for fa3, which was not measured",
+    )
+
+
 def test_kv_tokens_that_are_given_stand() -> None:
     assert device("device.kv_tokens=4096").kv_tokens == 4096
 

@@ -12,7 +12,7 @@ from roofline_policies.device.hardware import from_catalogue
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import shipped_model
 from roofline_policies.model.parts import State
-from roofline_policies.steps.efficiency import load_efficiency
+from roofline_policies.steps.efficiency import load_efficiency, shipped_efficiencies
 from roofline_policies.steps.kernels.expert_time import balanced_loads, even_loads, experts_s, skewed_loads
 from roofline_policies.steps.kernels.kernel_model import KernelModel, expert_names
 from roofline_policies.steps.kernels.kernel_time import latent_decode_s, latent_prefill_s
@@ -28,7 +28,13 @@ KERNELS = KernelModel(H200, EFFICIENCY)
 MOE = shipped_model("qwen3_30b_a3b").shape.rank_model
 MLA = shipped_model("deepseek_v2_lite").shape.rank_model
 LLAMA = shipped_model("llama_3_1_8b").rank(1)
-BANDWIDTH = H200.bytes_per_s
+SHIPPED = {name: load_efficiency(name) for name in shipped_efficiencies()}
+
+
+def every(kind):
+    """Coefficients of one list of every shipped device, with its ceilings and multiprocessors."""
+    found = [(from_catalogue(name), one.sms, e) for name, one in SHIPPED.items() for e in getattr(one, kind)]
+    return st.sampled_from(found)
 
 
 # Loads of experts
@@ -55,15 +61,16 @@ def test_a_skewed_choice_reaches_fewer_experts_with_more_rows_on_some():
 
 
 @given(
-    st.sampled_from(EFFICIENCY.experts), st.integers(1, 16_384), st.integers(1, 256), st.integers(1, 16),
+    every("experts"), st.integers(1, 16_384), st.integers(1, 256), st.integers(1, 16),
     st.integers(64, 8192), st.integers(16, 4096),
 )  # fmt: skip
-def test_experts_are_never_faster_than_their_roofline(e, rows, count, chosen, hidden, width):
+def test_experts_are_never_faster_than_their_roofline(fitted, rows, count, chosen, hidden, width):
+    on, sms, e = fitted
     chosen = min(chosen, count)
     loads, held = balanced_loads(rows, count, chosen), 3 * hidden * width
-    seconds = experts_s(e, rows, loads, hidden, 2 * width, width, held, H200, 132)
-    weights_s = sum(n for n, _ in loads) * held / BANDWIDTH
-    flops_s = 6 * rows * chosen * hidden * width / H200.compute_ceiling(e.precision)
+    seconds = experts_s(e, rows, loads, hidden, 2 * width, width, held, on, sms)
+    weights_s = sum(n for n, _ in loads) * held / on.bytes_per_s
+    flops_s = 6 * rows * chosen * hidden * width / on.compute_ceiling(e.precision)
     assert seconds >= max(weights_s, flops_s)
     assert seconds >= e.launch_s
 
@@ -134,20 +141,23 @@ def test_absorbed_attention_is_the_fitted_kernels():
     assert step.attention_s == pytest.approx(layers.absorbed_s(decode))  # its launches are inside
 
 
-@given(st.integers(1, 256), st.integers(1, 30_000), st.integers(1, 128), st.sampled_from(EFFICIENCY.latent_decode))
-def test_attention_to_latents_is_never_faster_than_its_roofline(requests, length, heads, e):
+@given(st.integers(1, 256), st.integers(1, 30_000), st.integers(1, 128), every("latent_decode"))
+def test_attention_to_latents_is_never_faster_than_its_roofline(requests, length, heads, fitted):
+    on, sms, e = fitted
     context = requests * length
-    seconds = latent_decode_s(e, requests, context, heads, 576, 512, H200, 132)
+    seconds = latent_decode_s(e, requests, context, heads, 576, 512, on, sms)
     element = 1 if e.kv_precision is Precision.FP8 else 2
-    assert seconds >= max(context * 576 * element / BANDWIDTH, 2 * heads * 1088 * context / 989e12)
+    flops_s = 2 * heads * 1088 * context / on.compute_ceiling(Precision.BF16)
+    assert seconds >= max(context * 576 * element / on.bytes_per_s, flops_s)
 
 
-@given(st.integers(1, 16), st.integers(1, 8192), st.integers(1, 128), st.sampled_from(EFFICIENCY.latent_prefill))
-def test_attention_of_prompts_to_latents_is_never_faster_than_its_roofline(requests, length, heads, e):
+@given(st.integers(1, 16), st.integers(1, 8192), st.integers(1, 128), every("latent_prefill"))
+def test_attention_of_prompts_to_latents_is_never_faster_than_its_roofline(requests, length, heads, fitted):
+    on, sms, e = fitted
     batch = BatchShape.of([(length, 0)] * requests)
     sums = (requests, batch.new_tokens, batch.context_tokens, batch.pairs, batch.causal_pairs)
-    seconds = latent_prefill_s(e, *sums, heads, 576, 512, H200, 132)
-    assert seconds >= 2 * heads * 1088 * batch.causal_pairs / 989e12
+    seconds = latent_prefill_s(e, *sums, heads, 576, 512, on, sms)
+    assert seconds >= 2 * heads * 1088 * batch.causal_pairs / on.compute_ceiling(Precision.BF16)
 
 
 # Linear attention
@@ -174,10 +184,11 @@ def test_states_of_a_kind_that_nobody_measured_are_a_roofline():
     assert measured._layers.states_s(batch) == bare(dataclasses.replace(LLAMA, states=(GDN,)))._layers.states_s(batch)
 
 
-@given(st.integers(1, 256), st.integers(1, 16_384), st.sampled_from([e for e in EFFICIENCY.states if e.kind == "gdn"]))
-def test_states_take_no_less_than_their_bytes_and_the_longest_request(requests, length, e):
+@given(st.integers(1, 256), st.integers(1, 16_384), every("states"))
+def test_states_take_no_less_than_their_bytes_and_the_longest_request(requests, length, fitted):
+    on, _, e = fitted
     rows = requests if e.phase == "decode" else requests * length
-    seconds = state_s(e, GDN, requests, rows, H200)
-    assert seconds >= 2 * GDN.state_bytes * requests / BANDWIDTH
+    seconds = state_s(e, GDN, requests, rows, on)
+    assert seconds >= 2 * GDN.state_bytes * requests / on.bytes_per_s
     if e.phase == "prefill":
         assert seconds >= length / CHAIN * e.chain_s

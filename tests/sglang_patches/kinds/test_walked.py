@@ -59,6 +59,12 @@ def test_cache_and_states_are_the_pools(plain: tuple[str, dict[str, Any]]) -> No
     assert model["state"] == pools["request"]
 
 
+def test_states_are_told_by_the_kind_of_their_kernels(plain: tuple[str, dict[str, Any]]) -> None:
+    kind, found = plain
+    told = {kernels for _, _, _, kernels in found["states"]}
+    assert told == ({"gdn", "gdn_conv"} if kind in WITH_STATES else set())
+
+
 @pytest.mark.parametrize("kind", STORED)
 def test_what_quantized_weights_take_is_what_their_parameters_take(kind: str) -> None:
     """Scales and zero points included; FLOPs are those of the matrices, whatever they are stored in."""

@@ -52,7 +52,7 @@ def main() -> None:
         "full_kv": model.kv_bytes_per_token - model.window_kv_bytes_per_token,
         "window_kv": model.window_kv_bytes_per_token,
         "state": model.state_bytes_per_request,
-        "states": [[one.count, one.row_flops, one.state_bytes] for one in model.states],
+        "states": [[one.count, one.row_flops, one.state_bytes, one.kind] for one in model.states],
         "layers": {
             "full": sum(one.count for one in (*model.attention, *model.latent) if getattr(one, "window", None) is None),
             "window": sum(one.count for one in model.attention if one.window is not None),

@@ -180,7 +180,7 @@ def test_yaml_config_of_sglang_sets_the_policy_too(capsys, model, tmp_path: Path
             "error: adaptive: slo.itl = 0.03: unknown key; did you mean slo.itl_s?; allowed: slo.ttft_s, ",
         ),
         ("record='/a b", 'error: --policy-set: "record=\'/a b": No closing quotation'),
-        ("hardware=h999", "error: adaptive: hardware = 'h999': no such choice; allowed: a100_pcie, a100_sxm, auto, "),
+        ("hardware=h999", "error: adaptive: hardware = 'h999': no such choice; allowed: a10, a100_pcie, a100_sxm, "),
     ],
 )
 def test_mistakes_in_overrides_are_put_into_words(model, capsys, overrides, message):

@@ -16,7 +16,7 @@ pytest.importorskip("sglang")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from sglang_patches.server import model as served
-    from sglang_patches.server.recognise import is_of_other_modality
+    from sglang_patches.server.recognise import convolution_kind, is_of_other_modality
     from sglang_patches.server.runs import Runs
     from sglang_patches.server.walk import walk
     from sglang_patches.virtual.unloaded import build_apart, builders
@@ -248,6 +248,19 @@ def test_states_without_a_recurrence_are_the_configurations():
     assert found.state_bytes_per_request == 120
     inside = SimpleNamespace(mamba2_cache_params=told)
     assert of(linear(16, 8), text_config=inside).rank_model.state_bytes_per_request == 120
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.layers.0.linear_attn.conv1d", "gdn_conv"),
+        ("model.layers.0.self_attn.q_conv1d", "kda_conv"),
+        ("model.layers.0.self_attn.v_conv1d", "kda_conv"),
+        ("model.layers.0.short_conv.conv", None),
+    ],
+)
+def test_a_convolution_before_a_recurrence_is_told_by_its_name(name, kind):
+    assert convolution_kind(name) == kind
 
 
 def test_a_model_that_cannot_be_walked_is_estimated(caplog):
