@@ -39,10 +39,9 @@ def most_in_flight(served: ArmRun) -> int:
 
 
 def test_slots_are_filled_at_once_and_each_sends_when_its_answer_is_there() -> None:
-    varied = experiment("traffic.concurrency=4", "traffic.range_ratio=0.5", "traffic.prompts_per_slot=6")
-    warmed = experiment(
-        "traffic.concurrency=4", "traffic.range_ratio=0.5", "traffic.prompts_per_slot=6", "traffic.warmup_per_slot=2"
-    )
+    common = ("traffic.concurrency=4", "traffic.range_ratio=0.5", "traffic.prompts_per_slot=6")
+    varied = experiment(*common, "traffic.warmup_per_slot=0")
+    warmed = experiment(*common, "traffic.warmup_per_slot=2")
     way = RequestPath(ingress_s=0.0625, egress_s=0.03125)
     plain, far, warm = run(varied, replace(varied, path=way), warmed)
     for served in (plain, far, warm):
