@@ -16,13 +16,16 @@ from roofline_policies.errors import EXIT_BAD_INPUT
 from roofline_policies.steps import costs
 from roofline_policies.steps.costs import costs_of, fitted_costs
 
-TRUE = (2e-3, 2e-5, 1e-5, 0.1)
+TRUE = (2e-5, 0.25, 1e-5, 0.1)
 NONE = (0.0, 0.0, 0.0, 0.0)
 
 
 def row(draw: np.random.Generator, used: tuple[float, ...], true: tuple[float, ...], half: str = FITTED) -> Any:
     """A run whose latencies are kernels and ``true``, predicted with ``used``."""
     parts = {name: dict.fromkeys((*PARTS, "idle"), 0.0) for name in ("ttft", "tpot")}
+    alone = {"ttft": draw.uniform(0, 0.1), "tpot": draw.uniform(0.001, 0.02)}  # seconds of attention by themselves
+    for name, seconds in alone.items():
+        parts[name]["decode_attention"] = seconds * (1 + used[1])
     parts["ttft"] |= {
         "prefill_steps": draw.uniform(1, 20), "decode_steps": draw.uniform(0, 4),
         "decode_requests": draw.uniform(0, 99), "prefill_eager_kernels": draw.uniform(300, 9000),
@@ -33,7 +36,9 @@ def row(draw: np.random.Generator, used: tuple[float, ...], true: tuple[float, .
     }  # fmt: skip
     kernels = {"ttft": draw.uniform(0.05, 2), "tpot": draw.uniform(0.005, 0.04)}
     told = {
-        which: {name: kernels[name] + float(np.dot(amounts(parts[name], name == "ttft"), one)) for name in kernels}
+        which: {
+            name: kernels[name] + float(np.dot(amounts(parts[name], name == "ttft", used), one)) for name in kernels
+        }
         for which, one in (("measured", true), ("predicted", used))
     }
     shape = {"concurrency": 8, "output_tokens": 100, "half": half, "catalogue": "h200", "run": "r", "group": "g"}
@@ -43,7 +48,7 @@ def row(draw: np.random.Generator, used: tuple[float, ...], true: tuple[float, .
     return {**shape, **told, "ratios": ratios, **{f"{name}_parts": parts[name] for name in parts}}
 
 
-@pytest.mark.parametrize("used", [NONE, (1e-3, 5e-5, 0.0, 0.3)])
+@pytest.mark.parametrize("used", [NONE, (5e-5, 0.5, 0.0, 0.3)])
 def test_constants_are_found_again_whatever_the_runs_were_predicted_with(used: tuple[float, ...]) -> None:
     draw = np.random.default_rng(1)
     found = fit([row(draw, used, TRUE) for _ in range(40)], used)
@@ -78,7 +83,7 @@ def test_a_run_is_repriced_as_it_would_be_predicted() -> None:
 def test_the_half_that_is_kept_apart_decides_nothing() -> None:
     draw = np.random.default_rng(5)
     rows = [row(draw, NONE, TRUE) for _ in range(30)]
-    apart = [row(draw, NONE, (0.5, 0.5, 0.5, 5.0), APART) for _ in range(30)]
+    apart = [row(draw, NONE, (0.5, 3.0, 0.5, 5.0), APART) for _ in range(30)]
     (alone,), (beside,) = fit_devices(rows, {"h200": NONE}), fit_devices([*apart, *rows], {"h200": NONE})
     assert alone == beside
     assert beside.runs == 30
@@ -93,7 +98,7 @@ def test_the_file_that_is_written_is_what_a_server_reads(tmp_path: Path, monkeyp
     fitted_costs.cache_clear()
     try:
         assert tuple(constants_of("h200").values()) == fitted.values
-        assert costs_of("h200").host_request_s == fitted.values[1]
+        assert costs_of("h200").host_request_s == fitted.values[0]
         assert constants_of("l4") == dict.fromkeys(CONSTANTS, 0.0)
     finally:
         fitted_costs.cache_clear()

@@ -51,6 +51,16 @@ def test_a_decode_step_beyond_the_graphs_has_gaps_too() -> None:
     assert step.step_s(decode=beyond, graph=True) > PLAIN.step_s(decode=beyond, graph=True)
 
 
+def test_attention_takes_longer_by_a_share_where_a_step_only_decodes() -> None:
+    step = replace(PLAIN, costs=StepCosts(decode_attention=0.25))
+    decode, prefill = BatchShape.of(decode_contexts=[3000] * 4), BatchShape.of(prefill=[(500, 0)])
+    alone, longer = (one.step(decode=decode, graph=True) for one in (PLAIN, step))
+    assert longer.attention_s == pytest.approx(1.25 * alone.attention_s)
+    assert longer._replace(attention_s=alone.attention_s) == alone
+    for mixed in ({}, {"decode": decode}):
+        assert step.step(prefill=prefill, **mixed) == PLAIN.step(prefill=prefill, **mixed)
+
+
 def test_every_shipped_file_is_of_a_device_and_can_be_read() -> None:
     shipped = sorted((Path(costs.__file__).parents[2] / "conf" / "costs").glob("*.yaml"))
     assert shipped
