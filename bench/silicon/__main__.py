@@ -90,7 +90,7 @@ def _missing(settings: SiliconSettings, results: ResultFile, console: Console) -
     ]
     if not missing:
         return
-    missing.sort(key=lambda task: (len(task.experiment.requests) * task.run.output_tokens, task.run.run))
+    missing.sort(key=lambda task: (_iterations(task), task.run.run))
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
@@ -110,6 +110,11 @@ def _missing(settings: SiliconSettings, results: ResultFile, console: Console) -
                 if not console.is_terminal:
                     progress.console.print(_line(task, row, cpu_s), markup=False, highlight=False, soft_wrap=True)
                 yield Outcome(task.key, task.run.run, row, cpu_s=cpu_s)
+
+
+def _iterations(task: Task) -> int:
+    """About so many: every step gives each slot a token."""
+    return len(task.experiment.requests) // task.run.concurrency * task.run.output_tokens
 
 
 def _line(task: Task, row: dict[str, Any], cpu_s: float) -> str:
