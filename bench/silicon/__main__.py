@@ -81,20 +81,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _missing(settings: SiliconSettings, results: ResultFile, console: Console) -> Iterator[Outcome]:
-    """What became of each run that has no result yet, as it ends; the longest begin first."""
+    """What became of each run that has no result yet, as it ends, the shortest first; runs that are alike run once."""
+    wanted = {task.key: task for task in reversed(settings.tasks)}
     missing = [
         task
-        for task in settings.tasks
+        for task in wanted.values()
         if (found := results.outcomes.get(task.key)) is None or (found.crashed and settings.retry_crashed)
     ]
     if not missing:
         return
-    missing.sort(key=lambda task: (-len(task.experiment.requests) * task.run.output_tokens, task.run.run))
+    missing.sort(key=lambda task: (_iterations(task), task.run.run))
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, speed_estimate_period=HOUR_S) as progress:
-        bar = progress.add_task("runs", total=len(settings.tasks), completed=len(settings.tasks) - len(missing))
+        bar = progress.add_task("runs", total=len(wanted), completed=len(wanted) - len(missing))
         tasks = [(task.experiment, ARM, task.full) for task in missing]
         for index, result in run_each(predict, tasks, settings.processes, lambda *_: None):
             task = missing[index]
@@ -109,6 +110,11 @@ def _missing(settings: SiliconSettings, results: ResultFile, console: Console) -
                 if not console.is_terminal:
                     progress.console.print(_line(task, row, cpu_s), markup=False, highlight=False, soft_wrap=True)
                 yield Outcome(task.key, task.run.run, row, cpu_s=cpu_s)
+
+
+def _iterations(task: Task) -> int:
+    """About so many: every step gives each slot a token."""
+    return len(task.experiment.requests) // task.run.concurrency * task.run.output_tokens
 
 
 def _line(task: Task, row: dict[str, Any], cpu_s: float) -> str:

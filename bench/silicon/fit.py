@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 from rich.console import Console
-from scipy.optimize import nnls
+from scipy.optimize import nnls  # type: ignore[import-untyped]
 
 from bench.silicon.summary import APART, FITTED, by, error_table, throughput
 from bench.sweep.tables import Shown
@@ -31,7 +31,7 @@ from roofline_policies.steps.costs import FRONT, fitted_costs
 
 Floats = npt.NDArray[np.float64]
 
-CONSTANTS = ("host_s", "host_request_s", "eager_gap_s", FRONT)
+CONSTANTS = ("host_request_s", "decode_attention", "eager_gap_s", FRONT)
 """What is fitted; see ``StepCosts`` and ``FittedCosts``."""
 TTFT_WEIGHT = 0.5
 """Of a TTFT's relative error beside a TPOT's: what else is in a TTFT (compilation, the client) is not all modelled."""
@@ -51,14 +51,14 @@ class Fitted:
     runs: int
 
 
-def amounts(parts: Mapping[str, float], first: bool) -> list[float]:
-    """How many seconds a latency takes longer with each constant's second; its parts as in ``StepJournal.between``.
+def amounts(parts: Mapping[str, float], first: bool, used: Sequence[float]) -> list[float]:
+    """How much longer a latency takes with each constant, per unit of it; its parts as in ``StepJournal.between``.
 
-    first: the latency is a TTFT, which the way through the front ends is a part of.
+    first: the latency is a TTFT, which the way through the front ends is a part of. used: the constants in its parts.
     """
     return [
-        parts["prefill_steps"] + parts["decode_steps"],
         parts["decode_requests"],
+        parts["decode_attention"] / (1 + used[CONSTANTS.index("decode_attention")]),
         parts["prefill_eager_kernels"] + parts["decode_eager_kernels"],
         1.0 if first else 0.0,
     ]
@@ -68,12 +68,12 @@ def fit(rows: Sequence[Mapping[str, Any]], used: Sequence[float]) -> tuple[float
     """Constants of at least 0 with which relative errors are small. used: those that the rows were predicted with."""
     told, wanted, weights = [], [], []
     for row in rows:
-        for name, weight in (("ttft", TTFT_WEIGHT), ("tpot", 1.0)):
+        for name, counts in (("ttft", TTFT_WEIGHT), ("tpot", 1.0)):
             measured = row["measured"][name]
-            share = np.array(amounts(row[f"{name}_parts"], name == "ttft")) / measured
+            share = np.array(amounts(row[f"{name}_parts"], name == "ttft", used)) / measured
             told.append(share)
             wanted.append(1 - row["predicted"][name] / measured + share @ np.array(used))
-            weights.append(weight)
+            weights.append(counts)
     matrix, target, weight = np.array(told), np.array(wanted), np.array(weights)
     scale = np.abs(matrix).max(axis=0)
     scale[scale == 0] = 1.0
@@ -89,7 +89,7 @@ def repriced(row: Mapping[str, Any], used: Sequence[float], values: Sequence[flo
     """The row as it would be predicted with other constants, if the same steps ran."""
     more = np.array(values) - np.array(used)
     predicted = {
-        name: row["predicted"][name] + float(np.array(amounts(row[f"{name}_parts"], name == "ttft")) @ more)
+        name: row["predicted"][name] + float(np.array(amounts(row[f"{name}_parts"], name == "ttft", used)) @ more)
         for name in ("ttft", "tpot")
     }
     predicted["throughput"] = throughput(row["concurrency"], row["output_tokens"], predicted["ttft"], predicted["tpot"])
@@ -152,11 +152,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def constants_table(fitted: Sequence[Fitted]) -> Shown:
     """A row for each device."""
-    columns = ("device", "runs", "ms a step", "us a request", "us a kernel without a graph", "ms a request, front ends")
+    columns = ("device", "runs", "us a request", "decode attention", "us a kernel without a graph", "ms of front ends")
     rows = []
     for one in fitted:
-        step, request, gap, front = one.values
-        cells = (f"{step * 1e3:.2f}", f"{request * 1e6:.1f}", f"{gap * 1e6:.1f}", f"{front * 1e3:.0f}")
+        request, attention, gap, front = one.values
+        cells = (f"{request * 1e6:.1f}", f"+{attention:.0%}", f"{gap * 1e6:.1f}", f"{front * 1e3:.0f}")
         rows.append((one.device, str(one.runs), *cells))
     return Shown("Fitted constants", "", columns, tuple(rows))
 

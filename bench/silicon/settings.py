@@ -74,10 +74,10 @@ class SiliconSettings:
         common = texts(conf, "virtual", "silicon")
         read_config("virtual", common)  # a mistake in what all share is the user's, and no run's
         plan = _Plan.from_config(conf)
-        for key in ("retry_crashed", "markdown"):
-            if not isinstance(conf.get(key), bool):
+        for switch in ("retry_crashed", "markdown"):
+            if not isinstance(conf.get(switch), bool):
                 raise InputError(
-                    "is not a choice", where="silicon", key=key, value=conf.get(key), allowed=[True, False]
+                    "is not a choice", where="silicon", key=switch, value=conf.get(switch), allowed=[True, False]
                 )
         out_dir, processes = Path(text(conf, "out_dir", "silicon")), count(conf, "processes", "silicon")
         refused: dict[str, str] = {}

@@ -20,7 +20,7 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import CatalogueModel
 from roofline_policies.model.rank_model import RankModel
 from roofline_policies.settings.loading import AUTO, Settings
-from roofline_policies.steps.costs import StepCosts, costs_of
+from roofline_policies.steps.costs import DEFAULT_COSTS, StepCosts, costs_of
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency, shipped_efficiencies
 from roofline_policies.steps.fitted_steps import FittedSteps
 from roofline_policies.steps.predictor import StepPredictor
@@ -61,6 +61,7 @@ class Device:
     decode_graph_requests, prefill_graph_tokens: largest steps that replay a graph. synchronous: the host waits for
     every forward pass. linear_prefill, linear_decode: kernel of the layers' matrix products in steps with and without
     prompt tokens; None: the weights' own precision.
+    costs: what a step costs beside kernels, as fitted for the device, whoever's kernels are taken.
     fitted: step times measured on a server, in the place of ``efficiency``. Where both are None a step takes what the
     roofline of its work says.
     """
@@ -78,6 +79,7 @@ class Device:
     synchronous: bool
     linear_prefill: str | None = None
     linear_decode: str | None = None
+    costs: StepCosts = DEFAULT_COSTS
 
     @classmethod
     def from_config(cls, conf: Mapping[str, Any], model: ServedModel | None = None) -> Device:
@@ -121,6 +123,7 @@ class Device:
             synchronous=device["synchronous"],
             linear_prefill=linear.get("prefill"),
             linear_decode=linear.get("decode"),
+            costs=costs_of(match_device(ceilings.device) or ceilings.device),
         )
         chosen.steps(())  # refuses kernels that were not measured and shards that cannot be
         return chosen
@@ -149,11 +152,6 @@ class Device:
             f"kernels measured on {self.efficiency.device} stand in for those of {name}: their shares of the ceilings "
             "are taken over, their latencies as they are",
         )
-
-    @property
-    def costs(self) -> StepCosts:
-        """What a step costs beside kernels, as fitted for the device, whoever's kernels are taken."""
-        return costs_of(match_device(self.ceilings.device) or self.ceilings.device)
 
     @property
     def rank(self) -> RankModel:

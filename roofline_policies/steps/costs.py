@@ -27,6 +27,8 @@ class StepCosts:
         decode batches were beyond the captured sizes; 28 layers of 10 kernels, and 6, by this count.
     eager_gap_s: seconds per kernel that a step without a graph takes longer than kernels and launches come to: gaps
         that none of both hides.
+    decode_attention: by what share attention of steps that only decode takes longer in a server than by itself, where
+        tables have it: lengths that differ, caches that other kernels have filled.
     host_s, host_request_s: seconds per step, and per request of a step that only decodes, that a server takes longer
         than its kernels: gaps between them, and what of the host's work the overlap schedule does not hide. 0: all is
         hidden.
@@ -46,6 +48,7 @@ class StepCosts:
     small_memory: float = 0.8
     eager_kernel_s: float = 1.9e-5
     eager_gap_s: float = 0.0
+    decode_attention: float = 0.0
     host_s: float = 0.0
     host_request_s: float = 0.0
     allreduce_s: float = 8e-6

@@ -197,9 +197,12 @@ class StepPredictor:
         form = self._form(prefill, batch, graph) if self.model.latent else None
         logit_rows = batch.logit_rows + batch.padded_logit_rows
         layers, costs = self._layers, self.costs
+        attention_s = self._attention_s(prefill, decode, batch, form)
+        if not prefill.requests:
+            attention_s *= 1 + costs.decode_attention
         time = StepTime(
             self._product_s(LAYER, rows),
-            self._attention_s(prefill, decode, batch, form),
+            attention_s,
             self._product_s(HEAD, logit_rows) if logit_rows else 0.0,
             layers.small_s(rows) + costs.head_kernels * costs.small_kernel_s,
             self._communication_s(rows, logit_rows) if self.tp_size > 1 else 0.0,

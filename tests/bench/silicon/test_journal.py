@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.silicon.journal import PARTS, StepJournal
+from bench.silicon.journal import PARTS, TIMES, StepJournal
 from bench.silicon.task import slot_weights
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.model.catalogue import shipped_model
@@ -49,10 +49,13 @@ def test_the_parts_of_a_predicted_step_come_to_the_whole() -> None:
         journal.clock.launch(seconds)
         total += seconds
     found = journal.between(np.array([EPOCH_S]), np.array([EPOCH_S + total]))
-    seconds_of = [part for part in PARTS if part.partition("_")[2] not in ("steps", "kernels", "rows", "requests")]
+    seconds_of = [part for part in PARTS if part.partition("_")[2] in TIMES]
     assert sum(found[part][0] for part in seconds_of) == pytest.approx(total, rel=1e-9)
     assert found["idle"][0] == pytest.approx(0.0, abs=1e-9)
     assert (found["prefill_steps"][0], found["decode_steps"][0]) == (pytest.approx(2.0), pytest.approx(1.0))
+    # Both prompts ran without a graph.
+    assert found["prefill_eager_kernels"][0] == pytest.approx(found["prefill_kernels"][0])
+    assert found["decode_eager_kernels"][0] == 0.0
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(3, 12))
