@@ -90,8 +90,9 @@ class StepPredictor:
 
     model: what one rank runs. tp_size: ranks that run it together. ceilings, efficiency: of the device. Other ceilings
         (a live clock, a sibling device) need a new predictor.
-    attention: the attention kernel by SGLang's name; one that was not measured on the device is priced as the nearest
-        that was, see ``stand_ins``. expert_skew: see ``LayerTimes``. linear: kernel of the layers' products where that
+    attention: the attention kernel of steps with prompts by SGLang's name; one that was not measured on the device is
+        priced as the nearest that was, see ``stand_ins``. decode_attention: that of the others; None: the same.
+        expert_skew: see ``LayerTimes``. linear: kernel of the layers' products where that
         is not the model's own, e.g. ``fp8`` or ``fp8_block``; the head keeps its precision. A product that was not
         measured in its precision is priced with the nearest that was, and the bytes of its own weights.
     captured: batch sizes with a CUDA graph, ascending; empty: every size has one of its own.
@@ -105,6 +106,7 @@ class StepPredictor:
     ceilings: Ceilings
     efficiency: Efficiency
     attention: str = "fa3"
+    decode_attention: str | None = None
     linear: str | None = None
     tp_size: int = 1
     captured: Sequence[int] = ()
@@ -132,13 +134,20 @@ class StepPredictor:
         head = () if model.head is None else (model.head,)
         measured = sorted({kernels.nearest_gemm(one).precision for one in (*model.matrices, *model.experts, *head)})
         ceilings = self.ceilings.covering(*model.precisions, *measured)
-        layers = LayerTimes(model, KernelModel(ceilings, self.efficiency), self.costs, self.attention, self.expert_skew)
-        attention = [_kernel(one, kernels, self.attention) for one in model.attention]
-        attention += [_expanded(one, kernels, self.attention, model.activations) for one in model.latent]
-        named = backends(model, self.attention)
+        layers = LayerTimes(
+            model,
+            KernelModel(ceilings, self.efficiency),
+            self.costs,
+            self.decode_attention or self.attention,
+            self.expert_skew,
+        )
+        names = (self.attention, self.decode_attention or self.attention)
+        attention = [_kernel(one, kernels, *names) for one in model.attention]
+        attention += [_expanded(one, kernels, *names, model.activations) for one in model.latent]
+        named = backends(model, *names)
         for name, value in {
             "ceilings": ceilings,
-            "stand_ins": _stand_ins(attention, layers, self.attention, self.tp_size, self.efficiency),
+            "stand_ins": _stand_ins(attention, layers, names, self.tp_size, self.efficiency),
             "_collectives": tuple(
                 of_ranks(self.efficiency.collectives, one, self.tp_size) for one in (ALL_REDUCE, ALL_GATHER)
             ),
@@ -310,17 +319,17 @@ class _Kernel:
     own_form: tuple[int, int] | None = None
 
 
-def _kernel(one: Attention, kernels: KernelModel, name: str) -> _Kernel:
+def _kernel(one: Attention, kernels: KernelModel, prefill: str, decode: str) -> _Kernel:
     dim = (one.qk_dim + one.v_dim + 1) // 2
-    fitted = (kernels.decode(name, one.kv_precision, dim), kernels.prefill(name, one.kv_precision, dim))
+    fitted = (kernels.decode(decode, one.kv_precision, dim), kernels.prefill(prefill, one.kv_precision, dim))
     return _Kernel(one.count, one.heads, one.kv_heads, dim, *fitted, window=one.window)
 
 
-def _expanded(one: Latent, kernels: KernelModel, name: str, made_in: Precision) -> _Kernel:
+def _expanded(one: Latent, kernels: KernelModel, name: str, of_decode: str, made_in: Precision) -> _Kernel:
     """Keys and values of the expanded form differ in width and are made in the activations' precision."""
     sizes = one.sizes
     heads, dim = sizes.num_heads, sizes.expanded_width
-    decode, own = kernels.decode(name, made_in, dim), kernels.expanded_prefill(name)
+    decode, own = kernels.decode(of_decode, made_in, dim), kernels.expanded_prefill(name)
     if own is not None:
         form = (sizes.qk_nope_head_dim + sizes.qk_rope_head_dim, sizes.v_head_dim)
         return _Kernel(one.count, heads, heads, dim, decode, own, expanded=True, own_form=form)
@@ -328,16 +337,17 @@ def _expanded(one: Latent, kernels: KernelModel, name: str, made_in: Precision) 
 
 
 def _stand_ins(
-    attention: Sequence[_Kernel], layers: LayerTimes, name: str, tp_size: int, efficiency: Efficiency
+    attention: Sequence[_Kernel], layers: LayerTimes, names: tuple[str, str], tp_size: int, efficiency: Efficiency
 ) -> tuple[str, ...]:
     """Sentences on kernels of attention and collectives that others stand in for."""
     told: list[str | None] = []
+    prefill, decode = names
     for kernel in attention:
         what = "latent attention, expanded" if kernel.expanded else "attention"
-        told += [stand_in(kernel.prefill, name, f"{what} of prompts")]
+        told += [stand_in(kernel.prefill, prefill, f"{what} of prompts")]
         if not kernel.expanded:
-            told += [stand_in(kernel.decode, name, "attention of one token")]
-    told += [stand_in(e, name, "latent attention, absorbed") for e in layers.latent_kernels]
+            told += [stand_in(kernel.decode, decode, "attention of one token")]
+    told += [stand_in(e, decode, "latent attention, absorbed") for e in layers.latent_kernels]
     ranks = sorted({e.ranks for e in efficiency.collectives})
     if tp_size > 1 and ranks and tp_size not in ranks:
         told.append(f"collectives of {tp_size} ranks: those of the nearest of {ranks} stand in")

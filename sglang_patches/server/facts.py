@@ -118,11 +118,13 @@ def _predictor(
         return None
     try:
         efficiency = choice if isinstance(choice, Efficiency) else _shipped_for(settings)
+        of_prompts, of_decode = served_model.attention_names(scheduler.tp_worker)
         predictor = StepPredictor(
             rank,
             from_catalogue(efficiency.device),
             efficiency,
-            attention=served_model.attention_kernel(scheduler.tp_worker),
+            attention=of_prompts,
+            decode_attention=of_decode,
             tp_size=ranks().tp_size,
             captured=graph_sizes,
             costs=costs_of(efficiency.device),

@@ -145,10 +145,10 @@ def attention(rank: RankModel, scheduler: Scheduler) -> Backends:
     )
 
 
-def attention_kernel(tp_worker: TargetWorker) -> str:
-    """SGLang's name of the attention backend; where prefill and decode have different ones, both names."""
+def attention_names(tp_worker: TargetWorker) -> tuple[str, str]:
+    """SGLang's names of the attention backends of steps with prompts and of those that only decode."""
     runner = tp_worker.model_runner
-    return " and ".join(sorted({runner.prefill_attention_backend_str, runner.decode_attention_backend_str}))
+    return runner.prefill_attention_backend_str, runner.decode_attention_backend_str
 
 
 def rows_per_request(scheduler: Scheduler) -> int:

@@ -39,6 +39,7 @@ ROOMS = {
         {"fit", "live", "models"},
         {"virtual"},
         {"storm", "sweep"},
+        {"silicon"},
     ],
 }
 
@@ -202,13 +203,16 @@ def test_no_import_leads_back_to_where_it_came_from():
 @pytest.mark.parametrize("path", modules("bench"), ids=lambda path: path.stem)
 def test_the_bench_talks_to_servers_not_to_their_insides(path):
     """But for bench/kernels, which launches SGLang's kernels as SGLang does, for two modules that have the virtual
-    server run, and for two that have models built."""
+    server run, for two that read its clock, and for three that have models built."""
     own_kernels = path.is_relative_to(ROOT / "bench" / "kernels")
     virtual = path.relative_to(ROOT / "bench").as_posix() in (
         "virtual/run.py",
         "virtual/models.py",
         "storm/virtual.py",
         "models/builds.py",
+        "silicon/journal.py",
+        "silicon/models.py",
+        "silicon/task.py",
     )
     patches = {name for name, _ in imports(path) if name.partition(".")[0] == "sglang_patches"}
     assert not patches or (virtual and all(name.startswith("sglang_patches.virtual.") for name in patches))

@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 from roofline_policies.model.attention_tiles import Fa3, Tile, TritonAttention
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.settings.loading import load
+from roofline_policies.steps.costs import costs_of
 from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.steps.speculation import verify_shape
 from roofline_policies.work import Precision, Provenance
@@ -115,7 +116,9 @@ def test_a_device_is_timed_by_its_events_and_watched(monkeypatch):
 def test_the_devices_efficiencies_are_found_by_its_name(caplog):
     caplog.set_level(logging.INFO)
     it = served.of_server(scheduler(), settings("hardware=h200"), None)
-    same = StepPredictor.for_device(it.model, "h200", tp_size=2, captured=[1, 4, 8])
+    same = StepPredictor.for_device(
+        it.model, "h200", tp_size=2, captured=[1, 4, 8], costs=costs_of("h200"), decode_attention="fa3"
+    )
     assert it.predictor == same
     decode = BatchShape.of(decode_contexts=[100] * 3)
     assert it.predictor.step_s(prefill=BatchShape(), decode=decode, graph=True) == same.step_s(
@@ -125,20 +128,28 @@ def test_the_devices_efficiencies_are_found_by_its_name(caplog):
     assert "step times are predicted with the h200's efficiencies" in line
 
 
-@pytest.mark.parametrize(
-    ("overrides", "fields", "reason"),
-    [
-        (["hardware=l4"], {}, "no measured efficiencies"),
-        (["hardware=h200"], {"attention": "triton"}, "fa3 and triton"),
-        (["hardware=h200"], {"attention": "flashinfer"}, "flashinfer"),
-    ],
-)
-def test_where_nothing_was_measured_there_is_no_predictor_and_one_line_says_why(caplog, overrides, fields, reason):
+def test_where_nothing_was_measured_there_is_no_predictor_and_one_line_says_why(caplog):
     caplog.set_level(logging.INFO)
-    assert served.of_server(scheduler(**fields), settings(*overrides), None).predictor is None
+    assert served.of_server(scheduler(), settings("hardware=l4"), None).predictor is None
     (line,) = [record.message for record in caplog.records]
     assert line.startswith("Roofline: step times are not predicted: ")
-    assert reason in line
+    assert "no measured efficiencies" in line
+
+
+def test_a_kernel_that_was_not_measured_is_priced_as_the_nearest_and_named(caplog):
+    """Prefill and decode have backends of their own."""
+    caplog.set_level(logging.INFO)
+    it = served.of_server(scheduler(attention="flashinfer"), settings("hardware=h200"), None)
+    first, second = [record.message for record in caplog.records]
+    assert "step times are predicted with the h200's efficiencies" in first
+    assert second == "Roofline: attention of prompts: fa3 stands in for flashinfer, which was not measured."
+    own = served.of_server(scheduler(), settings("hardware=h200"), None)
+    prompt = {"prefill": BatchShape.of(prefill=[(512, 0)])}
+    assert it.predictor.step(**prompt) == own.predictor.step(**prompt)
+    other = served.of_server(scheduler(attention="triton"), settings("hardware=h200"), None)
+    assert other.predictor.step(**prompt).attention_s > own.predictor.step(**prompt).attention_s
+    rows = {"decode": BatchShape.of(decode_contexts=[900] * 4)}
+    assert other.predictor.step(**rows) == own.predictor.step(**rows)
 
 
 def test_drafts_are_left_to_be_learned_and_one_line_says_so(caplog):
@@ -154,9 +165,9 @@ def test_drafts_are_left_to_be_learned_and_one_line_says_so(caplog):
 
 def test_efficiencies_that_do_not_cover_the_server_let_it_start_and_warn(caplog):
     asked = settings("hardware=l4", "efficiency=h200")
-    assert served.of_server(scheduler(attention="flashinfer"), asked, None).predictor is None
+    assert served.of_server(scheduler(attention="of_tomorrow"), asked, None).predictor is None
     (record,) = caplog.records
-    assert (record.levelno, "not measured" in record.message) == (logging.WARNING, True)
+    assert (record.levelno, "no such kernel" in record.message) == (logging.WARNING, True)
     it = served.of_server(scheduler(), settings("hardware=l4", "efficiency=h200"), None)
     assert it.predictor.ceilings.device == "NVIDIA H200"
 
