@@ -68,7 +68,9 @@ class QueueState(NamedTuple):
     running: requests past their prompt. next_prefill_tokens: prompt tokens that the next prefill step could take,
         counted up to one chunk. chunk_in_flight: a prompt is part-way through its chunks.
     next_prefix_tokens: tokens in the KV cache already of the prompt whose chunk comes next, as far as the server has
-        looked; 0 where there is none. first_prompt_tokens: how many of next_prefill_tokens are this prompt's.
+        looked. Where none waits, the most that one of the last prompts had: one may come in the very pass that is
+        decided, and the longer its prefix, the longer its chunk takes. first_prompt_tokens: how many of
+        next_prefill_tokens are this prompt's.
     later_prefix_tokens: the same of the prompts behind it in next_prefill_tokens, their mean.
     decode_context_tokens: KV tokens that the next decode step attends to, summed over the running requests; those that
         left since the last step are still in it.

@@ -10,6 +10,7 @@ from roofline_policies.device.roofline import Bound
 from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal, Strength
+from roofline_policies.policies.looks import looks
 from roofline_policies.policies.room import within_capacities, within_graphs
 from roofline_policies.policies.shapes import NOT_PREDICTED, running_shape
 
@@ -24,7 +25,7 @@ DRAFTS = "a step of drafts yields several tokens, and how many is not known"
 """Why BatchSize idles there: a step may take longer than a token may, by as many as it yields."""
 
 LOOK_EVERY = 8
-"""Decisions between two looks: the cap moves once per dwell at most, and a prediction costs time."""
+"""Decisions between two looks, in the mean: the cap moves once per dwell at most, and a prediction costs time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,12 @@ class BatchSize:
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """A target for max_running_requests; nothing while no request decodes, or none would meet the cap."""
-        if view.decisions % LOOK_EVERY or view.queue.running == 0 or view.steps is None or view.rows_per_request > 1:
+        if (
+            not looks(view.decisions, LOOK_EVERY)
+            or view.queue.running == 0
+            or view.steps is None
+            or view.rows_per_request > 1
+        ):
             return ()
         found, now = self._wanted(view), view.knobs.max_running_requests
         if found is not None:

@@ -10,6 +10,7 @@ from roofline_policies.contract.view import SchedulerView
 from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal
+from roofline_policies.policies.looks import looks
 from roofline_policies.policies.shapes import NOT_PREDICTED, prompt_shape, running_shape
 from roofline_policies.steps.correction import CorrectedSteps
 
@@ -17,8 +18,8 @@ EMPTY = BatchShape()
 
 
 LOOK_EVERY = 8
-"""Decisions between two looks at the kind of step that is not set. A look costs one or more predictions of about 20 us;
-8 keeps its share of a decision below the rest of it."""
+"""Decisions between two looks at the kind of step that is not set, in the mean. A look costs one or more predictions of
+about 20 us; 8 keeps its share of a decision below the rest of it."""
 
 MOST_GUESSES = 5
 """Predictions per kind of step and decision, so that a decision has a bound. The search nearly always ends at the
@@ -91,8 +92,8 @@ class PrefillDeferral:
         ``min_chunk_tokens`` runs whatever it does to the running requests.
     longest_stall_s: running requests do not wait longer than this for prefill, also where they have no target.
     switch: share by which the other kind of step must be cheaper to be taken; changes for less are noise.
-    explore_every: every so many decisions the kind of step that looks dearer is taken if it fits, so that the predictor
-        keeps learning about it; None: never.
+    explore_every: once in so many decisions the kind of step that looks dearer is taken if it fits, so that the
+        predictor keeps learning about it; None: never.
 
     Raises:
         FieldError: a parameter outside its range.
@@ -216,10 +217,10 @@ class PrefillDeferral:
         changes from one step to the next; after an exclusive step the running requests come next."""
         if usual is None:
             return view.token_age_s == 0.0 or view.knobs.mixed_chunk
-        return view.decisions % LOOK_EVERY == 0 or self._explores(view)
+        return looks(view.decisions, LOOK_EVERY) or self._explores(view)
 
     def _explores(self, view: SchedulerView) -> bool:
-        return self.explore_every is not None and view.decisions % self.explore_every == 0
+        return self.explore_every is not None and looks(view.decisions, self.explore_every)
 
     def _switches(self, view: SchedulerView, usual: _Plan, other: _Plan) -> bool:
         if self._explores(view):

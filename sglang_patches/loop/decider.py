@@ -364,6 +364,7 @@ class Decider:
             retractions=self.applier.retractions,
             cache_hit_rate=self.observer.cache_hit_rate,
             chunk_tokens=self._most_tokens,
+            most_cached_tokens=self.applier.waiting.most_cached_tokens,
             decode_step_s=controller.decode.step_s or 0.0,
         )
 

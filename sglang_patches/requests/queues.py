@@ -74,13 +74,14 @@ class Queues:
         retractions: int,
         cache_hit_rate: float | None,
         chunk_tokens: int,
+        most_cached_tokens: int = 0,
         decode_step_s: float = 0.0,
     ) -> QueueState:
         """The queues at this moment.
 
-        chunk_tokens: the most prompt tokens that one prefill step takes. decode_step_s: what a decode step took lately:
-        in a pipeline, between two tokens of a request each other batch has its step as well, so targets are nearer by
-        those.
+        chunk_tokens: the most prompt tokens that one prefill step takes. most_cached_tokens: of a prompt that may come
+        in the very pass that is decided, where none waits. decode_step_s: what a decode step took lately: in a
+        pipeline, between two tokens of a request each other batch has its step as well, so targets are nearer by those.
         """
         scheduler = self._scheduler
         chunked, running = scheduler.chunked_req, self._running()
@@ -89,7 +90,7 @@ class Queues:
             prefix_tokens = chunked.extend_end
             next_tokens = max(0, chunked.seqlen - prefix_tokens)
         else:
-            prefix_tokens, next_tokens = waiting[0].prefix_len if waiting else 0, 0
+            prefix_tokens, next_tokens = waiting[0].prefix_len if waiting else most_cached_tokens, 0
         first_tokens, later_prefix_tokens, later = next_tokens, 0, 0
         for request in waiting if self._computes_prompts else ():
             if next_tokens >= chunk_tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 
 from sglang.srt.disaggregation.utils import DisaggregationMode
@@ -17,6 +18,10 @@ from sglang_patches.requests.promises import Promises
 _TICKET = "_roofline_ticket"
 
 EMPTY = BatchShape()
+
+RECENT = 32
+"""Prompts among which the one with the most cached tokens stands for one that may come. Traffic of one kind is alike
+for longer than that, and a prompt whose prefix is longer than all of them is one in 33 by chance."""
 
 
 class Waiting:
@@ -34,7 +39,13 @@ class Waiting:
         self._capacities = Capacities(scheduler)
         self._told = scheduler.disaggregation_mode is not DisaggregationMode.PREFILL
         self._ordered = False
+        self._cached: deque[int] = deque(maxlen=RECENT)
         self.clock_s = 0.0
+
+    @property
+    def most_cached_tokens(self) -> int:
+        """The most that the prefix cache had of one of the last prompts, as it came; 0 before the first."""
+        return max(self._cached, default=0)
 
     @property
     def relegated(self) -> int:
@@ -53,6 +64,7 @@ class Waiting:
             return  # refused, or passed on to another queue
         if getattr(request, _TICKET, None) is None:
             self._look_up(request)
+            self._cached.append(int(request.prefix_len))
         ticket = self.ticket(request)
         if retracted:
             ticket.rank = Rank.AGED  # its client is reading already, so it goes before prompts without a token

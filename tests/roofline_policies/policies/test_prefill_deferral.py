@@ -9,6 +9,7 @@ from roofline_policies.contract.view import QueueState
 from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import PrefillDeferral
+from roofline_policies.policies.looks import looks
 from tests.roofline_policies.steps.closed_form_steps import Affine, exact
 from tests.roofline_policies.views import view
 
@@ -201,7 +202,7 @@ def test_the_dearer_kind_is_taken_now_and_then_where_it_fits():
         now = seen(exact(Affine()), bounds=BOTH, knobs=Knobs(64, 8192, mixed_chunk=mixed))
         return [proposed(policy, now._replace(decisions=number))[MIXED] for number in range(1, 17)]
 
-    explores = [number % 4 != 0 for number in range(1, 17)]
+    explores = [not looks(number, 4) for number in range(1, 17)]
     assert taken(PrefillDeferral(explore_every=4), True) == explores
     assert taken(PrefillDeferral(), True) == [True] * 16
     assert True in taken(PrefillDeferral(), False)

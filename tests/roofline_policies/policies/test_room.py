@@ -48,7 +48,7 @@ def view(cap, running, waiting=0, steps=None, capacities=(), **more):
     graphs = (Capacity(Resource.GRAPH_REQUESTS, running, GRAPH),)
     return fake_view(
         max_running_requests=cap, running=running, waiting=waiting, predictor=steps or Cliff(),
-        bounds=fake_bounds(max_running_requests=4096), decisions=8, capacities=(*capacities, *graphs), **more,
+        bounds=fake_bounds(max_running_requests=4096), decisions=0, capacities=(*capacities, *graphs), **more,
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_the_shipped_prices_say_for_each_model_whether_its_graphs_are_a_cliff(na
     within_s, beyond_s = (steps.step_s(decode=scaled(rows(12), n), graph=True) for n in (16, 18))
     assert (18 / beyond_s > 16 / within_s) is beyond_pays
     seen = fake_view(
-        max_running_requests=64, running=12, waiting=6, predictor=steps, decisions=8, decode_context_tokens=12_000,
+        max_running_requests=64, running=12, waiting=6, predictor=steps, decisions=0, decode_context_tokens=12_000,
         capacities=(Capacity(Resource.GRAPH_REQUESTS, 12, 16),),
     )  # fmt: skip
     assert within_graphs(seen, asked(64)).value == (64 if beyond_pays else 16)
@@ -152,7 +152,7 @@ def test_a_cap_is_raised_no_further_than_the_capacity_that_binds_holds(resource,
 )  # fmt: skip
 def test_no_policy_raises_a_cap_past_any_capacity(capacities, running, waiting, cap, target_s):
     seen = fake_view(
-        running=running, waiting=waiting, max_running_requests=cap, capacities=tuple(capacities), decisions=8,
+        running=running, waiting=waiting, max_running_requests=cap, capacities=tuple(capacities), decisions=0,
         target_itl_s=target_s, decode=fake_point(), decode_step_s=0.001,
         bounds=fake_bounds(max_running_requests=4096),
     )  # fmt: skip

@@ -57,6 +57,13 @@ def test_a_quiet_server():
     assert (queue.relegated, queue.first_prompt_tokens, queue.later_prefix_tokens) == (2, 0, 0)
 
 
+def test_where_none_waits_a_prompt_that_has_much_cached_may_come():
+    chunked = SimpleNamespace(seqlen=3000, extend_end=2048)
+    assert state(scheduler(), most_cached_tokens=9000).next_prefix_tokens == 9000
+    assert state(scheduler(waiting=[(500, 20)]), most_cached_tokens=9000).next_prefix_tokens == 20
+    assert state(scheduler(chunked_req=chunked), most_cached_tokens=9000).next_prefix_tokens == 2048
+
+
 def test_the_running_requests_tell_what_they_attend_to_and_when_they_are_due():
     queue = state(scheduler(running=3))
     assert (queue.running, queue.decode_context_tokens, queue.slack_s) == (3, 5000, 6.0)

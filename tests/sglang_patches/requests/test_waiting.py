@@ -11,7 +11,7 @@ from roofline_policies.slo.objectives import Objectives, Slo
 from sglang_patches import hooks
 from sglang_patches.requests import waiting as waiting_module
 from sglang_patches.requests.promises import Promises
-from sglang_patches.requests.waiting import Waiting
+from sglang_patches.requests.waiting import RECENT, Waiting
 from tests.sglang_patches.stand_ins import StandInTree, stand_in_scheduler
 
 SERVER = Slo(ttft_s=10.0, itl_s=0.1)
@@ -195,6 +195,16 @@ def test_the_cache_is_asked_once_as_a_prompt_comes_also_after_a_retraction(waiti
     come(4.0, request, retracted=True)
     assert tree.matched == ["a"]
     assert (waiting.ticket(request).tokens, waiting.ticket(request).arrival_s) == (36, 0.0)
+
+
+def test_the_most_that_one_of_the_last_prompts_had_cached_is_known(waiting, come):
+    assert waiting.most_cached_tokens == 0
+    come(0.0, Request("a", cached=5), Request("b", cached=90), Request("c", cached=7))
+    assert waiting.most_cached_tokens == 90
+    come(1.0, *(Request(f"{number}", cached=6) for number in range(RECENT - 1)))
+    assert waiting.most_cached_tokens == 7
+    come(2.0, Request("d", cached=6))
+    assert waiting.most_cached_tokens == 6
 
 
 def test_a_prompt_that_is_cached_whole_still_computes_a_token(waiting, come):
