@@ -132,8 +132,7 @@ def result_of(settings: SiliconSettings, outcomes: dict[str, Outcome]) -> dict[s
         for device in (catalogue_of(task.experiment),)
     ]
     known = [row for row in rows if "predicted" in row]
-    # Refused runs count among the groups, so that the halves do not depend on what can be run.
-    halves = split([task.run.group for task in settings.tasks] + [one.run.group for one in settings.refused])
+    halves = split(settings.groups)
     for row in rows:
         row["half"] = halves[row["group"]]
     return {

@@ -50,10 +50,15 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class SiliconSettings:
-    """A checked configuration. tasks, refused: together every chosen run, each in the order of the file."""
+    """A checked configuration.
+
+    tasks, refused: together every chosen run, each in the order of the file. groups: of all runs of the file, so that
+    which half a group is in does not depend on what was chosen.
+    """
 
     tasks: tuple[Task, ...]
     refused: tuple[Refused, ...]
+    groups: frozenset[str]
     out_dir: Path
     processes: int
     retry_crashed: bool
@@ -67,7 +72,8 @@ class SiliconSettings:
             InputError: a key or the file of runs cannot be used.
         """
         only(conf, "silicon", KEYS)
-        runs = _chosen(read_runs(text(conf, "runs", "silicon")), conf)
+        every = read_runs(text(conf, "runs", "silicon"))
+        runs = _chosen(every, conf)
         table = ArgumentTable.from_config(conf.get("arguments"))
         common = texts(conf, "virtual", "silicon")
         read_config("virtual", common)  # a mistake in what all share is the user's, and no run's
@@ -108,6 +114,7 @@ class SiliconSettings:
         return cls(
             tuple(tasks),
             tuple(Refused(run, refused[run.run]) for run in runs if run.run in refused),
+            frozenset(run.group for run in every),
             out_dir,
             processes,
             conf["retry_crashed"],
