@@ -39,6 +39,7 @@ from bench.virtual.processes import Crash, run_each
 from bench.virtual.settings import Experiment
 from roofline_policies.device.hardware import match_device
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
+from roofline_policies.steps.costs import FRONT
 
 GROUPS = ("arguments",)
 HOUR_S = 3600.0
@@ -118,7 +119,7 @@ def _iterations(task: Task) -> int:
 
 
 def _line(task: Task, row: dict[str, Any], cpu_s: float) -> str:
-    ratios = compared(task.run, row)["ratios"]
+    ratios = compared(task.run, row, constants_of(catalogue_of(task.experiment))[FRONT])["ratios"]
     told = ", ".join(f"{name} {ratios[name]:.2f}" for name in FIGURES)
     return f"{task.run.run} {task.run.group}: {told}; {row['iterations']} iterations, {cpu_s:.1f} s of one core"
 
@@ -126,12 +127,12 @@ def _line(task: Task, row: dict[str, Any], cpu_s: float) -> str:
 def result_of(settings: SiliconSettings, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     """Everything that was found, ready for JSON; nothing in it depends on when or where a run was predicted."""
     rows = [
-        {**compared(task.run, outcomes[task.key].row), "catalogue": catalogue_of(task.experiment)}
+        {**compared(task.run, outcomes[task.key].row, constants_of(device)[FRONT]), "catalogue": device}
         for task in settings.tasks
+        for device in (catalogue_of(task.experiment),)
     ]
     known = [row for row in rows if "predicted" in row]
-    # Refused runs count among the groups, so that the halves do not depend on what can be run.
-    halves = split([task.run.group for task in settings.tasks] + [one.run.group for one in settings.refused])
+    halves = split(settings.groups)
     for row in rows:
         row["half"] = halves[row["group"]]
     return {

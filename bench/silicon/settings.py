@@ -19,9 +19,7 @@ from bench.sweep.keys import ROOT, environment_digest, run_digest, source_digest
 from bench.virtual.arms import VirtualArm
 from bench.virtual.device import layout
 from bench.virtual.settings import CONTEXT_MARGIN, Experiment
-from roofline_policies.device.hardware import match_device
 from roofline_policies.errors import InputError
-from roofline_policies.steps.costs import fitted_costs
 
 KEYS = (
     "runs", "out_dir", "only", "virtual", "arguments", "seed", "prompts_per_slot", "most_tokens_per_slot",
@@ -52,10 +50,15 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class SiliconSettings:
-    """A checked configuration. tasks, refused: together every chosen run, each in the order of the file."""
+    """A checked configuration.
+
+    tasks, refused: together every chosen run, each in the order of the file. groups: of all runs of the file, so that
+    which half a group is in does not depend on what was chosen.
+    """
 
     tasks: tuple[Task, ...]
     refused: tuple[Refused, ...]
+    groups: frozenset[str]
     out_dir: Path
     processes: int
     retry_crashed: bool
@@ -69,7 +72,8 @@ class SiliconSettings:
             InputError: a key or the file of runs cannot be used.
         """
         only(conf, "silicon", KEYS)
-        runs = _chosen(read_runs(text(conf, "runs", "silicon")), conf)
+        every = read_runs(text(conf, "runs", "silicon"))
+        runs = _chosen(every, conf)
         table = ArgumentTable.from_config(conf.get("arguments"))
         common = texts(conf, "virtual", "silicon")
         read_config("virtual", common)  # a mistake in what all share is the user's, and no run's
@@ -102,7 +106,7 @@ class SiliconSettings:
             full = launch.prompts_per_slot or plan.full
             slots = plan.prompts_per_slot(run, full)
             try:
-                experiment, _ = Experiment.from_config({**virtual, **plan.sections(run, launch, virtual, slots)}, model)
+                experiment, _ = Experiment.from_config({**virtual, **plan.sections(run, launch, slots)}, model)
             except InputError as error:
                 refused[run.run] = f"{error.problem} ({error.key})" if error.key else error.problem
                 continue
@@ -110,6 +114,7 @@ class SiliconSettings:
         return cls(
             tuple(tasks),
             tuple(Refused(run, refused[run.run]) for run in runs if run.run in refused),
+            frozenset(run.group for run in every),
             out_dir,
             processes,
             conf["retry_crashed"],
@@ -139,7 +144,7 @@ class _Plan:
         """As many of ``full`` as ``most_tokens`` of output allow, but never fewer than ``least``."""
         return min(full, max(self.least, self.most_tokens // run.output_tokens))
 
-    def sections(self, run: MeasuredRun, launch: Launch, virtual: Mapping[str, Any], slots: int) -> Mapping[str, Any]:
+    def sections(self, run: MeasuredRun, launch: Launch, slots: int) -> Mapping[str, Any]:
         """What the run's experiment has of its own."""
         traffic = {
             "kind": "closed", "concurrency": run.concurrency, "prompt_tokens": run.input_tokens,
@@ -147,18 +152,10 @@ class _Plan:
         }  # fmt: skip
         return {
             "traffic": traffic,
-            "path": {"ingress_s": _front_s(virtual), "egress_s": 0.0},
             "seed": self.seed,
             "server_args": [*launch.server_args, *_context(run)],
             "sample_every_s": SAMPLE_EVERY_S,
         }
-
-
-def _front_s(virtual: Mapping[str, Any]) -> float:
-    """What front ends took in runs on such a device; 0 where that is not known."""
-    name = str(virtual["hardware"].get("device"))
-    fitted = fitted_costs(match_device(name) or name)
-    return 0.0 if fitted is None else fitted.front_s
 
 
 def _context(run: MeasuredRun) -> list[str]:

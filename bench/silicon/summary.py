@@ -18,8 +18,11 @@ TIE = 0.02
 """Two measured points closer than this are no ranking."""
 
 
-def compared(run: MeasuredRun, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's measured and predicted figures and their ratios, ready for JSON; only the run where it crashed."""
+def compared(run: MeasuredRun, row: Mapping[str, Any], front_s: float) -> dict[str, Any]:
+    """A run's measured and predicted figures and their ratios, ready for JSON; only the run where it crashed.
+
+    front_s: what a first token takes longer than its steps, see ``FittedCosts``.
+    """
     told: dict[str, Any] = {
         "run": run.run, "group": run.group, "model": run.model, "device": run.device, "sglang": run.sglang,
         "input_tokens": run.input_tokens, "output_tokens": run.output_tokens, "concurrency": run.concurrency,
@@ -27,7 +30,7 @@ def compared(run: MeasuredRun, row: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     if row["status"] != "ok":
         return {**told, "crash": row["crash"]}
-    predicted = _figures(run, row["ttft_s"], row["tpot_s"])
+    predicted = _figures(run, row["ttft_s"] + front_s, row["tpot_s"])
     ratios = {name: predicted[name] / told["measured"][name] for name in FIGURES}
     kept = {key: row[key] for key in ("ttft_p50_s", "tpot_p50_s", "ttft_parts", "tpot_parts", "iterations", "requests")}
     return {**told, "predicted": predicted, "ratios": ratios, **kept}

@@ -76,7 +76,8 @@ FRONT = "front_s"
 class FittedCosts:
     """What was fitted to runs of whole servers on a device. source, date: of the runs, and of the fit.
 
-    front_s: from a client's sending to the scheduler's hands and from a finished step back to the client, of such runs.
+    front_s: how much later a first token reached its client than its steps say, in such runs. It is no part of a
+        client's turn: with it there, requests would stay in step that did not.
     costs: of steps.
 
     Apart from the device's efficiencies, which are of kernels alone: other measurements, another command, another date.

@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from types import MappingProxyType
@@ -131,6 +132,7 @@ def _again(device: str, sms: int, source: str, date: str, gemm: Mapping[str, Gem
     return Efficiency(device, sms, source, date, MappingProxyType(gemm), *rest)
 
 
+@cache
 def load_efficiency(name: str) -> Efficiency:
     """The shipped coefficients of a device by its catalogue name, e.g. ``h200``.
 
