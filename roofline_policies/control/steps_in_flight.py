@@ -18,8 +18,14 @@ MOST_IN_FLIGHT = 512
 oldest steps are forgotten."""
 
 
-OF_PROMPTS, OF_ROWS, OF_DRAFTS = 3, 2, 3
+OF_PROMPTS, OF_BOTH, OF_ROWS, OF_DRAFTS = 2, 4, 2, 3
 """How many of ``sums_of`` a step depends on. Without drafts a request has one row: there is nothing to tell apart."""
+
+
+PLANNED = 6
+"""Sums of a BatchShape that a plan has, up to its logit rows. What is known of a batch only once it runs, such as what
+its attention kernel does in vain, is left out of its prediction: else plans, which have to do without, would be priced
+by a predictor that was corrected for other questions."""
 
 
 class Told(NamedTuple):
@@ -67,7 +73,7 @@ class StepsInFlight:
         return whole, {
             ForwardMode.PREFILL: LearnedKind(OF_PROMPTS, whole),
             ForwardMode.DECODE: LearnedKind(OF_DRAFTS if self._drafts else OF_ROWS, whole),
-            ForwardMode.MIXED: LearnedKind(OF_PROMPTS + 1, whole),
+            ForwardMode.MIXED: LearnedKind(OF_BOTH, whole),
         }
 
     def kept(self) -> dict[str, Any]:
@@ -108,6 +114,10 @@ class StepsInFlight:
         if self._times is None:
             return None
         graph = mode is ForwardMode.DECODE
+        if not graph:
+            prefill = BatchShape(*prefill[:PLANNED])
+        if decode.requests:
+            decode = BatchShape(*decode[:PLANNED])
         predicted_s = self._times.step_s(prefill=prefill, decode=decode, graph=graph)
         # A prefill that finds nobody running gives its prompts their first tokens: those are the ones that age.
         tokens = mode is not ForwardMode.PREFILL or not self._waited_for

@@ -12,7 +12,7 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal, Strength
 from roofline_policies.policies.looks import looks
 from roofline_policies.policies.room import within_capacities, within_graphs
-from roofline_policies.policies.shapes import NOT_PREDICTED, running_shape
+from roofline_policies.policies.shapes import DRAFTS, NOT_PREDICTED, running_shape
 
 LOWEST_FILL, MIDDLE_FILL = 0.65, 0.8
 """A cap stays while a step at the cap fills at least LOWEST_FILL of its time, and moves to MIDDLE_FILL: what requests
@@ -20,9 +20,6 @@ attend to changes from moment to moment, and a cap that followed it would drain 
 
 REACH = 2
 """A batch grows to at most this many times the requests that run or wait before there is another look."""
-
-DRAFTS = "a step of drafts yields several tokens, and how many is not known"
-"""Why BatchSize idles there: a step may take longer than a token may, by as many as it yields."""
 
 LOOK_EVERY = 8
 """Decisions between two looks, in the mean: the cap moves once per dwell at most, and a prediction costs time."""

@@ -11,7 +11,7 @@ from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal
 from roofline_policies.policies.looks import looks
-from roofline_policies.policies.shapes import NOT_PREDICTED, prompt_shape, running_shape
+from roofline_policies.policies.shapes import DRAFTS, NOT_PREDICTED, prompt_shape, running_shape
 from roofline_policies.steps.correction import CorrectedSteps
 
 EMPTY = BatchShape()
@@ -122,12 +122,14 @@ class PrefillDeferral:
         """Why nothing is decided on this server, None where it is."""
         if not view.bounds.movable(Knob.PREFILL_CHUNK_TOKENS):
             return view.bounds.immovable[Knob.PREFILL_CHUNK_TOKENS]
+        if view.rows_per_request > 1:
+            return DRAFTS
         return NOT_PREDICTED if view.steps is None else None
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """Targets for prefill_chunk_tokens, mixed_chunk and defer_prefill, or nothing while no request decodes."""
         limits, steps, queue = view.bounds.ranges.get(Knob.PREFILL_CHUNK_TOKENS), view.steps, view.queue
-        if limits is None or steps is None:
+        if limits is None or steps is None or view.rows_per_request > 1:
             return ()
         if queue.running == 0:
             return self._beside_peers(view, steps, limits)

@@ -10,6 +10,10 @@ NOT_PREDICTED = "step times are not predicted here (efficiency)"
 """Why a policy that asks a predictor idles where there is none."""
 
 
+DRAFTS = "a step of drafts yields several tokens, and neither how many nor when they are due is known"
+"""Why a policy idles that would let a step take as long as a token may."""
+
+
 def prompt_shape(view: SchedulerView, tokens: int) -> BatchShape:
     """``tokens`` prompt tokens: of the prompt whose chunk comes next as far as it goes, then of those behind it."""
     queue = view.queue

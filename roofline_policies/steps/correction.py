@@ -86,20 +86,20 @@ def fewest_rows(place: int) -> int:
     return 1 << max(0, 2 * place - 1)
 
 
-PROMPT_SUMS = ("prompt_tokens", "pairs", "requests", "decode_kv_tokens")
+PROMPT_SUMS = ("prompt_tokens", "pairs", "rows", "kv_tokens")
 ROW_SUMS = ("requests", "kv_tokens", "rows")
 
 
 def sums_of(prefill: BatchShape, decode: BatchShape) -> tuple[int, ...]:
     """What a step's time can depend on beside its prediction: PROMPT_SUMS of one with prompts, else ROW_SUMS.
 
-    Pairs are scores that are not masked. Drafts make rows more than requests.
-    States of requests are as many as requests, and the experts that a batch reaches are in the prediction.
+    Pairs are scores of prompts that are not masked; rows and KV tokens are of requests that decode. Drafts make rows
+    more than requests. How many prompts share a chunk is left out: who asks before it runs does not know. States of
+    requests are as many as requests, and the experts that a batch reaches are in the prediction.
     """
     if not prefill.requests:
         return (decode.requests, decode.context_tokens, decode.new_tokens)
-    requests = prefill.requests + decode.requests
-    return (prefill.new_tokens, prefill.causal_pairs, requests, decode.context_tokens)
+    return (prefill.new_tokens, prefill.causal_pairs, decode.new_tokens, decode.context_tokens)
 
 
 class StepCorrection:

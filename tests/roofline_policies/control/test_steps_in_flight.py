@@ -261,3 +261,25 @@ def test_a_step_is_told_what_was_expected_of_it_when_it_was_launched():
     again = flying.launched(DECODE, 2.0, EMPTY, rows(8))
     assert again.predicted_s == pytest.approx(2.0)
     assert told.predicted_s == 1.0
+
+
+class Remembers(Told):
+    """Tells how it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def step_s(self, *, prefill, decode, graph):
+        self.asked.append((prefill, decode))
+        return super().step_s(prefill=prefill, decode=decode, graph=graph)
+
+
+def test_a_step_is_predicted_as_it_could_have_been_planned():
+    """What its kernels do in vain, and what its requests share, is known once it runs, and to no plan."""
+    times = Remembers()
+    flying = StepsInFlight(times)
+    known = {"padded_rows": 3, "padded_logit_rows": 3, "shared_tokens": 4, "masked_flops": 10**9, "window_tokens": 7}
+    flying.launched(MIXED, 0.0, prompt(5)._replace(**known), rows(8)._replace(**known))
+    flying.launched(DECODE, 0.0, EMPTY, rows(8)._replace(**known))
+    flying.launched(PREFILL, 0.0, prompt(5)._replace(**known), EMPTY)
+    assert times.asked == [(prompt(5), rows(8)), (EMPTY, rows(8)), (prompt(5), EMPTY)]

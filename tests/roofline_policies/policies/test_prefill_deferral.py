@@ -375,3 +375,11 @@ def test_says_why_it_is_idle():
     assert "not predicted" in PrefillDeferral().idle_reason(seen(None))
     off = Bounds({}, {CHUNK: "chunked prefill is off"})
     assert PrefillDeferral().idle_reason(seen(exact(Affine()), bounds=off)) == "chunked prefill is off"
+
+
+def test_where_drafts_yield_several_tokens_nothing_is_put_off():
+    """When their tokens are due is not followed, so nothing is known of what prompts may take from them."""
+    drafts = seen(exact(Affine()))._replace(rows_per_request=4)
+    assert PrefillDeferral().propose(seen(exact(Affine()))) != ()
+    assert PrefillDeferral().propose(drafts) == ()
+    assert "drafts" in PrefillDeferral().idle_reason(drafts)
