@@ -19,7 +19,7 @@ from roofline_policies.settings.loading import load
 from roofline_policies.settings.overrides import SHIPPED_GROUPS, _written, composed
 from sglang_patches.launch.policy_source import words
 
-TRAFFIC = "azure, bailian, burstgpt, lmsys, long_output, mooncake, phased, recorded, sharegpt, timed, trace"
+TRAFFIC = "azure, bailian, burstgpt, closed, lmsys, long_output, mooncake, phased, recorded, sharegpt, timed, trace"
 MODEL = "model_path=/m"
 
 
@@ -151,7 +151,7 @@ def test_what_is_to_be_written_goes_through_a_real_shell(tmp_path: Path) -> None
         ("record=/a b", "'b': is no key=value; allowed: key=value; if it goes on what stands before it: --policy-set "),
         ("slo.itl=0.03", "slo.itl = 0.03: unknown key; did you mean slo.itl_s?; allowed: slo.ttft_s, "),
         ("slo.itl_s=0,03", "'slo.itl_s=0,03': is more than one value; allowed: slo.itl_s=0.03 or "),
-        ("hardware=h999", "hardware = 'h999': no such choice; allowed: a100_pcie, "),
+        ("hardware=h999", "hardware = 'h999': no such choice; allowed: a10, a100_pcie, "),
         ("+slo.itl_s=0.03", "+slo.itl_s = 0.03: is there already; allowed: slo.itl_s=0.03, without the +"),
         ("controller.dwel_s=3", "controller.dwel_s = 3: unknown key; did you mean controller.dwell_s?; allowed: "),
     ],
