@@ -171,7 +171,7 @@ def test_a_target_outside_the_project_needs_its_package_named_at_launch(write):
         ("bounds: {max_running_requests: {low: 4, high: 2}}", ["bounds.max_running_requests.low = 4", "at most high"]),
         ("bounds: {max_running_requests: {low: 0}}", ["bounds.max_running_requests.low = 0", "1 or more"]),
         ("bounds: {draft_tokens: {low: 1}}", ["bounds.draft_tokens", "unknown key", "prefill_chunk_tokens"]),
-        ("efficiency: h900", ["efficiency = 'h900'", "no measured efficiencies; allowed: auto, roofline, null, a100_sxm"]),
+        ("efficiency: h900", ["efficiency = 'h900'", "no measured efficiencies; allowed: auto, roofline, null, a100"]),
         ("efficiency: {device: l4}", ["efficiency = 'l4'", "no measured efficiencies"]),
         ("efficiency: {device: 3}", ["efficiency = '3'", "no measured efficiencies"]),
         ("efficiency: {devise: h200}", ["efficiency.devise", "unknown key"]),
