@@ -25,8 +25,8 @@ class StepCosts:
     eager_kernel_s: host seconds per kernel of a step without a graph, SGLang's own work around the launch included.
         Source: pull request 40346 of sgl-project/sglang: Qwen3-0.6B on an RTX 5090, 5.44 to 5.51 ms per token where
         decode batches were beyond the captured sizes; 28 layers of 10 kernels, and 6, by this count.
-    eager_gap_s: seconds per kernel that a step without a graph takes longer than kernels and launches come to: gaps
-        that none of both hides.
+    eager_gap_s: seconds per kernel that a step with prompts and without a graph takes longer than kernels and launches
+        come to: gaps that none of both hides. Steps that only decode take what eager_kernel_s was reported for.
     decode_attention: by what share attention of steps that only decode takes longer in a server than by itself, where
         tables have it: lengths that differ, caches that other kernels have filled.
     host_s, host_request_s: seconds per step, and per request of a step that only decodes, that a server takes longer

@@ -224,7 +224,9 @@ class StepPredictor:
         if graph:
             return time
         launch_s = max(0.0, self._kernels * costs.eager_kernel_s - time.device_s - roof_s)
-        return time._replace(launch_s=launch_s + self._kernels * costs.eager_gap_s)
+        if prefill.requests:
+            launch_s += self._kernels * costs.eager_gap_s
+        return time._replace(launch_s=launch_s)
 
     def _product_s(self, place: int, rows: int) -> float:
         """Matrix products of the layers, or of the head. Remembered: batches are padded to few sizes."""

@@ -44,11 +44,11 @@ def test_a_prefill_step_has_no_share_of_requests_and_one_of_its_launches() -> No
     assert more == pytest.approx(1e-5 * PLAIN.step(prefill=batch).kernels)
 
 
-def test_a_decode_step_beyond_the_graphs_has_gaps_too() -> None:
+def test_a_decode_step_beyond_the_graphs_takes_what_its_launches_were_reported_for() -> None:
     step = replace(PLAIN, costs=StepCosts(eager_gap_s=1e-5))
-    inside, beyond = (BatchShape.of(decode_contexts=[100] * count) for count in (8, 9))
-    assert step.step_s(decode=inside, graph=True) == PLAIN.step_s(decode=inside, graph=True)
-    assert step.step_s(decode=beyond, graph=True) > PLAIN.step_s(decode=beyond, graph=True)
+    for count in (8, 9):
+        batch = BatchShape.of(decode_contexts=[100] * count)
+        assert step.step_s(decode=batch, graph=True) == PLAIN.step_s(decode=batch, graph=True)
 
 
 def test_attention_takes_longer_by_a_share_where_a_step_only_decodes() -> None:
