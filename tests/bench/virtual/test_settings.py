@@ -17,7 +17,7 @@ import bench.virtual.__main__ as command
 from bench.composition import choices, read_config
 from bench.slo import JudgedSlo
 from bench.traffic import Request
-from bench.virtual.arms import VirtualArm, read_arms
+from bench.virtual.arms import FIXED, VirtualArm, read_arms
 from bench.virtual.processes import Crash
 from bench.virtual.settings import VirtualSettings
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
@@ -81,7 +81,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         (["linear.prefill=fp9"], "linear: prefill = 'fp9': is not a choice; allowed: bf16, fp8"),
         (["linear.decode=int4"], "linear: decode = 'int4': is not a choice; allowed: bf16, fp8"),
         (["+linear.mixed=fp8"], "linear: mixed = 'fp8': unknown key; allowed: prefill, decode"),
-        (["device.attention=eager"], "KernelModel.decode: kernel = 'eager with bf16 KV': not measured; allowed: fa3"),
+        (["device.attention=eager"], "KernelModel: kernel = 'eager': no such kernel; allowed: fa3"),
         (["device.tp_size=0"], "device: tp_size = 0: is out of range; allowed: a number >= 1"),
         (["device.tp_size=3"], "tensor parallel: tp_size = 3: does not divide num_heads = 32"),
         (
@@ -91,7 +91,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         (["device.kv_tokens=-1"], "device: kv_tokens = -1: is out of range; allowed: a number >= 1"),
         (["device.chunked_prefill_size=0.5"], "device: chunked_prefill_size = 0.5: is out of range"),
         (["device.synchronous=maybe"], "device: synchronous = 'maybe': is not a choice; allowed: False, True"),
-        (["+device.pages=16"], "device: pages = 16: unknown key; allowed: tp_size, attention"),
+        (["+device.pages=16"], "device: pages = 16: unknown key; allowed: tp_size, ep_size"),
         (["host.step_s=-0.001"], "host: step_s = -0.001: is out of range; allowed: a number >= 0"),
         (["host.request_s=null"], "host: request_s: is missing; allowed: a number >= 0"),
         (["+host.token_s=1"], "host: token_s = 1: unknown key; allowed: step_s, request_s"),
@@ -188,7 +188,8 @@ def test_every_shipped_arm_loads() -> None:
     assert {*parts, *read_arms(["ordered_study"], SLO)} <= {*arms}
     by_name = {arm.name: arm for arm in arms}
     assert by_name["default"] == VirtualArm("default")
-    single = set(choices("arm")) - grids
+    assert [arm.oracle for arm in read_arms(["mixed_1024"], SLO)] == [FIXED]  # a grid of one setting
+    single = set(choices("arm")) - grids - {"mixed_1024"}
     assert single | {arm.name for arm in arms if arm.oracle} == set(by_name)
     assert {by_name[name].oracle for name in single} == {None}
     for arm in arms:
