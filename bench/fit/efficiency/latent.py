@@ -55,8 +55,8 @@ _PREFILL_STARTS: Mapping[str, Mapping[str, Any]] = {
 _PRODUCT = LatentProductEfficiency("", Precision.BF16, rows=64, launch_s=4e-6, memory=0.7, compute=0.6, overlap=1.5)
 
 
-def decode_kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:
-    """One new token per request, absorbed.
+def _parts(table: Table) -> Iterator[tuple[str, str, Columns]]:
+    """The rows of each library and precision of the cache, with the names that the table has for both.
 
     Raises:
         InputError: an unknown library or precision.
@@ -64,30 +64,39 @@ def decode_kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kerne
     columns = all_positive(table)
     for source in values(columns, "kernel_source", table.file, list(SOURCES)):
         for kv in values(columns, "kv_cache_dtype", table.file, ("bfloat16", "fp8")):
-            rows = unique(where(columns, kernel_source=source, kv_cache_dtype=kv))
-            if SOURCES[source] == "triton":  # a single head runs in another kernel, which no rank of a model needs
-                rows = dict(pick(rows, rows["num_heads"] > 1))
-            if not len(rows["latency"]):
-                continue
-            start: DecodeEfficiency = replace(
-                DECODE, kernel=SOURCES[source], kv_precision=PRECISIONS[kv], max_head_dim=KEY,
-                **_DECODE_STARTS[SOURCES[source]],
-            )  # fmt: skip
-            if start.kernel == "fa3" and kv == "fp8":  # its times are the same for 64 heads and for 128
-                start = replace(start, rows=128)
-            requests, heads = rows["batch_size"], rows["num_heads"]
-            context = requests * (rows["isl"] + rows["step"])
-            moved = context * KEY * BYTES_PER_ELEMENT[start.kv_precision] + 2 * requests * heads * (KEY + LATENT)
-            least = roofline(2.0 * context * heads * (KEY + LATENT), moved, Precision.BF16, ceilings)
-            shapes = [c.tolist() for c in (requests, context, heads)]
+            yield source, kv, unique(where(columns, kernel_source=source, kv_cache_dtype=kv))
 
-            def predict(e: Any, row: int, shapes: list[list[int]] = shapes) -> float:  # bound now: the loop goes on
-                b, tokens, h = (column[row] for column in shapes)
-                return latent_decode_s(e, b, tokens, h, KEY, LATENT, ceilings, sms)
 
-            name = f"{start.kernel}, {start.kv_precision} KV"
-            seconds = rows["latency"]
-            yield Kernel("latent decode", name, "latent_decode", start, predict, seconds, least, _groups(rows))
+def decode_kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:
+    """One new token per request, absorbed.
+
+    Raises:
+        InputError: an unknown library or precision.
+    """
+    for source, kv, rows in _parts(table):
+        if SOURCES[source] == "triton":  # a single head runs in another kernel, which no rank of a model needs
+            rows = dict(pick(rows, rows["num_heads"] > 1))
+        if not len(rows["latency"]):
+            continue
+        start: DecodeEfficiency = replace(
+            DECODE, kernel=SOURCES[source], kv_precision=PRECISIONS[kv], max_head_dim=KEY,
+            **_DECODE_STARTS[SOURCES[source]],
+        )  # fmt: skip
+        if start.kernel == "fa3" and kv == "fp8":  # its times are the same for 64 heads and for 128
+            start = replace(start, rows=128)
+        requests, heads = rows["batch_size"], rows["num_heads"]
+        context = requests * (rows["isl"] + rows["step"])
+        moved = context * KEY * BYTES_PER_ELEMENT[start.kv_precision] + 2 * requests * heads * (KEY + LATENT)
+        least = roofline(2.0 * context * heads * (KEY + LATENT), moved, Precision.BF16, ceilings)
+        shapes = [c.tolist() for c in (requests, context, heads)]
+
+        def predict(e: Any, row: int, shapes: list[list[int]] = shapes) -> float:  # bound now: the loop goes on
+            b, tokens, h = (column[row] for column in shapes)
+            return latent_decode_s(e, b, tokens, h, KEY, LATENT, ceilings, sms)
+
+        name = f"{start.kernel}, {start.kv_precision} KV"
+        seconds = rows["latency"]
+        yield Kernel("latent decode", name, "latent_decode", start, predict, seconds, least, _groups(rows))
 
 
 def prefill_kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:
@@ -96,35 +105,32 @@ def prefill_kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kern
     Raises:
         InputError: an unknown library or precision.
     """
-    columns = all_positive(table)
-    for source in values(columns, "kernel_source", table.file, list(SOURCES)):
-        for kv in values(columns, "kv_cache_dtype", table.file, ("bfloat16", "fp8")):
-            rows = unique(where(columns, kernel_source=source, kv_cache_dtype=kv))
-            if not len(rows["latency"]):
-                continue
-            expanded = source in EXPANDED
-            key, value = (NOPE + ROPE, VALUE) if expanded else (KEY, LATENT)
-            start: PrefillEfficiency = replace(
-                PREFILL, kernel=SOURCES[source], kv_precision=PRECISIONS[kv], max_head_dim=key, unskipped=0.0,
-                **_PREFILL_STARTS.get(SOURCES[source], {}),
-            )  # fmt: skip
-            requests, heads, length = rows["batch_size"], rows["num_heads"], rows["isl"]
-            new = requests * length
-            causal = requests * (length * (length + 1) // 2)
-            moved = new * key * BYTES_PER_ELEMENT[start.kv_precision] + 2 * new * heads * (key + value)
-            least = roofline(2.0 * causal * heads * (key + value), moved, Precision.BF16, ceilings)
-            shapes = [c.tolist() for c in (requests, new, new * length, causal, heads)]
+    for source, kv, rows in _parts(table):
+        if not len(rows["latency"]):
+            continue
+        expanded = source in EXPANDED
+        key, value = (NOPE + ROPE, VALUE) if expanded else (KEY, LATENT)
+        start: PrefillEfficiency = replace(
+            PREFILL, kernel=SOURCES[source], kv_precision=PRECISIONS[kv], max_head_dim=key, unskipped=0.0,
+            **_PREFILL_STARTS.get(SOURCES[source], {}),
+        )  # fmt: skip
+        requests, heads, length = rows["batch_size"], rows["num_heads"], rows["isl"]
+        new = requests * length
+        causal = requests * (length * (length + 1) // 2)
+        moved = new * key * BYTES_PER_ELEMENT[start.kv_precision] + 2 * new * heads * (key + value)
+        least = roofline(2.0 * causal * heads * (key + value), moved, Precision.BF16, ceilings)
+        shapes = [c.tolist() for c in (requests, new, new * length, causal, heads)]
 
-            def predict(
-                e: Any, row: int, shapes: list[list[int]] = shapes, key: int = key, value: int = value
-            ) -> float:  # bound now: the loop goes on
-                b, tokens, pairs, seen, h = (column[row] for column in shapes)
-                return latent_prefill_s(e, b, tokens, tokens, pairs, seen, h, key, value, ceilings, sms)
+        def predict(
+            e: Any, row: int, shapes: list[list[int]] = shapes, key: int = key, value: int = value
+        ) -> float:  # bound now: the loop goes on
+            b, tokens, pairs, seen, h = (column[row] for column in shapes)
+            return latent_prefill_s(e, b, tokens, tokens, pairs, seen, h, key, value, ceilings, sms)
 
-            written = "expanded_prefill" if expanded else "latent_prefill"
-            name = f"{start.kernel}, {start.kv_precision} KV, {'expanded' if expanded else 'absorbed'}"
-            seconds = rows["latency"]
-            yield Kernel("latent prefill", name, written, start, predict, seconds, least, _groups(rows))
+        written = "expanded_prefill" if expanded else "latent_prefill"
+        name = f"{start.kernel}, {start.kv_precision} KV, {'expanded' if expanded else 'absorbed'}"
+        seconds = rows["latency"]
+        yield Kernel("latent prefill", name, written, start, predict, seconds, least, _groups(rows))
 
 
 def product_kernels(table: Table, ceilings: Ceilings, sms: int) -> Iterator[Kernel]:
