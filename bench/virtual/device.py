@@ -230,23 +230,33 @@ class TieredSteps:
 class PricedSteps:
     """What the clock charges: predicted times with a bias, and a factor of each step's own.
 
-    noise: standard deviation of that factor, whose mean is 1; it is never below 0.1. Equal seeds give equal sequences.
+    noise: standard deviation of that factor, whose mean is 1; it is never below 0.1. pause_share, pause_factor: this
+    share of the steps, drawn at random, takes so many times as long besides: a stand-in for what a host does between
+    steps and no policy is told. Equal seeds give equal sequences.
     """
 
     LEAST = 0.1
     _DRAWN = 4096
 
-    def __init__(self, steps: StepTimes, bias: float, noise: float, seed: int) -> None:
+    def __init__(
+        self, steps: StepTimes, bias: float, noise: float, seed: int, *, pause_share: float = 0.0,
+        pause_factor: float = 1.0,
+    ) -> None:  # fmt: skip
         self._steps = steps
         self._bias = bias
         self._noise = noise
+        self._pauses = pause_share, pause_factor
         self._random = np.random.default_rng(seed)
+        self._pausing = np.random.default_rng((seed, 1))  # of its own: noise is the same with pauses and without
         self._factors: list[float] = []
 
     def step_s(self, *, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
         if not self._factors:
-            drawn = 1.0 + self._noise * self._random.standard_normal(self._DRAWN)
-            self._factors = np.maximum(self.LEAST, drawn).tolist()
+            drawn = np.maximum(self.LEAST, 1.0 + self._noise * self._random.standard_normal(self._DRAWN))
+            share, factor = self._pauses
+            if share:
+                drawn *= np.where(self._pausing.random(self._DRAWN) < share, factor, 1.0)
+            self._factors = drawn.tolist()
         return self._steps.step_s(prefill=prefill, decode=decode, graph=graph) * self._bias * self._factors.pop()
 
 

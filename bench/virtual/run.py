@@ -84,7 +84,10 @@ def run_arm(
         steps = device.steps(server.graph_sizes)
         if journal is not None:
             steps = journal.watched(steps)
-        priced = PricedSteps(steps, experiment.bias, experiment.noise, experiment.seed)
+        priced = PricedSteps(
+            steps, experiment.bias, experiment.noise, experiment.seed,
+            pause_share=experiment.pause_share, pause_factor=experiment.pause_factor,
+        )  # fmt: skip
         worker = server.start(priced, experiment.host, speculation, device.backends)
         settings = arm.settings(experiment.slo)
         if settings is not None:

@@ -43,6 +43,8 @@ class Experiment:
     path: RequestPath
     bias: float
     noise: float
+    pause_share: float
+    pause_factor: float
     output_cap_tokens: int | None
     drain_s: float
     sample_every_s: float
@@ -69,7 +71,7 @@ class Experiment:
         _in_time(loaded.requests[-1].arrival_s, optional_number(conf, "most_s", "virtual", above=0.0))
         requests = _phased(loaded.requests, optional_number(conf, "phase_s", "virtual", above=0.0))
         price = section(conf.get("price"), "price")
-        only(price, "price", ("bias", "noise"))
+        only(price, "price", ("bias", "noise", "pause_share", "pause_factor"))
         host, path = _times(conf, device)
         experiment = cls(
             device=device,
@@ -82,6 +84,8 @@ class Experiment:
             path=path,
             bias=number(price, "bias", "price", above=0.0),
             noise=number(price, "noise", "price", low=0.0),
+            pause_share=number(price, "pause_share", "price", low=0.0, high=1.0),
+            pause_factor=number(price, "pause_factor", "price", low=1.0),
             output_cap_tokens=optional_count(conf, "output_cap_tokens", "virtual"),
             drain_s=number(conf, "drain_s", "virtual", above=0.0),
             sample_every_s=number(conf, "sample_every_s", "virtual", above=0.0),

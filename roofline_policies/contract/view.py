@@ -28,6 +28,20 @@ class ForwardMode(StrEnum):
     __hash__ = str.__hash__
 
 
+class PlannedGap(NamedTuple):
+    """The gap between tokens that a step ends, as it was planned when the step was launched.
+
+    number: of the steps that gave running requests tokens. slow_s: what all steps since the last of them were hardly
+    to exceed together, margins included; None where that is not known. gap_s, mean_s: the tightest targets of running
+    requests when it was decided, as in QueueState, before any tightening.
+    """
+
+    number: int
+    slow_s: float | None
+    gap_s: float | None
+    mean_s: float | None
+
+
 class IterationRecord(NamedTuple):
     """One scheduler iteration as it was executed.
 
@@ -42,6 +56,8 @@ class IterationRecord(NamedTuple):
     alone: False where the step waited for prompts of another rank of data-parallel attention: its time is theirs.
     predicted_s: what step_s was expected to be when it was launched, with what was learned until then; None where steps
         are not predicted. margin: the factor by which it was hardly to exceed that.
+    gap: the gap that it ends, as planned; None where it gives running requests no token.
+    told_s: monotonic time at which its result was processed, when its tokens leave the scheduler; None: at ``done_s``.
     """
 
     iteration: int
@@ -59,6 +75,8 @@ class IterationRecord(NamedTuple):
     alone: bool = True
     predicted_s: float | None = None
     margin: float | None = None
+    gap: PlannedGap | None = None
+    told_s: float | None = None
 
 
 class QueueState(NamedTuple):
@@ -75,7 +93,8 @@ class QueueState(NamedTuple):
     decode_context_tokens: KV tokens that the next decode step attends to, summed over the running requests; those that
         left since the last step are still in it.
     gap_s: the tightest target per gap of a running request that can still meet its objective, None without one.
-    mean_s: the tightest target on a mean of such a request, None without one.
+    mean_s: the tightest target on a mean of such a request, None without one. Policies are shown both tightened while
+        measured gaps are late more often than was promised (``control.lateness``).
     due_s: seconds until the next token of a running request is due so that it keeps its mean TPOT or its end-to-end
         time, of the tightest one; below 0 it is late. None where no running request has such a target.
     slack_s: seconds until the next token of a running request is due, of the tightest one; below 0 it is late. A token

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from roofline_policies.contract.decision import Bounds, Decision, Knob, KnobChange, Knobs
-from roofline_policies.contract.view import ForwardMode, IterationRecord, QueueState, SchedulerView
+from roofline_policies.contract.view import ForwardMode, IterationRecord, PlannedGap, QueueState, SchedulerView
+from roofline_policies.control.lateness import MOST_TIGHTENING, Lateness
 from roofline_policies.control.steps_in_flight import StepsInFlight, Told
 from roofline_policies.control.transitions import Transitions, TransitionSettings
 from roofline_policies.control.window import GapWindow, Phase
@@ -57,6 +58,8 @@ class ControllerSettings:
     decide_every_s: least time between two decisions; 0: whenever something could be admitted.
     budget_s, overruns: a policy that takes longer than budget_s this many times in a row is turned off.
     dwell_s, hysteresis: see TransitionSettings.
+    tighten: factor by which targets between tokens are tightened at most while more gaps are late than was promised;
+        1: never.
 
     Raises:
         FieldError: a value outside its range.
@@ -70,6 +73,7 @@ class ControllerSettings:
     overruns: int = 20
     dwell_s: float = 1.0
     hysteresis: float = 0.05
+    tighten: float = MOST_TIGHTENING
 
     def __post_init__(self) -> None:
         for key in ("half_life_s", "budget_s"):
@@ -83,6 +87,8 @@ class ControllerSettings:
             raise FieldError("overhead_below", self.overhead_below, "a share from 0 to 1")
         if self.overruns < 1:
             raise FieldError("overruns", self.overruns, "1 or more")
+        if not 1 <= self.tighten <= MOST_TIGHTENING:
+            raise FieldError("tighten", self.tighten, f"a factor from 1 to {MOST_TIGHTENING:g}")
         self.transitions()
 
     def transitions(self) -> TransitionSettings:
@@ -167,6 +173,7 @@ class Controller:
         self.rows_per_request = rows_per_request
         self.in_flight = StepsInFlight(predictor, drafts=rows_per_request > 1)
         self.decisions = 0
+        self.lateness = Lateness(settings.tighten)
         self._gaps = GapWindow(settings.gaps)
         self._transitions = Transitions(settings.transitions(), bounds, launch)
         self._last_token_s: float | None = None
@@ -185,6 +192,7 @@ class Controller:
         self.last_record = record
         self.in_flight.finished(record.mode, record.step_s, record.done_s, alone=record.alone)
         self.phases[record.mode].add(record)
+        self.lateness.ended(record)
         if record.mode is ForwardMode.PREFILL:
             return
         if self._last_token_s is not None:
@@ -193,11 +201,11 @@ class Controller:
 
     def launched(
         self, mode: ForwardMode, now_s: float, prefill: BatchShape = EMPTY, decode: BatchShape = EMPTY
-    ) -> Told | None:
+    ) -> tuple[Told | None, PlannedGap | None]:
         """Note that an iteration starts; what decode has waited for is known before its result is.
 
         prefill, decode: what it runs, as the predictor is asked for it. Returns what is expected of it, None where
-        steps are not predicted.
+        steps are not predicted, and of the gap between tokens that it ends, None where it ends none.
         """
         told = self.in_flight.launched(mode, now_s, prefill, decode)
         if mode is not ForwardMode.DECODE:
@@ -207,13 +215,14 @@ class Controller:
         else:
             self._prefills_since_decode = 0
             self._decode_launched_s = now_s
-        return told
+        return told, self.lateness.launched(mode, None if told is None else told.slow_s, self.queue)
 
     def pause(self) -> None:
         """Note that nobody waits for a next token: the next gap would measure the pause, not the server."""
         self._last_token_s = self._decode_launched_s = None
         self._prefills_since_decode = 0
         self.in_flight.nobody_waits()
+        self.lateness.pause()
 
     @property
     def token_s(self) -> float:
@@ -255,7 +264,7 @@ class Controller:
             rate = min(rate, last_rate)
         return SchedulerView(
             now_s=now_s,
-            queue=queue,
+            queue=self.lateness.tightened(queue),
             knobs=self.knobs,
             bounds=self.bounds,
             slo=self.slo,
@@ -293,6 +302,7 @@ class Controller:
         for phase in self.phases.values():
             phase.watch(settings.half_life_s, settings.overhead_below)
         self._gaps.watch(settings.gaps)
+        self.lateness.adopt(settings.tighten)
         return self._adopt(now_s, self._transitions.adopt(settings.transitions(), bounds, now_s, self.knobs)).changes
 
     def _consult(self, now_s: float, queue: QueueState) -> tuple[Proposal, ...] | None:

@@ -99,6 +99,7 @@ def status(controller: Controller, now_s: float, queue: QueueState) -> dict[str,
         },
         "predictor": None if controller.predictor is None else type_name(controller.predictor),
         "correction": _learned(controller),
+        "lateness": {kind: shown._asdict() for kind, shown in controller.lateness.shown(now_s).items()},
         "iterations": controller.iterations,
         **{
             mode.value: point_to_dict(phase, phase.now(now_s) if runs else None, controller, now_s)
@@ -209,7 +210,8 @@ def log_line(controller: Controller, now_s: float) -> str:
     ]
     knobs = ", ".join(f"{knob.value}={controller.knobs.get(knob)}" for knob in Knob)
     state = "" if controller.fallback_reason is None else f", FALLBACK ({controller.fallback_reason})"
-    return f"Roofline. {', '.join([*parts, knobs])}, #changes: {sum(controller.changes.totals.values())}{state}"
+    late = "".join(f", {one.says}" for one in controller.lateness.shown(now_s).values() if one.since_s is not None)
+    return f"Roofline. {', '.join([*parts, knobs])}, #changes: {sum(controller.changes.totals.values())}{late}{state}"
 
 
 def _describe(point: OperatingPoint, controller: Controller) -> str:

@@ -34,6 +34,11 @@ class Told(NamedTuple):
     predicted_s: float
     margin: float
 
+    @property
+    def slow_s(self) -> float:
+        """Seconds that it hardly ever exceeds."""
+        return self.predicted_s * self.margin
+
 
 class _Step(NamedTuple):
     """expected_s: predicted_s with what was learned when it was launched."""

@@ -15,8 +15,11 @@ from roofline_policies.steps.times import StepTimes
 EMPTY = BatchShape()
 
 Z = 2.5
-"""Standard deviations of the margin: one step in 160 of a normal distribution takes longer. The residuals are what the
-margin is made of, because a fixed one is too small for a noisy device and too large for a quiet one."""
+"""Standard deviations of the margin. The residuals are what the margin is made of, because a fixed one is too small for
+a noisy device and too large for a quiet one."""
+
+STEPS_PER_LATE_ONE = 160.0
+"""One step in so many exceeds its margin, where errors are normal: 1 / (1 - Phi(Z)) is 161."""
 
 PRIOR_SPREAD = 0.1
 """Relative standard deviation of a predictor of which nothing is known yet. Held-out kernels of the H200 were off by

@@ -23,7 +23,9 @@ class Machine:
     decode batch with a captured graph. Each None where there is no such limit. immovable: knobs that it cannot move,
     with reasons.
     bias: real step times over those that ``times`` gives. noise: their relative standard deviation, normal, cut off at
-    three of them. delay_steps: steps by which a step's record reaches the controller later than its result.
+    three of them. pause_share, pause_factor: this share of the steps, drawn at random, takes so many times as long
+    besides, as where other processes come between. delay_steps: steps by which a step's record reaches the controller
+    later than its result.
     overlap: whether a step is launched while the one before it runs.
 
     Raises:
@@ -42,6 +44,8 @@ class Machine:
     immovable: Mapping[Knob, str] = field(default_factory=dict)
     bias: float = 1.0
     noise: float = 0.0
+    pause_share: float = 0.0
+    pause_factor: float = 1.0
     delay_steps: int = 0
     overlap: bool = True
 
@@ -54,6 +58,10 @@ class Machine:
             raise FieldError("bias", self.bias, "a factor greater than 0")
         if not 0 <= self.noise <= 0.3:
             raise FieldError("noise", self.noise, "0 to 0.3, so that no step takes less than a tenth of its time")
+        if not 0 <= self.pause_share < 1:
+            raise FieldError("pause_share", self.pause_share, "a share from 0 to below 1")
+        if not 1 <= self.pause_factor < float("inf"):
+            raise FieldError("pause_factor", self.pause_factor, "a factor of 1 or more")
         if self.delay_steps < 0:
             raise FieldError("delay_steps", self.delay_steps, "0 or more")
 

@@ -9,7 +9,7 @@ from random import Random
 from typing import NamedTuple
 
 from roofline_policies.contract.decision import Decision
-from roofline_policies.contract.view import ForwardMode, IterationRecord, QueueState
+from roofline_policies.contract.view import ForwardMode, IterationRecord, PlannedGap, QueueState
 from roofline_policies.control.chunk import chunk_of_pass
 from roofline_policies.control.controller import DECIDE_AT_LEAST_EVERY_S, STALLED_AFTER, Controller, State
 from roofline_policies.control.steps_in_flight import Told
@@ -25,8 +25,6 @@ from roofline_policies.testing.machine import Machine
 from roofline_policies.testing.results import Answer, Moment, Request, Run, Step
 
 EMPTY = BatchShape()
-
-NOT_TOLD = (None, None)
 
 RECENT_ANSWERS = 64
 """Answers whose lengths tell how long the next ones are at least: the tenth of them that is shortest is left out."""
@@ -78,6 +76,7 @@ class _Batch(NamedTuple):
     step_s: float
     followed: bool
     told: Told | None
+    gap: PlannedGap | None
 
 
 class Server:
@@ -294,11 +293,13 @@ class Server:
         machine, start_s = self.machine, max(self.now_s, self.free_s)
         drawn = min(3.0, max(-3.0, self.random.gauss(0.0, 1.0)))
         factor = machine.bias * max(0.1, 1.0 + machine.noise * drawn)
+        if machine.pause_share and self.random.random() < machine.pause_share:
+            factor *= machine.pause_factor
         graph = mode is ForwardMode.DECODE
         self.free_s = start_s + factor * self.times.step_s(prefill=prefill, decode=decode, graph=graph)
-        told, followed = None, self.active
+        told, gap, followed = None, None, self.active
         if followed:
-            told = self.controller.launched(mode, self.now_s, prefill, decode)
+            told, gap = self.controller.launched(mode, self.now_s, prefill, decode)
             self.unreported += 1
             if self.unreported > STALLED_AFTER:
                 self.controller.fall_back(f"{self.unreported} iterations ran and none reported its work")
@@ -321,7 +322,7 @@ class Server:
         self.running = [job for job in (*self.running, *joining) if job.launched < job.request.output_tokens]
         batch = _Batch(
             self.iterations, mode, prefill, decode, joining, rows,
-            self.now_s, self.free_s, self.free_s - start_s, followed, told,
+            self.now_s, self.free_s, self.free_s - start_s, followed, told, gap,
         )  # fmt: skip
         self.in_flight.append(batch)
         self.steps.append(Step(mode, self.now_s, start_s, self.free_s, prefill.new_tokens, len(rows), deferred))
@@ -341,10 +342,11 @@ class Server:
             if not job.finished:
                 self.targets.join(job, job.slo, job.received_s, batch.done_s, len(job.token_s))
         self.processed += 1
-        shape = batch.prefill + batch.decode
+        shape, told = batch.prefill + batch.decode, batch.told
         record = tamper(IterationRecord(
             batch.iteration, batch.mode, shape.requests, shape.new_tokens, shape.context_tokens, 0, False,
-            work_of(shape), batch.step_s, "host clock", batch.done_s, batch.step_s, True, *(batch.told or NOT_TOLD),
+            work_of(shape), batch.step_s, "host clock", batch.done_s, batch.step_s, True,
+            None if told is None else told.predicted_s, None if told is None else told.margin, batch.gap,
         ))  # fmt: skip
         if record is not None and batch.followed and self.active:
             self.records.append((self.processed, record))

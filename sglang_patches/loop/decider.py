@@ -183,7 +183,7 @@ class Decider:
         if controller is None or launch is None:
             return
         now_s = time.monotonic()
-        told = controller.launched(launch.mode, now_s, launch.prefill, launch.decode)
+        told, launch.gap = controller.launched(launch.mode, now_s, launch.prefill, launch.decode)
         if told is not None:
             launch.predicted_s, launch.margin = told
         if launch.mode is not ForwardMode.DECODE:

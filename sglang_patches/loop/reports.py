@@ -28,6 +28,7 @@ class Reports:
         self._controller, self._settings = controller, settings
         self._next_s = now_s + settings.log_interval_s
         self._told: tuple[int, State] = (0, State.ACTIVE)
+        self._late: set[str] = set()
         self._device = None if device_uuid is None else DeviceWatch(device_uuid)
         self._metrics: Metrics | None = None
         if series:
@@ -52,6 +53,7 @@ class Reports:
                 controller.place_under(ceilings)
         if self._metrics is not None:
             self._metrics.publish(controller, now_s, busy=busy)
+        self._tell_lateness(controller, now_s)
         if now_s < self._next_s:
             return False
         self._next_s = now_s + self._settings.log_interval_s
@@ -60,6 +62,17 @@ class Reports:
             self._told = here
             logger.info(log_line(controller, now_s))
         return True
+
+    def _tell_lateness(self, controller: Controller, now_s: float) -> None:
+        """A line when gaps begin to come later than planned, and when they no longer do."""
+        late = controller.lateness.disagreeing
+        if late != self._late:
+            for kind, shown in controller.lateness.shown(now_s).items():
+                if kind in late - self._late:
+                    logger.warning(f"Roofline: {shown.says}.")
+                if kind in self._late - late:
+                    logger.info(f"Roofline: gaps {shown.name} come as planned again.")
+            self._late = late
 
     def device_now(self) -> dict[str, Any] | None:
         """The device's latest sample and its age, None where there is none."""

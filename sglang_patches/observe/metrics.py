@@ -77,6 +77,10 @@ class Metrics:
         self._margin = by_phase(
             gauge("prediction_margin_ratio", "Factor that steps hardly ever exceed, 0 before the first.", "phase")
         )
+        tightening = gauge("target_tightening_ratio", "Factor by which a target is tightened; 1: not.", "target")
+        self._tightening = {kind: tightening.labels(*values, kind) for kind in ("per_gap", "mean")}
+        late = gauge("late_gaps_ratio", "Share of recent gaps planned in time that were late.", "target")
+        self._late = {kind: late.labels(*values, kind) for kind in self._tightening}
         self._fallback = gauge("policy_fallback", "1 while the launch settings hold because the policy failed.")
         self._fallback = self._fallback.labels(*values)
         self._loop_s = Histogram(
@@ -115,6 +119,9 @@ class Metrics:
             gauge.set(controller.ceilings.flops_per_s[precision])
         self._bandwidth.set(controller.ceilings.bytes_per_s)
         self._fallback.set(float(controller.state is State.FALLBACK))
+        for kind, shown_late in controller.lateness.shown(now_s).items():
+            self._tightening[kind].set(shown_late.tightened)
+            self._late[kind].set(shown_late.late or 0.0)
         learned = controller.in_flight
         shown, lines = learned.shown, learned.lines
         for mode, phase in controller.phases.items():

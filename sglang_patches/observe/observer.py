@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
-from roofline_policies.contract.view import ForwardMode, IterationRecord
+from roofline_policies.contract.view import ForwardMode, IterationRecord, PlannedGap
 from roofline_policies.counting import LedgerError, Snapshot
 from roofline_policies.counting.ledger import Totals
 from roofline_policies.model.attention_kernels import Backends
@@ -36,7 +36,7 @@ class Launch:
     after_idle: nothing ran before it. interval: its time, once its forward pass has begun.
     alone: no prompts of another rank are in its time.
     reading, totals: what the attention kernels had counted when its forward pass ended; totals once it has arrived.
-    predicted_s, margin: see IterationRecord.
+    predicted_s, margin, gap: see IterationRecord.
     """
 
     mode: ForwardMode
@@ -51,6 +51,7 @@ class Launch:
     alone: bool = True
     predicted_s: float | None = None
     margin: float | None = None
+    gap: PlannedGap | None = None
 
     def arrived(self) -> bool:
         """Whether what was counted is known, or nothing counts; a reading that came to nothing is ``lost``."""
@@ -212,10 +213,10 @@ class Observer:
             if seconds is None or not launched.arrived():
                 return
             self._finished.popleft()
-            yield self._record(launched, iteration, graph, seconds, interval.source, interval.done_s(now_s))
+            yield self._record(launched, iteration, graph, seconds, interval.source, now_s, interval.done_s(now_s))
 
     def _record(
-        self, launched: Launch, iteration: int, graph: bool, seconds: float, source: str, done_s: float
+        self, launched: Launch, iteration: int, graph: bool, seconds: float, source: str, told_s: float, done_s: float
     ) -> IterationRecord:
         last_s, self._last_done_s = self._last_done_s, done_s
         step_s = seconds if last_s is None or launched.after_idle else done_s - last_s
@@ -240,6 +241,8 @@ class Observer:
             alone=launched.alone,
             predicted_s=launched.predicted_s,
             margin=launched.margin,
+            gap=launched.gap,
+            told_s=told_s,
         )
 
     def _work(self, launched: Launch, shape: BatchShape, graph: bool) -> Work:
