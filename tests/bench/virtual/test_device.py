@@ -190,6 +190,19 @@ def test_noise_has_the_mean_and_deviation_it_is_said_to_have() -> None:
     assert min(prices(2.0, seed=0)) == 0.1  # never below, whatever the noise
 
 
+def test_pauses_make_the_stated_share_of_steps_so_many_times_as_long() -> None:
+    def priced(**pauses: float) -> list[float]:
+        steps = PricedSteps(Asked(1.0), 2.0, 0.1, 3, **pauses)
+        return [steps.step_s(prefill=NONE, decode=ROW, graph=True) for _ in range(20_000)]
+
+    calm, paused = priced(), priced(pause_share=0.05, pause_factor=3.0)
+    factors = [long / short for long, short in zip(paused, calm, strict=True)]  # noise is the same
+    assert {round(factor, 9) for factor in factors} == {1.0, 3.0}
+    share = sum(factor > 2 for factor in factors) / len(factors)
+    assert share == pytest.approx(0.05, abs=5 * np.sqrt(0.05 * 0.95 / len(factors)))
+    assert priced(pause_share=0.05, pause_factor=3.0) == paused
+
+
 def test_equal_seeds_give_equal_prices_and_others_do_not() -> None:
     assert prices(0.1, seed=3) == prices(0.1, seed=3)
     assert prices(0.1, seed=3)[:10] != prices(0.1, seed=4)[:10]

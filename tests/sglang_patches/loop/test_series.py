@@ -97,6 +97,8 @@ def test_every_series_is_there_from_the_start(fresh: Path, used: Path) -> None:
     assert first["roofline_knob"]["0,max_running_requests"] == 64
     assert first["roofline_policy_fallback"] == first["roofline_loop_seconds_count"] == {"0": 0.0}
     assert first["roofline_compute_ceiling_flops_per_second"] == {"0,bf16": 100.0}
+    assert first["roofline_target_tightening_ratio"] == {"0,per_gap": 1.0, "0,mean": 1.0}
+    assert first["roofline_late_gaps_ratio"] == {"0,per_gap": 0.0, "0,mean": 0.0}
 
 
 def test_values(used: Path) -> None:

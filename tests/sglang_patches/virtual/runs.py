@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from bench.virtual.device import PricedSteps
 from bench.virtual.processes import Crash, run_each
 from roofline_policies.device.hardware import from_catalogue
 from roofline_policies.model.catalogue import shipped_model
@@ -59,7 +60,8 @@ class Pace:
 
 @dataclass(frozen=True)
 class Case:
-    """A run. script: paces in the place of ``host`` and STEPS. sleep_s: real seconds that every step takes.
+    """A run. script: paces in the place of ``host`` and STEPS. sleep_s: real seconds that every step takes. pauses: share
+    of the steps that take so many times as long as STEPS, which the policy is not told.
 
     prepare: called with the server before it runs.
     """
@@ -71,6 +73,7 @@ class Case:
     script: tuple[Pace, ...] = ()
     host: HostTime = HostTime(0.001)
     sleep_s: float = 0.0
+    pauses: tuple[float, float] = (0.0, 1.0)
     policy: str | None = None
     overrides: tuple[str, ...] = ()
     most_s: float = 3600.0
@@ -176,7 +179,9 @@ def serve(case: Case, told: Callable[[int, float], None]) -> Outcome:
         folder, tempfile.tempdir = Path(temporary) / "own", temporary
         server = VirtualServer(folder, list(case.server_args), device, clock, traffic, sample_every_s=0.25)
         scripted = Scripted(case.script, lambda: traffic.now_s)
-        times, host = (scripted, scripted) if case.script else (STEPS, case.host)
+        share, factor = case.pauses
+        charged = PricedSteps(STEPS, 1.0, 0.0, 0, pause_share=share, pause_factor=factor) if share else STEPS
+        times, host = (scripted, scripted) if case.script else (charged, case.host)
         worker = server.start(Priced(times, case.sleep_s, outcome.priced_s), host)
         _watch(server, outcome)
         record = folder / "records.jsonl"
