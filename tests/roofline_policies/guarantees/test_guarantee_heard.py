@@ -51,9 +51,17 @@ def test_the_price_of_it_is_bounded():
     assert served(machine, 2.0).steps[-1].done_s < 1.2 * served(machine, 1.0).steps[-1].done_s
 
 
+AS_PROMISED = [
+    Machine(),
+    Machine(noise=0.05),
+    Machine(noise=0.2, delay_steps=4),
+    Machine(bias=1.7, noise=0.05),
+    Machine(bias=0.6, overlap=False),
+]
+
+
 @pytest.mark.parametrize("kind", ItlKind)
-@pytest.mark.parametrize("machine", [Machine(), Machine(noise=0.05), Machine(noise=0.2, delay_steps=4),
-                                     Machine(bias=1.7, noise=0.05), Machine(bias=0.6, overlap=False)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("machine", AS_PROMISED)
 def test_where_gaps_are_as_promised_every_decision_is_the_same(machine, kind):
     for asked in (LONG, drawn(3, 120, 10.0, 8000)):
         slo = Slo(ttft_s=2.0, itl_s=ITL_S, itl_kind=kind)

@@ -60,9 +60,9 @@ class Pace:
 
 @dataclass(frozen=True)
 class Case:
-    """A run. script: paces in the place of ``host`` and STEPS. sleep_s: real seconds that every step takes. pauses: share
-    of the steps that take so many times as long as STEPS, which the policy is not told.
+    """A run. script: paces in the place of ``host`` and STEPS. sleep_s: real seconds that every step takes.
 
+    pauses: share of the steps that take so many times as long as STEPS, which the policy is not told.
     prepare: called with the server before it runs.
     """
 

@@ -26,7 +26,8 @@ def without(case: Case) -> Case:
 @pytest.fixture(scope="module")
 def outcomes() -> list[Outcome]:
     """Heard and not, with pauses and without."""
-    calm = replace(PAUSES, pauses=(0.0, 1.0))
+    shorter = (*(replace(answer, output_tokens=500) for answer in ANSWERS), *PROMPTS[:50])
+    calm = replace(PAUSES, asks=shorter, pauses=(0.0, 1.0))
     return in_children(serve, PAUSES, without(PAUSES), calm, without(calm))
 
 
