@@ -174,8 +174,16 @@ class Kept:
     def _said(self, late: float | None, late_by: float | None, since_s: float | None) -> str:
         if since_s is None or late is None:
             return "as promised" if self.judged else "nothing measured yet"
-        by = "" if late_by is None else f" by {late_by:.0%} in the mean"
         factor = self.tightening.factor
+        if late <= PROMISED:
+            done = (
+                f"targets are still taken {factor:.2f} times as tight" if factor > 1.0 else "targets are as they were"
+            )
+            return (
+                f"gaps {self.name} came later than planned, first {since_s:.0f} s ago: of the recent ones that were "
+                f"planned in time {late:.1%} are late, {PROMISED:.1%} were promised; {done}"
+            )
+        by = "" if late_by is None else f" by {late_by:.0%} in the mean"
         done = f"targets are taken {factor:.2f} times as tight" if factor > 1.0 else "targets stay as they are"
         return (
             f"gaps {self.name} have come later than planned for {since_s:.0f} s: of the recent ones that were planned "

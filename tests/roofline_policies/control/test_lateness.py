@@ -115,6 +115,19 @@ def test_what_people_are_shown_of_gaps_that_are_late():
     assert shown.says.endswith("by 20% in the mean, 0.6% were promised; targets are taken 2.00 times as tight")
 
 
+def test_words_for_a_target_that_is_still_tightened():
+    one = kept((0.12, 0.095))
+    for number in range(700):
+        one.add(0.09, 0.085, TARGET_S, 100.0 + number)
+    for number in range(4000):
+        one.add(0.02, 0.015, TARGET_S, 800.0 + number)
+    says = one.shown(4800.0).says
+    assert says.startswith(
+        "gaps between two tokens came later than planned, first 4793 s ago: of the recent ones that "
+    )
+    assert says.endswith(f"targets are still taken {one.tightening.factor:.2f} times as tight")
+
+
 def test_prediction_and_measurement_agree_again_once_the_debt_is_paid():
     one = kept((0.12, 0.095))
     assert one.since_s == ALARM - 1.0

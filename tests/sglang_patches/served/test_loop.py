@@ -108,6 +108,8 @@ def test_the_default_policy_predicts_and_the_tokens_stay_the_same(predicting, to
     page = roofline(predicting.base_url)
     assert page["policy"]["state"] == "active"
     assert page["predictor"] == "RooflineSteps"
+    assert page["lateness"]["per_gap"]["judged"] > OUTPUT_TOKENS
+    assert page["lateness"]["mean"]["says"] == "nothing measured yet"
     learned = page["correction"]["decode"]
     assert learned["scale"] + learned["add_s"] > 0
     assert page["knobs"]["deadline_order"] is True
