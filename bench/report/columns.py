@@ -18,6 +18,12 @@ def always(rows: Rows) -> bool:
     return True
 
 
+def weighted(rows: Rows) -> bool:
+    """Whether classes count for different amounts anywhere in these rows."""
+    pairs = ((row.get("weighted_goodput_per_s"), row.get("goodput_per_s")) for row in rows)
+    return any(None not in (heavy, plain) and heavy != plain for heavy, plain in pairs)
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One metric. scale: from the metric's unit to the shown one. when: whether these rows have anything to show."""
@@ -49,6 +55,8 @@ def columns(percentiles: Sequence[float]) -> list[Column]:
     return [
         Column("goodput req/s", "goodput_per_s", ".2f"),
         Column("good req/s arriving", "goodput_arrivals_per_s", ".2f"),
+        Column("weighted goodput /s", "weighted_goodput_per_s", ".2f", when=weighted),
+        Column("weighted good tok/s", "weighted_good_tokens_per_s", ".0f", when=weighted),
         Column("SLO met %", "attainment", ".1f", 100.0),
         Column("output tok/s", "output_tokens_per_s", ".1f"),
         Column("$/M output tok", "usd_per_million_output_tokens", ".2f"),
@@ -87,6 +95,7 @@ def brief(percentiles: Sequence[float]) -> tuple[dict[str, str], dict[str, str]]
     first = {"goodput_per_s": "good\nreq/s", "attainment": "SLO\nmet %", **latencies}
     second = {
         "goodput_arrivals_per_s": "good/s\nof arr.",
+        "weighted_goodput_per_s": "wght'd\ngood/s",
         "output_tokens_per_s": "out\ntok/s",
         "kv_use_max": "KV\nmax %",
         "retractions": "re-\ntract",

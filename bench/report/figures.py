@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from bench.report.metrics import gaps_s, ttft_s
+from bench.report.one_request import gaps_s, ttft_s
 from bench.report.records import ArmRun, RequestRecord
 
 # Okabe and Ito's palette: told apart with every common colour vision. Dash and marker repeat what the colour says.

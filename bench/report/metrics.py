@@ -11,19 +11,21 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from bench.report.one_request import MISSED, chunk_gaps_s, e2e_s, gaps_s, meets, missed, tpot_s, ttft_s
 from bench.report.percentiles import PERCENTILES, label, reported
 from bench.report.records import ArmRun, Ending, RequestRecord, ServerSample
 from bench.report.tail import tail
 from bench.slo import JudgedSlo
-from roofline_policies.slo.objectives import ItlKind
 
 Metrics = dict[str, Any]
 
 RATIOS = (
     "goodput_per_s",
     "good_tokens_per_s",
+    "weighted_goodput_per_s",
+    "weighted_good_tokens_per_s",
     "attainment",
     "output_tokens_per_s",
     "requests_per_s",
@@ -42,70 +44,6 @@ def quantile(values: ArrayLike, q: float) -> float | None:
     """The ``q``-quantile (0..1), numpy's linear method; None of nothing."""
     known = np.asarray(values, dtype=np.float64)
     return float(np.quantile(known, q)) if known.size else None
-
-
-def ttft_s(record: RequestRecord) -> float | None:
-    """Seconds from the scheduled arrival to the first token; None without one."""
-    return None if record.first_token_s is None else record.first_token_s - record.scheduled_s
-
-
-def gaps_s(record: RequestRecord) -> NDArray[np.float64]:
-    """ITL: a gap for each token after the first chunk; empty below two chunks.
-
-    The tokens of a chunk share the time since the chunk before in equal parts: when each was ready, nobody saw.
-
-    Source: the client of SGLang's own serving benchmark for ``/generate`` (``sglang/benchmark/serving.py``).
-    """
-    moments, tokens = _chunks(record)
-    return np.repeat(np.diff(moments) / tokens[1:], tokens[1:])
-
-
-def chunk_gaps_s(record: RequestRecord) -> NDArray[np.float64]:
-    """ICL: seconds between each two chunks that follow one another, whatever they hold; empty below two chunks.
-
-    Source: the inter-chunk latency of NVIDIA's AIPerf (its metrics reference).
-    """
-    return np.diff(_chunks(record)[0])
-
-
-def _chunks(record: RequestRecord) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """When each chunk arrived, and how many tokens it had."""
-    moments, tokens = np.unique(np.asarray(record.token_s, dtype=np.float64), return_counts=True)
-    return moments, tokens.astype(np.int64)
-
-
-def tpot_s(record: RequestRecord) -> float | None:
-    """Mean seconds per output token after the first; None below two tokens.
-
-    Source: ``(latency - ttft) / (output_len - 1)`` of SGLang's and vLLM's serving benchmarks.
-    """
-    if len(record.token_s) < 2:
-        return None
-    return (record.token_s[-1] - record.token_s[0]) / (len(record.token_s) - 1)
-
-
-def e2e_s(record: RequestRecord) -> float | None:
-    """Seconds from the scheduled arrival to the last token; None for a request that was not completed."""
-    return record.token_s[-1] - record.scheduled_s if record.token_s and record.completed else None
-
-
-def meets(record: RequestRecord, slo: JudgedSlo) -> bool:
-    """Whether the request was completed within every limit that ``slo`` has for its class."""
-    slo = slo.for_priority(record.priority)
-    first, whole = ttft_s(record), e2e_s(record)
-    if first is None or whole is None:
-        return False
-    if slo.ttft_s is not None and first > slo.ttft_s:
-        return False
-    if slo.e2e_s is not None and whole > slo.e2e_s:
-        return False
-    if slo.itl_s is None:
-        return True
-    if slo.itl_kind is ItlKind.MEAN_TPOT:
-        mean = tpot_s(record)
-        return mean is None or mean <= slo.itl_s
-    gaps = gaps_s(record)
-    return bool(np.count_nonzero(gaps <= slo.itl_s) >= slo.gap_fraction * len(gaps))
 
 
 def latencies(records: Sequence[RequestRecord], slo: JudgedSlo, percentiles: Sequence[float] = PERCENTILES) -> Metrics:
@@ -135,7 +73,8 @@ def summarise(
     """
     records = run.records
     endings = _counts(str(record.ending) for record in records)
-    good = [record for record in records if meets(record, slo)]
+    lacks = [missed(record, slo) for record in records]
+    good = [record for record, lack in zip(records, lacks, strict=True) if not lack]
     short = [record for record in records if record.ending is Ending.SHORT]
     chunks = sum(len(set(record.token_s)) for record in records)
     output = sum(record.output_tokens for record in records)
@@ -172,6 +111,11 @@ def summarise(
         "goodput_per_s": per_s(len(good)),
         **tail(records, len(good)),
         "good_tokens_per_s": per_s(sum(record.prompt_tokens + record.output_tokens for record in good)),
+        "weighted_goodput_per_s": per_s(sum(weight(record, slo) for record in good)),
+        "weighted_good_tokens_per_s": per_s(
+            sum(weight(record, slo) * (record.prompt_tokens + record.output_tokens) for record in good)
+        ),
+        "missed": {key: sum(key in lack for lack in lacks) for key in MISSED},
         "usd_per_million_output_tokens": usd_per_million(output),
         "usd_per_million_tokens": usd_per_million(output + prompt),
         "tokens_per_chunk": _share(output, chunks),
@@ -185,6 +129,11 @@ def summarise(
         "phases": {phase: latencies([r for r in records if r.phase == phase], slo, percentiles) for phase in phases},
         "classes": by_class(records, slo, percentiles),
     }
+
+
+def weight(record: RequestRecord, slo: JudgedSlo) -> float:
+    """What the request counts for: the weight of its class."""
+    return slo.for_priority(record.priority).weight
 
 
 def longest_tenth_ttft_p99_s(records: Sequence[RequestRecord]) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.report.metrics import tpot_s, ttft_s
+from bench.report.one_request import tpot_s, ttft_s
 from bench.report.records import ArmRun, RequestRecord
 from bench.silicon.journal import StepJournal
 from bench.virtual.arms import VirtualArm

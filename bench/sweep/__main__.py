@@ -22,9 +22,10 @@ from bench.sweep.capacity import Point, capacities
 from bench.sweep.page import write_page
 from bench.sweep.run import run_missing, units_of
 from bench.sweep.settings import SweepSettings
+from bench.sweep.shortfalls import shortfalls
 from bench.sweep.store import Outcome, ResultFile
 from bench.sweep.summary import Judged, by_value, cell_result, judged, summary
-from bench.sweep.tables import cells_table, tables
+from bench.sweep.tables import cells_table, shortfalls_table, tables
 from bench.virtual.arms import FIXED
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(table.rich())
     if settings.markdown:
         print(cells_table(result).markdown())
+        if result["shortfalls"]:
+            print("\n" + shortfalls_table(result).markdown())
     for line in sweep_lines(result["cells"]):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"every cell and arm: {page}", highlight=False, soft_wrap=True)
@@ -95,6 +98,9 @@ def result_of(settings: SweepSettings, outcomes: dict[str, Outcome]) -> dict[str
         "fixed": picked[FIXED],
         "oracles": picked,
         "least_attainment": least,
+        "least_ratio": settings.least_ratio,
+        "examined": list(settings.examined),
+        "shortfalls": shortfalls(cells, settings.examined, settings.least_ratio, least),
         "percentiles": list(settings.percentiles),
         "cells_counted": sum(cell.counts(least) for cell in cells),
         "summary": summary(cells, arms, least),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.report.columns import Column, endings, latency_columns
+from bench.report.columns import Column, endings, latency_columns, weighted
 from bench.report.headlines import sweep_lines
 from bench.report.percentiles import PERCENTILES
 from bench.report.rendering import ABSENT, render
@@ -20,6 +20,8 @@ def shown_columns(percentiles: Sequence[float] = PERCENTILES) -> list[Column]:
         Column("goodput req/s", "goodput_per_s", ".2f"),
         Column("good req/s arriving", "goodput_arrivals_per_s", ".2f"),
         Column("good tok/s", "good_tokens_per_s", ".0f"),
+        Column("weighted goodput /s", "weighted_goodput_per_s", ".2f", when=weighted),
+        Column("weighted good tok/s", "weighted_good_tokens_per_s", ".0f", when=weighted),
         Column("SLO met %", "attainment", ".1f", 100.0),
         *latency_columns("ttft", "TTFT", "s", percentiles),
         Column("longest tenth TTFT P99 s", "longest_tenth_ttft_p99_s", ".2f"),

@@ -20,8 +20,8 @@ from bench.virtual.settings import Experiment, usd_per_h
 from roofline_policies.errors import InputError
 
 KEYS = (
-    "name", "along", "group_by", "capacity_attainment", "capacity_baseline", "least_attainment", "out_dir",
-    "percentiles", "processes", "retry_crashed", "markdown",
+    "name", "along", "group_by", "capacity_attainment", "capacity_baseline", "least_attainment", "least_ratio",
+    "examined", "out_dir", "percentiles", "processes", "retry_crashed", "markdown",
 )  # fmt: skip
 SECTIONS = ("axes", "arms", "overrides")
 
@@ -77,7 +77,8 @@ class Cell:
 class SweepSettings:
     """A checked configuration; see conf/bench/sweep.yaml for each key.
 
-    axes: names of the values of every axis. arms: the same in every cell, grids laid out.
+    axes: names of the values of every axis. arms: the same in every cell, grids laid out. examined: names of the arms
+    whose cells below ``least_ratio`` are listed.
     """
 
     name: str
@@ -89,6 +90,8 @@ class SweepSettings:
     capacity_attainment: float
     capacity_baseline: str | None
     least_attainment: float
+    least_ratio: float
+    examined: tuple[str, ...]
     percentiles: tuple[float, ...]
     out_dir: Path
     processes: int
@@ -135,6 +138,7 @@ class SweepSettings:
             "group_by": conf.get("group_by"),
             "capacity_attainment": number(conf, "capacity_attainment", "sweep", above=0.0, high=1.0),
             "least_attainment": number(conf, "least_attainment", "sweep", low=0.0, high=1.0),
+            "least_ratio": number(conf, "least_ratio", "sweep", low=0.0),
             "percentiles": read_percentiles(conf, "sweep"),
             "out_dir": Path(text(conf, "out_dir", "sweep")),
             "processes": count(conf, "processes", "sweep"),
@@ -148,7 +152,8 @@ class SweepSettings:
         if baseline is not None and shared["along"] is not None and baseline not in names:
             allowed = ["null", *names]
             raise InputError("is not an arm", where="sweep", key="capacity_baseline", value=baseline, allowed=allowed)
-        return cls(axes=axes, cells=cells, arms=arms, capacity_baseline=baseline, **shared)
+        examined = _examined(conf, arms)
+        return cls(axes=axes, cells=cells, arms=arms, capacity_baseline=baseline, examined=examined, **shared)
 
 
 class _Composer:
@@ -194,6 +199,21 @@ class _Composer:
         runs = {arm.name: keys[arm.name] if arm.policy else unit_key(run, of_arm, "") for arm, of_arm in arms.items()}
         faster = float(conf["traffic"]["rate_scale"])
         return Cell(place, experiment, price, faster, loaded.clipped, loaded.notes, keys, runs)
+
+
+def _examined(conf: Mapping[str, Any], arms: Sequence[VirtualArm]) -> tuple[str, ...]:
+    """The arms under ``examined``; for null all with a policy that no oracle picks from.
+
+    Raises:
+        InputError: one that is no arm.
+    """
+    if conf.get("examined") is None:
+        return tuple(arm.name for arm in arms if arm.policy is not None and arm.oracle is None)
+    names, known = texts(conf, "examined", "sweep"), [arm.name for arm in arms]
+    for name in names:
+        if name not in known:
+            raise InputError("is not an arm", where="sweep", key="examined", value=name, allowed=["null", *known])
+    return names
 
 
 def _only_parameters(conf: Mapping[str, Any]) -> None:

@@ -14,7 +14,8 @@ Ratios = Mapping[str, float | None]
 """Per arm; None where the arm crashed, or there is nothing above 0 to divide by."""
 
 SHOWN = (
-    "status", "crash", "goodput_per_s", "good_tokens_per_s", "attainment", "ttft_p50_s", "ttft_p99_s",
+    "status", "crash", "goodput_per_s", "good_tokens_per_s", "weighted_goodput_per_s", "weighted_good_tokens_per_s",
+    "missed", "attainment", "ttft_p50_s", "ttft_p99_s",
     "longest_tenth_ttft_p99_s", "itl_p99_s", "usd_per_million_tokens", "retractions", "cache_hit_rate", "deferrals",
     "longest_wait_s", "completed", "short", "empty", "aborted", "errors", "goodput_arrivals_per_s", "duration_s",
     "last_arrival_s", "ended_99_s", "drain_s", "longest_request_s", "tokens_per_chunk", "tpot_mean_s", "policy_state",
@@ -30,9 +31,10 @@ class Judged:
     """One cell with all its units.
 
     oracle: what ``bench.virtual.oracles.oracles`` found among the fixed arms. rows: per arm its metrics, with regrets.
-    ratios: goodput over the oracle's. token_ratios: good tokens over the most of any fixed arm. cost_ratios: dollars
-    per token over those of the oracle's arm. attainment_ratios: attainment over the highest of any fixed arm, which no
-    request that hangs decides. others, against: by name of a further oracle, what it found, and goodput over its.
+    ratios: goodput over the oracle's. token_ratios, weighted_ratios, weighted_token_ratios: good tokens, weighted
+    goodput and weighted good tokens, each over the most of any fixed arm. cost_ratios: dollars per token over those of
+    the oracle's arm. attainment_ratios: attainment over the highest of any fixed arm, which no request that hangs
+    decides. others, against: by name of a further oracle, what it found, and goodput over its.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Judged:
     rows: Mapping[str, Row]
     ratios: Ratios
     token_ratios: Ratios
+    weighted_ratios: Ratios
+    weighted_token_ratios: Ratios
     cost_ratios: Ratios
     attainment_ratios: Ratios
     others: Mapping[str, Mapping[str, Any]]
@@ -69,7 +73,12 @@ def judged(
     further = {label: oracles(rows, list(names)) for label, names in (others or {}).items()}
     highest = highest_attainment(rows, fixed)
     completed = {row["arm"]: row for row in with_regret(rows, found, highest)}
-    tokens = [row.get("good_tokens_per_s") or 0.0 for row in rows if row["arm"] in fixed and row["status"] == "ok"]
+    lived = [row for row in rows if row["arm"] in fixed and row["status"] == "ok"]
+
+    def to_most(metric: str) -> dict[str, float | None]:
+        most = max((row.get(metric) or 0.0 for row in lived), default=None)
+        return {arm: _over(row, metric, most) for arm, row in completed.items()}
+
     best = completed[found["overall"]["arm"]] if found["overall"] else None
     # Of one machine, dollars per token are as tokens per second of it are to each other, whatever its price is.
     speed = None if best is None else best.get("total_tokens_per_s")
@@ -80,9 +89,9 @@ def judged(
         found,
         completed,
         ratios=_ratios(completed, found),
-        token_ratios={
-            arm: _over(row, "good_tokens_per_s", max(tokens, default=None)) for arm, row in completed.items()
-        },
+        token_ratios=to_most("good_tokens_per_s"),
+        weighted_ratios=to_most("weighted_goodput_per_s"),
+        weighted_token_ratios=to_most("weighted_good_tokens_per_s"),
         cost_ratios={arm: 1 / ratio if ratio else None for arm, ratio in speeds.items()},
         attainment_ratios={arm: _over(row, "attainment", highest) for arm, row in completed.items()},
         others=further,
@@ -94,7 +103,8 @@ def summary(cells: Sequence[Judged], arms: Sequence[str], least_attainment: floa
     """Per arm: the smallest, median and largest ratio over the cells that count, and its crashes in all cells.
 
     ``cells``: how many cells gave a ratio; a crash gives none. ``worst``: the cell of the smallest. ``good_tokens``,
-    ``attainment`` and ``against`` have the same of the other ratios. ``cost_median``: of the cost ratios.
+    ``weighted``, ``weighted_tokens``, ``attainment`` and ``against`` have the same of the other ratios.
+    ``cost_median``: of the cost ratios.
     """
     counted = [cell for cell in cells if cell.counts(least_attainment)]
     labels = list(dict.fromkeys(label for cell in cells for label in cell.against))
@@ -106,6 +116,8 @@ def summary(cells: Sequence[Judged], arms: Sequence[str], least_attainment: floa
             **_spread({cell.name: cell.ratios[arm] for cell in counted}),
             "crashes": sum(cell.rows[arm]["status"] != "ok" for cell in cells),
             "good_tokens": _spread({cell.name: cell.token_ratios[arm] for cell in counted}),
+            "weighted": _spread({cell.name: cell.weighted_ratios[arm] for cell in counted}),
+            "weighted_tokens": _spread({cell.name: cell.weighted_token_ratios[arm] for cell in counted}),
             "attainment": _spread({cell.name: cell.attainment_ratios[arm] for cell in counted}),
             "against": {
                 label: _spread({cell.name: cell.against[label][arm] for cell in counted}) for label in labels
@@ -136,6 +148,8 @@ def cell_result(cell: Judged) -> dict[str, Any]:
                 **{metric: row.get(metric) for metric in (*SHOWN, *_percentiles(row))},
                 "ratio": cell.ratios[arm],
                 "good_token_ratio": cell.token_ratios[arm],
+                "weighted_ratio": cell.weighted_ratios[arm],
+                "weighted_token_ratio": cell.weighted_token_ratios[arm],
                 "cost_ratio": cell.cost_ratios[arm],
                 "attainment_ratio": cell.attainment_ratios[arm],
                 "against": {label: ratios[arm] for label, ratios in cell.against.items()},

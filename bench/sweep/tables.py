@@ -8,10 +8,14 @@ from typing import Any
 
 from rich.table import Table
 
+from bench.report.columns import weighted
+from bench.report.one_request import MISSED
 from bench.report.rendering import ABSENT
 
 CRASHED = "crashed"
 SPREAD = ("min", "median", "max")
+WEIGHTED = {"weighted": "weighted", "weighted_tokens": "weighted tokens"}
+"""Spreads of a summary that say something where classes have weights, and how their columns are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +53,15 @@ class Shown:
 
 
 def tables(result: Mapping[str, Any]) -> list[Shown]:
-    """Every table over more than one cell: the summary, those of the groups, costs, capacities."""
+    """Every table but that of the cells: the summary, those of the groups, costs, capacities, shortfalls."""
     whole = {"value": None, "cells": len(result["cells"]), "cells_counted": result["cells_counted"]}
     found = [summary_table(result, {**whole, "summary": result["summary"]})]
     found += [summary_table(result, group) for group in result["groups"]]
     found.append(cost_table(result))
     if result["capacity"] is not None and result["capacity"]["places"]:
         found.append(capacity_table(result))
+    if result["shortfalls"]:
+        found.append(shortfalls_table(result))
     return found
 
 
@@ -66,18 +72,20 @@ def summary_table(result: Mapping[str, Any], group: Mapping[str, Any]) -> Shown:
     of_group = "" if group["value"] is None else f" at {result['group_by']} = {group['value']}"
     counted = f"{group['cells_counted']} of {group['cells']} cells"
     columns = ["arm", *SPREAD, *(f"tokens {one}" for one in SPREAD)]
+    further = WEIGHTED if weighted([unit for cell in result["cells"] for unit in cell["arms"].values()]) else {}
+    columns += [f"{title} {one}" for title in further.values() for one in SPREAD]
     columns += [f"/ {label} {one}" for label in labels for one in SPREAD]
     rows = []
     for row in group["summary"]:
-        spreads = [row, row["good_tokens"], *(row["against"][label] for label in labels)]
+        spreads = [row, row["good_tokens"], *(row[key] for key in further)]
+        spreads += [row["against"][label] for label in labels]
         ratios = [number(spread[one]) for spread in spreads for one in SPREAD]
         rows.append(
             (_name(result, row["arm"]), *ratios, str(row["cells"]), str(row["crashes"]), row["worst"] or ABSENT)
         )
     caption = f"cells in which the best fixed setting meets the SLO for {result['least_attainment']:.0%} or more; "
-    caption += "tokens: of requests that met the SLO" + "".join(
-        f"; / {label}: goodput over that of the best of its settings" for label in labels
-    )
+    caption += "tokens: of requests that met the SLO" + ("; weighted: by the weight of their class" if further else "")
+    caption += "".join(f"; / {label}: goodput over that of the best of its settings" for label in labels)
     return Shown(
         f"{result['name']}{of_group}: goodput / goodput of the best fixed setting, {counted}",
         caption,
@@ -148,6 +156,26 @@ def cells_table(result: Mapping[str, Any]) -> Shown:
     return Shown(f"goodput / goodput of the best fixed setting{after}", "", columns, tuple(rows))
 
 
+def shortfalls_table(result: Mapping[str, Any]) -> Shown:
+    """A row per cell and arm that stays behind the best fixed setting: both of them, and what their requests missed."""
+    return Shown(
+        f"below {result['least_ratio']:g} of the best fixed setting",
+        "missed: requests that were late with their first token, their gaps, their mean gap or their whole answer, or"
+        " were not completed; one may miss several",
+        ("cell", "arm", "ratio", "SLO met %", "duration s", "best fixed", "SLO met %", "duration s",
+         "missed by the best fixed; by the arm"),
+        tuple(
+            (
+                one["cell"], one["ours"]["arm"], CRASHED if one["ratio"] is None else f"{one['ratio']:.3f}",
+                *_met_and_long(one["ours"]), one["best"]["arm"], *_met_and_long(one["best"]),
+                f"{_missed(one['best'])}; {_missed(one['ours'])}",
+            )
+            for one in result["shortfalls"]
+        ),
+        last_wide=True,
+    )  # fmt: skip
+
+
 def unpicked(result: Mapping[str, Any]) -> list[str]:
     """The arms that no oracle picks from."""
     picked = {arm for names in result["oracles"].values() for arm in names}
@@ -171,3 +199,13 @@ def _against(unit: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
 
 def _name(result: Mapping[str, Any], arm: str) -> str:
     return arm + (" (fixed)" if arm in result["fixed"] else "")
+
+
+def _met_and_long(side: Mapping[str, Any]) -> tuple[str, str]:
+    met = ABSENT if side["attainment"] is None else f"{100 * side['attainment']:.1f}"
+    return met, number(side["duration_s"])
+
+
+def _missed(side: Mapping[str, Any]) -> str:
+    counts = [f"{MISSED[key]} {count}" for key, count in (side["missed"] or {}).items() if count]
+    return ", ".join(counts) or "nothing"

@@ -7,24 +7,23 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from bench.checks import choice, count, number, only, optional_count, optional_number, section, text
+from bench.checks import choice, count, number, only, optional_count, optional_number, text
 from bench.traffic.classes import assign, read_classes, read_shifts
 from bench.traffic.clock import span
 from bench.traffic.closed import KEYS as CLOSED_KEYS
 from bench.traffic.closed import ClosedLoop, read_closed
+from bench.traffic.drawn import DRAWN
 from bench.traffic.fields import UNITS_PER_S
 from bench.traffic.formats import FORMATS
 from bench.traffic.notes import Note, Tally, cut_note
-from bench.traffic.phased import Phase, draw_phased
 from bench.traffic.plausible import check_times
 from bench.traffic.request import Request
 from bench.traffic.trace import ANY, TraceKeys, read_trace
 from bench.traffic.transform import clip_lengths, rate_scale, scale_lengths, window
 from roofline_policies.errors import InputError
 
-PHASED = "phased"
 CLOSED = "closed"
-KINDS = (ANY, *FORMATS, PHASED, CLOSED)
+KINDS = (ANY, *FORMATS, *DRAWN, CLOSED)
 TRACE = ("path", "time_unit", "block_tokens", "sort", "rate_per_s", "tokenizer", "turns", "turn_gap_s")
 TRANSFORMS = (
     "start_s",
@@ -37,10 +36,6 @@ TRANSFORMS = (
     "max_requests",
 )
 CLASSES = ("classes", "shifts")
-PHASE_KEYS = (
-    "name", "duration_s", "rate_per_s", "prompt_median", "prompt_sigma", "output_median", "output_sigma",
-    "classes",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +56,10 @@ def load_traffic(
 ) -> Traffic:
     """The requests of ``conf`` and what was done to make them.
 
-    ``conf``: kind (a format of traces, ``trace`` for whichever it is, phased or closed), path or phases, and the
-    transforms, applied in this order: window (in the trace's own seconds), rate_scale, prompt_scale and output_scale,
-    clipping; then classes and shifts give those a priority that have none of their phase's. ``max_total_tokens``:
-    prompt and output together that ``held_by`` has room for.
+    ``conf``: kind (a format of traces, ``trace`` for whichever it is, one that is drawn, or closed), what that kind
+    takes, and the transforms, applied in this order: window (in the trace's own seconds), rate_scale, prompt_scale and
+    output_scale, clipping; then classes and shifts give those a priority that have none of their phase's.
+    ``max_total_tokens``: prompt and output together that ``held_by`` has room for.
 
     Raises:
         InputError: a key, the file or one of its lines cannot be used, or no request is left.
@@ -72,7 +67,7 @@ def load_traffic(
     kind = choice(conf, "kind", "traffic", KINDS)
     if kind == CLOSED:
         return _closed(conf, seed, max_total_tokens, held_by)
-    only(conf, "traffic", ["kind", *(("phases",) if kind == PHASED else TRACE), *TRANSFORMS, *CLASSES])
+    only(conf, "traffic", ["kind", *(DRAWN[kind].keys if kind in DRAWN else TRACE), *TRANSFORMS, *CLASSES])
     start_s = number(conf, "start_s", "traffic", default=0.0, low=0.0)
     window_s = optional_number(conf, "window_s", "traffic", above=0.0)
     faster = number(conf, "rate_scale", "traffic", default=1.0, above=0.0)
@@ -85,13 +80,13 @@ def load_traffic(
 
     tally = Tally()
     source: Iterable[Request]
-    if kind == PHASED:
-        source = window(draw_phased(_phases(conf), seed), start_s, window_s)
+    if kind in DRAWN:
+        source = window(DRAWN[kind].read(conf, seed), start_s, window_s)
     else:
         keys = _trace_keys(conf, kind, start_s, window_s)
         source = read_trace(keys, seed, tally)
     requests = list(islice(source, most))
-    if kind != PHASED:
+    if kind not in DRAWN:
         check_times(keys, tally)
     if not requests:
         raise _nothing(conf, tally, start_s, window_s)
@@ -185,29 +180,3 @@ def _nothing(conf: Mapping[str, Any], tally: Tally, start_s: float, window_s: fl
         f"no request arrives between {start_s:g} s and {until}{told}", where=where, key="traffic.window_s",
         value=window_s, allowed="a window with at least one request",
     )  # fmt: skip
-
-
-def _phases(conf: Mapping[str, Any]) -> list[Phase]:
-    phases = conf.get("phases")
-    if not isinstance(phases, list) or not phases:
-        raise InputError(
-            "is not a list of phases", where="traffic", key="phases", value=phases, allowed="at least one phase"
-        )
-    read = []
-    for place, one in enumerate(phases):
-        where = f"traffic.phases[{place}]"
-        fields = section(one, where)
-        only(fields, where, PHASE_KEYS)
-        read.append(
-            Phase(
-                name=text(fields, "name", where),
-                duration_s=number(fields, "duration_s", where, above=0.0),
-                rate_per_s=number(fields, "rate_per_s", where, above=0.0),
-                prompt_median=number(fields, "prompt_median", where, low=1.0),
-                prompt_sigma=number(fields, "prompt_sigma", where, default=0.0, low=0.0),
-                output_median=number(fields, "output_median", where, low=1.0),
-                output_sigma=number(fields, "output_sigma", where, default=0.0, low=0.0),
-                classes=read_classes(fields.get("classes"), where),
-            )
-        )
-    return read

@@ -119,7 +119,17 @@ def _arms(name: str, entry: Mapping[str, Any]) -> list[VirtualArm]:
     if oracle is not None and not (isinstance(oracle, str) and _NAME.fullmatch(oracle)):
         raise InputError("is no name", where=where, key="oracle", value=oracle, allowed="letters, digits, _ and -")
     arm = VirtualArm(name, texts(entry, "server_args", where), policy, overrides, steps, oracle)
-    return [arm] if entry.get("grid") is None else _grid(arm, section(entry["grid"], f"{where}.grid"), f"{where}.grid")
+    return [arm] if entry.get("grid") is None else _grids(arm, entry["grid"], f"{where}.grid")
+
+
+def _grids(arm: VirtualArm, given: object, where: str) -> list[VirtualArm]:
+    """The settings of one grid, or of a list of grids one after the other."""
+    if not isinstance(given, list):
+        return _grid(arm, section(given, where), where)
+    if not given:
+        raise InputError("has no settings", where=where, value=given, allowed="a grid, or a list of at least one")
+    parts = [(section(part, f"{where}[{place}]"), f"{where}[{place}]") for place, part in enumerate(given)]
+    return [setting for part, here in parts for setting in _grid(arm, part, here)]
 
 
 def _grid(arm: VirtualArm, grid: Mapping[str, Any], where: str) -> list[VirtualArm]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from sys import float_info
 from typing import NamedTuple
@@ -30,24 +30,33 @@ def _kind(value: object) -> ItlKind:
         raise FieldError("itl_kind", value, " or ".join(kind.value for kind in ItlKind)) from None
 
 
+TARGETS = ("ttft_s", "itl_s", "itl_kind", "e2e_s")
+"""What is promised of a request, and what a request may ask for itself. Its weight it may not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slo:
     """Latency targets in seconds; None means no target.
 
+    weight: what one request that meets them counts for, beside those of other classes.
+
     Raises:
-        FieldError: a target that is not a number greater than zero.
+        FieldError: a target or a weight that is not a finite number greater than zero.
     """
 
     ttft_s: float | None = None
     itl_s: float | None = None
     itl_kind: ItlKind = ItlKind.PER_GAP
     e2e_s: float | None = None
+    weight: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         for key in ("ttft_s", "itl_s", "e2e_s"):
             value = getattr(self, key)
             if value is not None and not (_is_number(value) and 0 < value <= float_info.max):
                 raise FieldError(key, value, "a number of seconds greater than 0, or null for no target")
+        if not (_is_number(self.weight) and 0 < self.weight <= float_info.max):
+            raise FieldError("weight", self.weight, "a finite number greater than 0; 1 where all count alike")
         object.__setattr__(self, "itl_kind", _kind(self.itl_kind))
 
     def narrowed(self, values: Mapping[str, object]) -> Slo:
@@ -56,10 +65,9 @@ class Slo:
         Raises:
             FieldError: an unknown key, or a value that is no target.
         """
-        known = [item.name for item in fields(self)]
         for key in values:
-            if key not in known:
-                raise FieldError(str(key), values[key], f"one of {', '.join(known)}")
+            if key not in TARGETS:
+                raise FieldError(str(key), values[key], f"one of {', '.join(TARGETS)}")
         return replace(self, **values)  # type: ignore[arg-type]  # checked when it is made
 
 
@@ -118,6 +126,7 @@ class Objectives:
             self.requests.limits("itl_s", alike).nearest(asked.itl_s),
             kind,
             self.requests.limits("e2e_s", (one.e2e_s for one in every)).nearest(asked.e2e_s),
+            weight=promised.weight,
         )
         return Granted(slo, tuple(str(key) for key in own if getattr(slo, key) != getattr(asked, key)))
 

@@ -10,7 +10,7 @@ from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.contract.view import QueueState, SchedulerView
 from roofline_policies.device.roofline import Bound, OperatingPoint
 from roofline_policies.errors import FieldError
-from roofline_policies.slo.objectives import ItlKind, Slo
+from roofline_policies.slo.objectives import TARGETS, ItlKind, Slo
 from roofline_policies.steps.correction import CorrectedSteps
 from roofline_policies.testing.device import LinearSteps
 
@@ -18,7 +18,7 @@ PROMPT_TOKENS = 1000
 """Length of every prompt of a made-up server."""
 
 _KNOBS = tuple(item.name for item in fields(Knobs))
-_TARGETS = {f"target_{item.name}": item.name for item in fields(Slo)}
+_TARGETS = {f"target_{name}": name for name in TARGETS}
 _ONE_PRECISION = "the weights were loaded in one precision"
 _NO_DRAFTS = "nothing drafts (--speculative-algorithm)"
 

@@ -48,6 +48,18 @@ def test_a_class_inherits_what_it_leaves_out_and_null_is_no_limit() -> None:
     assert slo.for_priority(None) is slo.for_priority(7) is slo
 
 
+def test_a_class_has_a_weight_of_its_own_or_the_servers() -> None:
+    slo = JudgedSlo.from_config({**BASE, "weight": 2, "classes": {10: {"weight": 5}, 3: {"ttft_s": 1}}})
+    assert [slo.for_priority(priority).weight for priority in (10, 3, None, 7)] == [5.0, 2.0, 2.0, 2.0]
+    assert slo.weighted
+    assert str(slo).count("weight") == 3
+    assert not JudgedSlo.from_config({**BASE, "classes": {10: {"itl_s": 0.5}}}).weighted
+
+
+def test_a_weight_does_not_change_what_is_asked_for() -> None:
+    assert JudgedSlo(1.0, weight=3.0).overrides() == (*JudgedSlo(1.0).overrides(), "++slo.weight=3.0")
+
+
 def test_without_classes_it_is_what_it_was() -> None:
     for given in ({}, {"classes": None}, {"classes": {}}):
         assert JudgedSlo.from_config({**BASE, **given}) == JudgedSlo(4.0, 0.1, ItlKind.MEAN_TPOT, 60.0)
@@ -57,11 +69,14 @@ def test_without_classes_it_is_what_it_was() -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ([1], "slo: classes = [1]: is not a section of classes; allowed: priority: {ttft_s, itl_s, itl_kind, e2e_s}"),
+        ([1], "slo: classes = [1]: is not a section of classes; allowed: priority: {ttft_s, itl_s, itl_kind, e2e_s, w"),
         ({"high": {}}, "slo: classes = 'high': is no priority; allowed: priority: {ttft_s"),
         ({True: {}}, "slo: classes = True: is no priority"),
         ({10: 3}, "slo.classes.10: 3: is not a section of keys and values"),
-        ({10: {"ttft": 1}}, "slo.classes.10: ttft = 1: unknown key; allowed: ttft_s, itl_s, itl_kind, e2e_s"),
+        ({10: {"ttft": 1}}, "slo.classes.10: ttft = 1: unknown key; allowed: ttft_s, itl_s, itl_kind, e2e_s, w"),
+        ({10: {"weight": 0}}, "slo.classes.10: weight = 0: is out of range; allowed: a number > 0"),
+        ({10: {"weight": float("inf")}}, "slo.classes.10: weight = inf: is not a finite number; allowed: a number > 0"),
+        ({10: {"weight": None}}, "slo.classes.10: weight: is missing"),
         ({10: {"ttft_s": 0}}, "slo.classes.10: ttft_s = 0: is out of range; allowed: a number > 0"),
         ({10: {"itl_kind": None}}, "slo.classes.10: itl_kind = None: is not a choice; allowed: per_gap, mean_tpot"),
     ],
@@ -72,7 +87,14 @@ def test_classes_that_cannot_be_used(classes: object, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "slo", [JudgedSlo(1.5, None), JudgedSlo(None, 1e-5, classes={10: JudgedSlo(1.0, 0.025), -1: JudgedSlo(None, None)})]
+    "slo",
+    [
+        JudgedSlo(1.5, None),
+        JudgedSlo(None, 1e-5, classes={10: JudgedSlo(1.0, 0.025), -1: JudgedSlo(None, None)}),
+        JudgedSlo(1.5, None, weight=0.5),
+        JudgedSlo(None, 1e-5, classes={10: JudgedSlo(1.0, 0.025, weight=3.0), -1: JudgedSlo(None, None)}),
+        JudgedSlo(None, None, weight=2.0, classes={10: JudgedSlo(1.0, None, weight=1.0)}),
+    ],
 )
 @pytest.mark.parametrize("name", ["adaptive", "static"])
 def test_overrides_are_what_a_policys_configuration_takes(slo: JudgedSlo, name: str) -> None:
@@ -82,9 +104,12 @@ def test_overrides_are_what_a_policys_configuration_takes(slo: JudgedSlo, name: 
         read = OmegaConf.to_container(compose(name, overrides=list(overrides)))["slo"]
     assert read.pop("requests")["allow"] is True  # what requests may ask for is no part of what they are judged by
     assert {**read, "classes": read.get("classes", {})} == {
-        "ttft_s": slo.ttft_s, "itl_s": slo.itl_s, "itl_kind": "per_gap", "e2e_s": None,
+        "ttft_s": slo.ttft_s, "itl_s": slo.itl_s, "itl_kind": "per_gap", "e2e_s": None, "weight": slo.weight,
         "classes": {
-            priority: {"ttft_s": one.ttft_s, "itl_s": one.itl_s, "itl_kind": "per_gap", "e2e_s": None}
+            priority: {
+                "ttft_s": one.ttft_s, "itl_s": one.itl_s, "itl_kind": "per_gap", "e2e_s": None,
+                **({"weight": one.weight} if slo.weighted else {}),
+            }
             for priority, one in slo.classes.items()
         },
     }  # fmt: skip
@@ -95,5 +120,6 @@ def test_it_can_be_a_key_and_is_ready_for_json() -> None:
     assert {one: "a", other: "b"}[JudgedSlo(4.0, None, classes={10: JudgedSlo(1.0, None)})] == "a"
     assert one.described() == {
         "ttft_s": 4.0, "itl_s": None, "itl_kind": "per_gap", "e2e_s": None, "gap_fraction": 0.99,
-        "classes": {"10": {"ttft_s": 1.0, "itl_s": None, "itl_kind": "per_gap", "e2e_s": None}},
+        "weight": 1.0,
+        "classes": {"10": {"ttft_s": 1.0, "itl_s": None, "itl_kind": "per_gap", "e2e_s": None, "weight": 1.0}},
     }  # fmt: skip

@@ -23,7 +23,8 @@ import pytest
 from sglang.benchmark import serving
 from sglang.benchmark.goodput import calculate_goodput
 
-from bench.report.metrics import chunk_gaps_s, gaps_s, summarise, tpot_s
+from bench.report.metrics import summarise
+from bench.report.one_request import chunk_gaps_s, gaps_s, tpot_s
 from bench.report.records import ArmRun, RequestRecord
 from bench.slo import JudgedSlo
 from roofline_policies.slo.objectives import ItlKind

@@ -11,7 +11,8 @@ from bench.demo_model import build
 from bench.live.client import Limits, Replay
 from bench.live.prompts import PromptBuilder
 from bench.live.server import Server
-from bench.report.metrics import gaps_s, summarise
+from bench.report.metrics import summarise
+from bench.report.one_request import gaps_s
 from bench.report.records import ArmRun, Ending, RequestRecord
 from bench.slo import JudgedSlo
 from bench.traffic.request import Request

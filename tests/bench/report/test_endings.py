@@ -10,7 +10,8 @@ import pytest
 
 from bench.live.client import Limits, Replay
 from bench.report.headlines import verdict_lines
-from bench.report.metrics import e2e_s, meets, summarise
+from bench.report.metrics import summarise
+from bench.report.one_request import e2e_s, meets
 from bench.report.records import ArmRun, Ending, RequestRecord
 from bench.report.rendering import shown_columns, write_report
 from bench.slo import JudgedSlo

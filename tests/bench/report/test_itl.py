@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from bench.live.client import Replay
 from bench.live.prompts import PromptBuilder
 from bench.report.figures import arm_styles, ecdf_figure
-from bench.report.metrics import chunk_gaps_s, gaps_s, meets, summarise, tpot_s
+from bench.report.metrics import summarise
+from bench.report.one_request import chunk_gaps_s, gaps_s, meets, tpot_s
 from bench.report.records import ArmRun, RequestRecord
 from bench.slo import JudgedSlo
 from bench.traffic.request import Request

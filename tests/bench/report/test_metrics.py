@@ -10,19 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.report.metrics import (
-    by_class,
-    e2e_s,
-    gaps_s,
-    longest_tenth_ttft_p99_s,
-    meets,
-    paired_ratios,
-    quantile,
-    server_side,
-    summarise,
-    tpot_s,
-    ttft_s,
-)
+from bench.report.columns import columns
+from bench.report.metrics import by_class, longest_tenth_ttft_p99_s, paired_ratios, quantile, server_side, summarise
+from bench.report.one_request import MISSED, e2e_s, gaps_s, meets, missed, tpot_s, ttft_s
 from bench.report.records import ArmRun, RequestRecord, ServerSample
 from bench.slo import JudgedSlo
 from roofline_policies.slo.objectives import ItlKind
@@ -248,3 +238,59 @@ def test_the_longest_tenth_counts_those_that_never_began() -> None:
     alike = [record((float(place),)) for place in range(5)]
     assert longest_tenth_ttft_p99_s(alike) == pytest.approx(3.96)  # all are as long as the border
     assert longest_tenth_ttft_p99_s([]) is None
+
+
+LIMITS = JudgedSlo(ttft_s=1.0, itl_s=0.125, e2e_s=2.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "slo", "lacks"),
+    [
+        (record((0.5, 0.625, 0.75)), LIMITS, ()),
+        (record((1.5, 1.625, 1.75)), LIMITS, ("ttft",)),
+        (record((0.5, 0.625, 1.0)), LIMITS, ("gap",)),
+        (record((0.5, 0.625, 1.0)), replace(LIMITS, itl_kind=ItlKind.MEAN_TPOT), ("mean",)),
+        (record((0.5, 2.5)), replace(LIMITS, itl_s=None), ("e2e",)),
+        (record((1.5, 2.5)), LIMITS, ("ttft", "gap", "e2e")),
+        (record((1.5, 2.5)), JudgedSlo(), ()),
+        (record((1.5, 2.5), error="closed"), LIMITS, ("not_completed",)),
+        (record(()), JudgedSlo(), ("not_completed",)),
+    ],
+)
+def test_what_a_request_missed_is_named(one: RequestRecord, slo: JudgedSlo, lacks: tuple[str, ...]) -> None:
+    assert missed(one, slo) == lacks
+    assert meets(one, slo) is (not lacks)
+    assert set(lacks) <= set(MISSED)
+
+
+def test_a_run_counts_what_was_missed() -> None:
+    records = [record((0.5, 0.625)), record((1.5, 2.5)), record((1.5, 1.625)), record(())]
+    row = summarise(ArmRun("a", 0, tuple(records), ()), LIMITS, None)
+    assert row["missed"] == {"not_completed": 1, "ttft": 2, "gap": 1, "mean": 0, "e2e": 1}
+    assert row["attainment"] == 0.25
+
+
+def test_without_a_target_every_request_that_ends_is_good() -> None:
+    """So the arm that ends earliest has the most goodput: it is judged by throughput."""
+    records = (record((9.0, 30.0)), record((0.5, 40.0)), record((), error="refused", end_s=1.0))
+    row = summarise(ArmRun("a", 0, records, ()), JudgedSlo(), None)
+    assert row["goodput_per_s"] == row["requests_per_s"] == 2 / 40.0
+    assert row["missed"] == {"not_completed": 1, "ttft": 0, "gap": 0, "mean": 0, "e2e": 0}
+
+
+def test_goodput_is_weighted_by_the_class_of_each_request() -> None:
+    """Four good requests in 2 s, of 12 tokens each: two of weight 5, one of the server's 0.5, one of a class without
+    one. The fifth misses."""
+    slo = JudgedSlo(ttft_s=1.0, weight=0.5, classes={10: JudgedSlo(1.0, weight=5.0), 3: JudgedSlo(1.0)})
+    times = (0.5, 2.0)
+    records = [record(times, priority=priority) for priority in (10, 10, None, 3)]
+    late = record((1.5, 2.0), priority=10)
+    row = summarise(ArmRun("a", 0, (*records, late), ()), slo, None)
+    assert row["goodput_per_s"] == 2.0
+    assert row["weighted_goodput_per_s"] == (5 + 5 + 0.5 + 1) / 2.0
+    assert row["weighted_good_tokens_per_s"] == 12 * (5 + 5 + 0.5 + 1) / 2.0
+    plain = summarise(ArmRun("a", 0, (*records, late), ()), JudgedSlo(1.0), None)
+    assert plain["weighted_goodput_per_s"] == plain["goodput_per_s"]
+    assert plain["weighted_good_tokens_per_s"] == plain["good_tokens_per_s"]
+    titles = [[column.title for column in columns([99]) if column.when([one])] for one in (row, plain)]
+    assert ["weighted goodput /s" in one for one in titles] == [True, False]

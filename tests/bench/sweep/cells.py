@@ -19,7 +19,10 @@ def row(arm: str, met: int, of: int = 100, seconds: float = 10.0) -> dict[str, A
     )
     return {
         "arm": arm, "status": "ok", "crash": None, "goodput_per_s": met / seconds, **latencies, **shown,
-        "good_tokens_per_s": 10 * met / seconds, "total_tokens_per_s": 10 * (of + met) / 2 / seconds,
+        "good_tokens_per_s": 10 * met / seconds, "weighted_goodput_per_s": met / seconds,
+        "weighted_good_tokens_per_s": 10 * met / seconds, "duration_s": seconds,
+        "missed": {"not_completed": 0, "ttft": of - met, "gap": 0, "mean": 0, "e2e": 0},
+        "total_tokens_per_s": 10 * (of + met) / 2 / seconds,
         "longest_tenth_ttft_p99_s": (of - met) / seconds, "usd_per_million_tokens": None, "classes": {},
         "retractions": 0, "deferrals": 3, "errors": 0, "phases": {"chat": latencies},
     }  # fmt: skip
@@ -27,7 +30,10 @@ def row(arm: str, met: int, of: int = 100, seconds: float = 10.0) -> dict[str, A
 
 def crashed(arm: str) -> dict[str, Any]:
     """Metrics of a run that was none."""
-    nothing = dict.fromkeys(("goodput_per_s", "attainment", "good_tokens_per_s", "longest_tenth_ttft_p99_s"))
+    nothing = dict.fromkeys(
+        ("goodput_per_s", "attainment", "good_tokens_per_s", "weighted_goodput_per_s", "weighted_good_tokens_per_s",
+         "longest_tenth_ttft_p99_s")
+    )  # fmt: skip
     nothing = {**nothing, "phases": {}}
     return {**row(arm, 0), **nothing, "status": "crashed", "crash": "ValueError: <no> such flag"}
 

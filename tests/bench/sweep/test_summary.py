@@ -10,8 +10,9 @@ from rich.console import Console
 
 from bench.sweep.capacity import Point, capacities
 from bench.sweep.page import unit_rows
+from bench.sweep.shortfalls import shortfalls
 from bench.sweep.summary import Judged, by_value, cell_result, judged, summary
-from bench.sweep.tables import Shown, cells_table, tables
+from bench.sweep.tables import Shown, cells_table, shortfalls_table, summary_table, tables
 from tests.bench.sweep.cells import crashed, row
 
 ARMS = ["default", "adaptive", "small", "large"]
@@ -52,14 +53,14 @@ def test_the_summary_is_over_the_cells_that_count() -> None:
     of_default = {"min": 0.5, "median": 0.75, "max": 1.0, "worst": "near", "cells": 2}
     assert default == {
         "arm": "default", **of_default, "crashes": 1, "good_tokens": of_default, "against": {},
-        "attainment": of_default,
+        "attainment": of_default, "weighted": of_default, "weighted_tokens": of_default,
         # Tokens per second of default and of the best fixed: 90 and 90, 65 and 80; prompts wait for 2 s and 7 s.
         "cost_median": pytest.approx((1 + 80 / 65) / 2), "longest_tenth_ttft_p99_median_s": 4.5,
     }  # fmt: skip
     of_adaptive = {"min": 0.5, "median": 0.75, "max": 1.25, "worst": "edge", "cells": 3}
     assert adaptive == {
         "arm": "adaptive", **of_adaptive, "crashes": 0, "good_tokens": of_adaptive, "against": {},
-        "attainment": of_adaptive,
+        "attainment": of_adaptive, "weighted": of_adaptive, "weighted_tokens": of_adaptive,
         "cost_median": pytest.approx(80 / 72.5), "longest_tenth_ttft_p99_median_s": 5.5,
     }  # fmt: skip
     assert (small["min"], small["median"], small["max"]) == (0.625, 1.0, 1.0)
@@ -71,7 +72,7 @@ def test_an_arm_that_always_crashed_has_no_ratio_and_keeps_its_row() -> None:
     nothing = {"min": None, "median": None, "max": None, "worst": None, "cells": 0}
     assert summary(lost, ["default"], 0.3) == [
         {"arm": "default", **nothing, "crashes": 1, "good_tokens": nothing, "attainment": nothing, "against": {},
-         "cost_median": None, "longest_tenth_ttft_p99_median_s": None}
+         "weighted": nothing, "weighted_tokens": nothing, "cost_median": None, "longest_tenth_ttft_p99_median_s": None}
     ]  # fmt: skip
     assert unit_rows(cell_result(lost[0]))[0]["status"] == "crashed: ValueError: <no> such flag"
 
@@ -139,7 +140,8 @@ def result() -> dict[str, Any]:
     return {
         "name": "trial <1>", "axes": {"load": list(CELLS)}, "along": "load", "arms": ARMS, "fixed": FIXED,
         "oracles": {"fixed": FIXED}, "group_by": "load", "capacity": capacity(found),
-        "least_attainment": 0.3, "cells_counted": 3, "summary": summary(found, ARMS, 0.3),
+        "least_attainment": 0.3, "least_ratio": 0.98, "cells_counted": 3,
+        "shortfalls": shortfalls(found, ["adaptive"], 0.98, 0.3), "summary": summary(found, ARMS, 0.3),
         "groups": [{"value": "half", "cells": 1, "cells_counted": 1, "summary": summary(found[:1], ARMS, 0.3)}],
         "cells": [{**cell_result(cell), **about} for cell in found],
     }  # fmt: skip
@@ -161,7 +163,7 @@ def printed(table: Shown) -> list[str]:
 
 
 def test_the_tables_say_so() -> None:
-    whole, group, cost, capacities = map(printed, tables(result()))
+    whole, group, cost, capacities, behind = map(printed, tables(result()))
     assert "goodput / goodput of the best fixed setting, 3 of 5 cells" in whole[0]
     (adaptive,) = (line for line in whole if "adaptive" in line)
     assert adaptive.split()[1::2] == ["adaptive", *["0.50", "0.75", "1.25"] * 2, "3", "0", "edge"]
@@ -175,6 +177,7 @@ def test_the_tables_say_so() -> None:
     assert default.split()[1::2] == ["default", "1.4", "1.00", "1.00", "1.00"]  # 80% at 1, 30% at 2
     (adaptive,) = (line for line in capacities if "adaptive" in line)
     assert adaptive.split()[1::2] == ["adaptive", "1.73", "1.23", "1.23", "1.23"]  # 100% at 1, 45% at 2
+    assert "below 0.98 of the best fixed setting" in behind[0]
     lines = printed(cells_table(result()))
     (edge,) = (line for line in lines if "edge" in line)
     assert edge.split()[1::2] == ["edge", "small", "30.0", "crashed", "0.50"]
@@ -187,7 +190,8 @@ def test_the_tables_name_a_further_oracle() -> None:
     arms = list(found[0].rows)
     shown = {
         **result(), "arms": arms, "fixed": ["small"], "capacity": None, "groups": [], "cells_counted": 2,
-        "oracles": {"fixed": ["small"], "ordered": ["ordered_c1", "ordered_c2"]}, "summary": summary(found, arms, 0.3),
+        "oracles": {"fixed": ["small"], "ordered": ["ordered_c1", "ordered_c2"]}, "shortfalls": [],
+        "summary": summary(found, arms, 0.3),
         "cells": [cell_result(cell) for cell in found],
     }  # fmt: skip
     table = cells_table(shown)
@@ -216,3 +220,54 @@ def test_a_stroke_in_a_text_is_no_border_and_a_last_column_of_text_stands_on_the
 
 def test_the_result_is_json() -> None:
     assert json.loads(json.dumps(result())) == result()
+
+
+def test_cells_below_the_least_ratio_are_listed_with_both_sides_the_worst_first() -> None:
+    """Edge has 0.50 and near 0.75 of their best; half is above, past and none do not count."""
+    listed = shortfalls(cells(), ["adaptive"], 0.98, 0.3)
+    assert [(one["cell"], one["ratio"]) for one in listed] == [("edge", 0.5), ("near", 0.75)]
+    both: dict[str, Any] = {
+        "duration_s": 10.0,
+        "missed": {"not_completed": 0, "ttft": 55, "gap": 0, "mean": 0, "e2e": 0},
+    }
+    assert listed[1]["ours"] == {"arm": "adaptive", "goodput_per_s": 4.5, "attainment": 0.45, **both}
+    both["missed"]["ttft"] = 40
+    assert listed[1]["best"] == {"arm": "small", "goodput_per_s": 6.0, "attainment": 0.6, **both}
+    assert [one["cell"] for one in shortfalls(cells(), ["adaptive"], 0.75, 0.3)] == ["edge"]  # 0.75 is not below 0.75
+    assert [one["cell"] for one in shortfalls(cells(), ["adaptive"], 1.26, 0.0)] == ["edge", "near", "past", "half"]
+
+
+def test_a_crash_is_listed_whatever_the_ratio() -> None:
+    (first, *_) = shortfalls(cells(), ["default"], 0.0, 0.3)
+    assert (first["cell"], first["ratio"], first["ours"]["attainment"]) == ("edge", None, None)
+    table = shortfalls_table({"least_ratio": 0.0, "shortfalls": [first]})
+    assert table.rows[0][:5] == ("edge", "default", "crashed", "–", "10.00")
+
+
+def test_the_list_says_what_was_missed() -> None:
+    slow = {
+        **row("adaptive", 90, seconds=12.5),
+        "missed": {"not_completed": 1, "ttft": 4, "gap": 9, "mean": 0, "e2e": 2},
+    }
+    cell = judged("near", {}, [slow, row("small", 100)], ["small"])
+    table = shortfalls_table({"least_ratio": 0.98, "shortfalls": shortfalls([cell], ["adaptive"], 0.98, 0.3)})
+    assert table.rows == (
+        ("near", "adaptive", "0.720", "90.0", "12.50", "small", "100.0", "10.00",
+         "nothing; not completed 1, first token 4, gaps 9, whole answer 2"),
+    )  # fmt: skip
+
+
+def test_weights_have_ratios_of_their_own_and_columns_only_where_they_say_something() -> None:
+    """By weight the larger setting is the best: 9 of its 40 requests a second count for 5 each."""
+    heavy = {**row("large", 40), "weighted_goodput_per_s": 12.0, "weighted_good_tokens_per_s": 90.0}
+    found = judged("half", {}, [row("default", 30), row("small", 50), heavy], FIXED)
+    assert found.oracle["overall"]["arm"] == "small"
+    assert found.weighted_ratios == {"default": 0.25, "small": pytest.approx(5 / 12), "large": 1.0}
+    assert found.weighted_token_ratios == {"default": pytest.approx(1 / 3), "small": pytest.approx(5 / 9), "large": 1.0}
+    shown = {**result(), "arms": ["default"], "cells": [cell_result(found)]}
+    group = {"value": None, "cells": 1, "cells_counted": 1, "summary": summary([found], ["default"], 0.3)}
+    columns = summary_table(shown, group).columns
+    assert columns[7:13] == (*(f"weighted {one}" for one in ("min", "median", "max")),
+                             *(f"weighted tokens {one}" for one in ("min", "median", "max")))  # fmt: skip
+    assert summary_table(shown, group).rows[0][7:13] == (*["0.25"] * 3, *["0.33"] * 3)
+    assert not any("weighted" in column for table in tables(result()) for column in table.columns)

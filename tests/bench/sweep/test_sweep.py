@@ -73,7 +73,8 @@ def test_a_sweep_runs_cell_by_cell_and_reports(
     ratios = {"min": 0.5, "median": pytest.approx(2 / 3), "max": pytest.approx(5 / 6)}
     assert result["summary"][0] == {
         "arm": "default", **ratios, **of_cells, "crashes": 0, "good_tokens": {**ratios, **of_cells}, "against": {},
-        "attainment": {**ratios, **of_cells},
+        "attainment": {**ratios, **of_cells}, "weighted": {**ratios, **of_cells},
+        "weighted_tokens": {**ratios, **of_cells},
         "cost_median": pytest.approx((160 / 130 + 160 / 150) / 2), "longest_tenth_ttft_p99_median_s": 6.0,
     }  # fmt: skip
     assert (result["oracles"], result["fixed"]) == ({"fixed": ["exclusive_c2048_r64"]}, ["exclusive_c2048_r64"])
@@ -101,6 +102,31 @@ def test_all_cells_are_printed_as_markdown_on_request(
         "| low | exclusive_c2048_r64 | 60.0 | 0.50 |",
         "| high | exclusive_c2048_r64 | 60.0 | 0.83 |",
     ]
+
+
+def test_cells_below_the_least_ratio_are_listed(
+    runner: Runner, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 60 requests that the fixed setting serves, default serves 30 and 50."""
+    assert main(command) == 0
+    assert (
+        json.loads(last_line(capsys))["shortfalls"] == []
+    )  # an arm without a policy is looked at when it is asked for
+    assert main([*command, "examined=[default]", "markdown=true"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    result = json.loads(shown[-1])
+    assert (result["examined"], result["least_ratio"]) == (["default"], 0.98)
+    assert [(one["cell"], one["ratio"]) for one in result["shortfalls"]] == [
+        ("low", 0.5),
+        ("high", pytest.approx(5 / 6)),
+    ]
+    assert any("below 0.98 of the best fixed setting" in line for line in shown)
+    best = "exclusive_c2048_r64 | 60.0 | 10.00 | first token 40; first token"
+    assert [line for line in shown if line.startswith("| low | default")] == [
+        f"| low | default | 0.500 | 30.0 | 10.00 | {best} 70 |"
+    ]
+    assert main([*command, "examined=[default]", "least_ratio=0.8"]) == 0
+    assert [one["cell"] for one in json.loads(last_line(capsys))["shortfalls"]] == ["low"]
 
 
 def test_groups_capacities_and_a_further_oracle_are_reported(

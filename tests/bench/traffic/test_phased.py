@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.traffic.phased import Phase, draw_phased
+from bench.traffic.drawn.phased import Phase, draw_phased
 
 CHAT = Phase("chat", 2000.0, 2.0, 1000.0, 1.0, 100.0, 0.5)
 BURST = Phase("burst", 500.0, 4.0, 4000.0, 0.0, 10.0, 0.0)

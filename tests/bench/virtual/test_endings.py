@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.composition import read_config
-from bench.report.metrics import gaps_s
+from bench.report.one_request import gaps_s
 from bench.report.records import Ending
 from bench.traffic import Request
 from bench.virtual.arms import VirtualArm

@@ -62,7 +62,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
             "virtual: 'traffic.path=/a=b.csv': cannot be read at '=' (character 16)",
         ),
         (["traffic=trace", "traffic.path=2024"], "traffic: path = 2024: is not text; allowed: text; what reads as "),
-        (["traffic=nope"], "virtual: traffic = 'nope': no such choice; allowed: azure, "),
+        (["traffic=nope"], "virtual: traffic = 'nope': no such choice; allowed: agents, azure, "),
         (["a..b="], "virtual: 'a..b=': has a dot too many in its key; allowed: key=value"),
         (["traffic=azure"], "virtual: traffic.path: is missing; allowed: traffic.path=VALUE"),
         (["traffic=azure", "traffic.path=/nowhere.csv"], "/nowhere.csv: no such file"),
@@ -133,6 +133,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not out.exists()
 
 
+ONE = {"prefill_chunk_tokens": [8], "max_running_requests": [1]}
+
+
 @pytest.mark.parametrize(
     ("arms", "message"),
     [
@@ -157,7 +160,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ({"a": {"grid": {"chunk": [1]}}}, "arms.a.grid: chunk = [1]: unknown key; allowed: prefill_chunk_tokens, "),
         ({"a": {"grid": {"prefill_chunk_tokens": [8]}}}, f"arms.a.grid: max_running_requests = None: {NO_SIZES}"),
         ({"a": {"oracle": "a b"}}, "arms.a: oracle = 'a b': is no name; allowed: letters, digits, _ and -"),
-        ({"a": {"grid": [512]}}, "arms.a.grid: [512]: is not a section of keys and values"),
+        ({"a": {"grid": 512}}, "arms.a.grid: 512: is not a section of keys and values"),
+        ({"a": {"grid": [512]}}, "arms.a.grid[0]: 512: is not a section of keys and values"),
+        ({"a": {"grid": []}}, "arms.a.grid: []: has no settings; allowed: a grid, or a list of at least one"),
+        ({"a": {"grid": [ONE, {**ONE, "max_running_requests": [0]}]}}, "arms.a.grid[1]: max_running_requests = [0]: "),
+        ({"a": {"grid": [ONE, ONE]}}, "virtual: arms = 'exclusive_c8_r1': has two arms of one name"),
         *(
             ({"a": {"grid": {"prefill_chunk_tokens": sizes, "max_running_requests": [1]}}},
              f"arms.a.grid: prefill_chunk_tokens = {sizes!r}: {NO_SIZES}")
@@ -177,12 +184,13 @@ def test_arms_that_cannot_be_used_are_refused(arms: object, message: str) -> Non
 
 
 def test_every_shipped_arm_loads() -> None:
-    grids = {"fixed_grid", "ordered_grid", "study_grid", "study_small", "ordered_study"}
-    # The study's grids are parts of the whole ones, under the same names.
+    grids = {"fixed_grid", "ordered_grid", "study_grid", "study_small", "ordered_study", "wide_grid"}
+    # The study's grids are parts of the whole ones, or meet them, under the same names.
     for name in grids:
         assert len(read_arms([name], SLO)) > 1
     arms = read_arms(
-        [name for name in choices("arm") if name not in {"study_grid", "study_small", "ordered_study"}], SLO
+        [name for name in choices("arm") if name not in {"study_grid", "study_small", "ordered_study", "wide_grid"}],
+        SLO,
     )
     parts = read_arms(["study_grid", "study_small"], SLO)
     assert {*parts, *read_arms(["ordered_study"], SLO)} <= {*arms}
@@ -234,6 +242,25 @@ def test_a_grid_is_an_arm_per_combination_and_those_are_fixed() -> None:
         VirtualArm("mixed_c2048_r64", flags("2048", "--enable-mixed-chunk"), oracle="fixed"),
     )
     assert len(read_arms(["fixed_grid"], SLO)) == 36
+
+
+def test_grids_of_a_list_follow_one_another() -> None:
+    grids = [ONE, {**ONE, "max_running_requests": [2, 3], "mixed_chunk": [True]}]
+    arms = read_arms({"any": {"grid": grids}}, SLO)
+    assert [arm.name for arm in arms] == ["exclusive_c8_r1", "mixed_c8_r2", "mixed_c8_r3"]
+    assert {arm.oracle for arm in arms} == {"fixed"}
+
+
+def test_the_wider_oracle_has_small_batches_beside_nearly_all_that_the_studys_has() -> None:
+    """What it leaves out of the study's grids: a chunk of 8,192 with a decode step after it, small exclusive ones."""
+    wide = {arm.name for arm in read_arms(["wide_grid"], SLO)}
+    assert len(wide) == 31
+    assert {name.rpartition("_r")[2] for name in wide} == {"16", "32", "48", "64", "128", "256", "1024"}
+    study = {arm.name for arm in read_arms(["study_grid", "study_small"], SLO)}
+    assert study - wide == {
+        "exclusive_c512_r1024", "exclusive_c1024_r1024", "interval1_c8192_r1024", "exclusive_c1024_r128",
+        "exclusive_c1024_r256",
+    }  # fmt: skip
 
 
 def test_an_interval_between_prefill_steps_is_a_way_of_its_own_beside_mixing() -> None:

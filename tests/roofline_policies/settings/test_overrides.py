@@ -19,7 +19,10 @@ from roofline_policies.settings.loading import load
 from roofline_policies.settings.overrides import SHIPPED_GROUPS, _written, composed
 from sglang_patches.launch.policy_source import words
 
-TRAFFIC = "azure, bailian, burstgpt, closed, lmsys, long_output, mooncake, phased, recorded, sharegpt, timed, trace"
+TRAFFIC = (
+    "agents, azure, bailian, bimodal, burstgpt, chat, closed, giants, lmsys, long_output, mixture, mooncake, phased, "
+    "reasoning, recorded, sessions, sharegpt, timed, trace"
+)
 MODEL = "model_path=/m"
 
 

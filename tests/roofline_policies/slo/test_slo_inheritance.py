@@ -46,6 +46,11 @@ def test_targets_of_ones_own_are_a_mapping(own):
     [
         ({"tpot_s": 0.1}, "tpot_s", "one of ttft_s, itl_s, itl_kind, e2e_s"),
         ({3: 0.1}, "3", "one of ttft_s"),
+        (
+            {"weight": 5.0},
+            "weight",
+            "one of ttft_s, itl_s, itl_kind, e2e_s",
+        ),  # what it counts for is the operator's say
         ({"itl_s": 0}, "itl_s", "greater than 0"),
         ({"itl_s": -1.0}, "itl_s", "greater than 0"),
         ({"ttft_s": float("nan")}, "ttft_s", "greater than 0"),
@@ -64,6 +69,21 @@ def test_what_is_no_target_is_refused_by_name(own, key, allowed):
         OBJECTIVES.asked(10, own)
     assert raised.value.key == key
     assert allowed in str(raised.value)
+
+
+def test_a_request_keeps_the_weight_of_its_class_whatever_it_asks_for():
+    objectives = Objectives(SERVER, {10: Slo(ttft_s=0.5, itl_s=0.025, weight=4.0)})
+    assert objectives.of(10).weight == 4.0
+    assert objectives.of().weight == 1.0
+    assert objectives.granted(10, {"itl_s": 0.05}).slo == Slo(ttft_s=0.5, itl_s=0.05, weight=4.0)
+    assert objectives.granted(None, {"itl_s": 0.05}).slo.weight == 1.0
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf"), "2", None, True])
+def test_what_is_no_weight_is_refused_by_name(weight):
+    with pytest.raises(FieldError, match="a finite number greater than 0") as raised:
+        Slo(weight=weight)
+    assert raised.value.key == "weight"
 
 
 targets = st.one_of(st.none(), st.floats(1e-6, 1e6))

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from bench.traffic.classes import ClassShare, picked
+from bench.checks import number, only, section, text
+from bench.traffic.classes import ClassShare, picked, read_classes
 from bench.traffic.request import Request
+from roofline_policies.errors import InputError
 
 CLASSES = 1
 """Names the stream of a phase's classes beside that of its lengths and arrivals."""
+
+KEYS = ("phases",)
+PHASE_KEYS = (
+    "name", "duration_s", "rate_per_s", "prompt_median", "prompt_sigma", "output_median", "output_sigma",
+    "classes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +66,34 @@ def draw_phased(phases: Sequence[Phase], seed: int) -> Iterator[Request]:
                 start_s + offset_s, max(1, round(prompt)), max(1, round(output)), phase=phase.name, priority=priority
             )
         start_s += phase.duration_s
+
+
+def read_phased(conf: Mapping[str, Any], seed: int) -> Iterator[Request]:
+    """The traffic of ``phases``; see conf/bench/traffic/phased.yaml.
+
+    Raises:
+        InputError: a value that cannot be used; names the phase.
+    """
+    phases = conf.get("phases")
+    if not isinstance(phases, list) or not phases:
+        raise InputError(
+            "is not a list of phases", where="traffic", key="phases", value=phases, allowed="at least one phase"
+        )
+    read = []
+    for place, one in enumerate(phases):
+        where = f"traffic.phases[{place}]"
+        fields = section(one, where)
+        only(fields, where, PHASE_KEYS)
+        read.append(
+            Phase(
+                name=text(fields, "name", where),
+                duration_s=number(fields, "duration_s", where, above=0.0),
+                rate_per_s=number(fields, "rate_per_s", where, above=0.0),
+                prompt_median=number(fields, "prompt_median", where, low=1.0),
+                prompt_sigma=number(fields, "prompt_sigma", where, default=0.0, low=0.0),
+                output_median=number(fields, "output_median", where, low=1.0),
+                output_sigma=number(fields, "output_sigma", where, default=0.0, low=0.0),
+                classes=read_classes(fields.get("classes"), where),
+            )
+        )
+    return draw_phased(read, seed)
