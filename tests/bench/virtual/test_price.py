@@ -128,35 +128,32 @@ def experiment(*overrides: str) -> Experiment:
 
 @pytest.fixture(scope="module")
 def runs() -> list[ArmRun]:
-    """A request as predicted, at a price, at that price under a policy that is told it, and under one that is not."""
-    (told,), (plain,) = read_arms(["told_price"], SLO), read_arms(["adaptive"], SLO)
-    fixed, priced = VirtualArm("default"), experiment(*DROPPED)
-    jobs = [(experiment(), fixed, None), (priced, fixed, None), (priced, told, None), (priced, plain, None)]
+    """A request as predicted, and at a price that the policy is told."""
+    jobs = [(experiment(), VirtualArm("default"), None), (experiment(*DROPPED), *read_arms(["told_price"], SLO), None)]
     outcomes = dict(run_each(run_and_summarise, jobs, 1, lambda *_: None))
-    for outcome in outcomes.values():
+    found = []
+    for place in range(len(jobs)):
+        outcome = outcomes[place]
         assert not isinstance(outcome, Crash), outcome
-    return [outcomes[place][0] for place in range(len(jobs))]
+        found.append(outcome[0])
+    return found
 
 
 def test_each_gap_takes_its_price(runs: list[ArmRun]) -> None:
-    usual, priced = ([*run.records[0].token_s] for run in runs[:2])
-    arrives_s = runs[0].records[0].scheduled_s
+    usual, priced = ([*run.records[0].token_s] for run in runs)
     assert len(usual) == len(priced) == 200
-    assert arrives_s < priced[0] < 1.3 < priced[-1]
+    assert priced[0] < 1.3 < priced[-1]
     expected = [
-        (b - a) * 1.25 * (2.0 if start >= 1.3 else 1.0) for (a, b), start in zip(pairwise(usual), priced, strict=False)
+        (after - before) * 1.25 * (2.0 if start_s >= 1.3 else 1.0)
+        for (before, after), start_s in zip(pairwise(usual), priced, strict=False)
     ]
-    assert [b - a for a, b in pairwise(priced)] == pytest.approx(expected, rel=1e-9)
-    assert len({start >= 1.3 for start in priced}) == 2
+    assert [after - before for before, after in pairwise(priced)] == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_policy_that_is_told_the_price_has_nothing_to_learn_of_decode(runs: list[ArmRun]) -> None:
-    def scale(run: ArmRun) -> float:
-        return float(run.samples[-1].ranks[0]["correction"]["decode"]["scale"])  # type: ignore[index]
-
-    assert scale(runs[2]) == pytest.approx(1.0, abs=1e-6)
-    assert scale(runs[3]) > 1.3
-    assert runs[2].records[0].token_s == runs[1].records[0].token_s  # what is charged is as it was
+    learned = runs[1].samples[-1].ranks[0]["correction"]["decode"]  # type: ignore[index]
+    assert learned["steps"] > 100
+    assert learned["scale"] == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("chosen", ["efficiency=roofline", "efficiency=none", "efficiency=h100_sxm"])

@@ -102,7 +102,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         (["price.bias_per_request=-0.01"], "price: bias_per_request = -0.01: is out of range; allowed: a number >= 0"),
         (["price.bias_per_request=x"], "price: bias_per_request = 'x': is not a finite number; allowed: a number >= 0"),
         (["price.slower=0", "price.slower_from_s=9"], "price: slower = 0: is out of range; allowed: a number > 0"),
-        (["price.slower=.nan"], "price: slower = nan: is not a finite number; allowed: a number > 0"),
+        (["price.slower=nan"], "price: slower = nan: is not a finite number; allowed: a number > 0"),
         (["price.slower=1.4"], "price: slower = 1.4: holds at no time; allowed: 1, or with it price.slower_from_s, "),
         (["price.slower_from_s=-1"], "price: slower_from_s = -1: is out of range; allowed: a number >= 0"),
         (
@@ -156,7 +156,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
          "virtual: arms = 'exclusive_c8_r1': has two arms of one name"),
         ({"a/b": {}}, "arms.a/b: name = 'a/b': cannot name a file; allowed: letters, digits, _ and -"),
         ({"a": [1]}, "arms.a: [1]: is not a section of keys and values; allowed: key: value pairs"),
-        ({"a": {"chunk": 1}}, "arms.a: chunk = 1: unknown key; allowed: server_args, policy, policy_set, grid"),
+        ({"a": {"chunk": 1}}, "arms.a: chunk = 1: unknown key; allowed: server_args, policy, policy_set, told_price, "),
         ({"a": {"server_args": "--x"}}, "arms.a: server_args = '--x': is not a list of arguments"),
         ({"a": {"policy": "/nowhere.yaml"}}, "arms.a: policy = '/nowhere.yaml': no such file; allowed: null, "),
         ({"a": {"policy": 3}}, "arms.a: policy = 3: no such file; allowed: null, "),
