@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bench.composition import read_config
 from bench.report.records import ArmRun
 from bench.virtual.arms import VirtualArm, read_arms
-from bench.virtual.price import Price, PricedSteps
+from bench.virtual.price import Price, PricedSteps, ReplayedPrompts
 from bench.virtual.processes import Crash, run_each
 from bench.virtual.settings import Experiment, VirtualSettings
 from bench.virtual.task import run_and_summarise
@@ -113,6 +113,24 @@ def test_what_can_be_known_of_a_price_is_all_but_its_noise() -> None:
     assert Price(1.5, 0.1, 2.0, 9.0, 0.3).without_noise() == Price(1.5, 0.1, 2.0, 9.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("prefill", "decode", "asked", "charged"),
+    [
+        (PROMPT, NONE, False, True),  # 512 rows
+        (PROMPT, ROW, False, False),  # 513
+        (BatchShape.of(prefill=[(513, 0)]), NONE, True, False),
+        (NONE, ROW, True, True),
+        (NONE, ROW, False, False),
+    ],
+)
+def test_steps_with_prompts_replay_a_graph_where_the_server_has_one(
+    prefill: BatchShape, decode: BatchShape, asked: bool, charged: bool
+) -> None:
+    times = Asked(0.3)
+    assert ReplayedPrompts(times, 512).step_s(prefill=prefill, decode=decode, graph=asked) == 0.3
+    assert times.asked == [{"prefill": prefill, "decode": decode, "graph": charged}]
+
+
 ONE = (
     "traffic.phases=[{name: one, duration_s: 30, rate_per_s: 1, "
     "prompt_median: 600, prompt_sigma: 0, output_median: 200, output_sigma: 0}]"
@@ -150,10 +168,11 @@ def test_each_gap_takes_its_price(runs: list[ArmRun]) -> None:
     assert [after - before for before, after in pairwise(priced)] == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_policy_that_is_told_the_price_has_nothing_to_learn_of_decode(runs: list[ArmRun]) -> None:
-    learned = runs[1].samples[-1].ranks[0]["correction"]["decode"]  # type: ignore[index]
-    assert learned["steps"] > 100
-    assert learned["scale"] == pytest.approx(1.0, abs=1e-6)
+def test_a_policy_that_is_told_the_price_has_nothing_to_learn(runs: list[ArmRun]) -> None:
+    learned = runs[1].samples[-1].ranks[0]["correction"]
+    assert learned["decode"]["steps"] > 100  # type: ignore[index]
+    for kind in ("prefill", "decode"):
+        assert learned[kind]["median_error"] < 1e-6  # type: ignore[index]
 
 
 @pytest.mark.parametrize("chosen", ["efficiency=roofline", "efficiency=none", "efficiency=h100_sxm"])
