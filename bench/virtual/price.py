@@ -13,7 +13,7 @@ from roofline_policies.errors import InputError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.steps.times import StepTimes
 
-KEYS = ("bias", "bias_per_request", "slower", "slower_from_s", "noise")
+KEYS = ("bias", "bias_per_request", "slower", "slower_from_s", "noise", "pause_share", "pause_factor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Price:
     slower: of steps that start ``slower_from_s`` seconds after the traffic began, or later; None: of none. A device
         whose clocks drop by 30% takes 1 / 0.7 of its time.
     noise: standard deviation of ``drawn``, a factor of each step's own, whose mean is 1; it is never below 0.1.
+    pause_share, pause_factor: this share of the steps, drawn at random, takes so many times as long besides, as where
+        the host does something else between steps.
     """
 
     bias: float = 1.0
@@ -33,6 +35,8 @@ class Price:
     slower: float = 1.0
     slower_from_s: float | None = None
     noise: float = 0.0
+    pause_share: float = 0.0
+    pause_factor: float = 1.0
 
     @classmethod
     def from_config(cls, price: Mapping[str, Any]) -> Price:
@@ -54,11 +58,13 @@ class Price:
             slower=slower,
             slower_from_s=from_s,
             noise=number(price, "noise", "price", low=0.0),
+            pause_share=number(price, "pause_share", "price", low=0.0, high=1.0),
+            pause_factor=number(price, "pause_factor", "price", low=1.0),
         )
 
-    def without_noise(self) -> Price:
-        """What can be known of it before a step has run."""
-        return replace(self, noise=0.0)
+    def without_chance(self) -> Price:
+        """What can be known of it before a step has run: all but noise and pauses."""
+        return replace(self, noise=0.0, pause_share=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ class ReplayedPrompts:
 
 
 class PricedSteps:
-    """Step times at a price. Equal seeds give equal sequences of what noise draws.
+    """Step times at a price. Equal seeds give equal sequences of what is drawn.
 
     starts_s: seconds after the traffic began at which a step that is asked for now would start.
     """
@@ -91,6 +97,7 @@ class PricedSteps:
         self._price = price
         self._starts_s = starts_s
         self._random = np.random.default_rng(seed)
+        self._pausing = np.random.default_rng((seed, 1))  # of its own: noise is the same with pauses and without
         self._factors: list[float] = []
 
     def step_s(self, *, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
@@ -102,6 +109,9 @@ class PricedSteps:
 
     def _drawn(self) -> float:
         if not self._factors:
-            drawn = 1.0 + self._price.noise * self._random.standard_normal(self._DRAWN)
-            self._factors = np.maximum(self.LEAST, drawn).tolist()
+            price = self._price
+            drawn = np.maximum(self.LEAST, 1.0 + price.noise * self._random.standard_normal(self._DRAWN))
+            if price.pause_share:
+                drawn *= np.where(self._pausing.random(self._DRAWN) < price.pause_share, price.pause_factor, 1.0)
+            self._factors = drawn.tolist()
         return self._factors.pop()

@@ -92,7 +92,7 @@ def run_arm(
             told = device.told(settings, server.graph_sizes) if speculation is None else None
             if arm.told_price and told is not None:
                 told = ReplayedPrompts(told, device.prefill_graph_tokens)
-                told = PricedSteps(told, experiment.price.without_noise(), experiment.seed, traffic.next_step_s)
+                told = PricedSteps(told, experiment.price.without_chance(), experiment.seed, traffic.next_step_s)
             server.attach(
                 settings if settings.ceilings is not None else replace(settings, ceilings=device.ceilings),
                 device.rank,

