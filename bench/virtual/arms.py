@@ -19,7 +19,7 @@ from roofline_policies.errors import InputError
 from roofline_policies.settings.loading import SHIPPED, Settings, load
 
 GROUP = "arm"
-KEYS = ("server_args", "policy", "policy_set", "grid", "speculation_steps", "oracle")
+KEYS = ("server_args", "policy", "policy_set", "told_price", "grid", "speculation_steps", "oracle")
 GRID_KEYS = ("prefill_chunk_tokens", "max_running_requests", "mixed_chunk", "prefill_decode_interval")
 FIXED = "fixed"
 """The oracle that everything is held against: the best setting of SGLang's own that nothing moves."""
@@ -32,6 +32,7 @@ class VirtualArm:
     """One way to run the server.
 
     server_args: added to the common ones. policy, policy_set: as for --policy and --policy-set; None: no policy.
+    told_price: the policy is told the price of steps too, noise apart: no server knows it, others are held against it.
     speculation_steps: drafts per step of speculative decoding; None: none.
     oracle: name of the oracle that may pick this setting; None: none may.
     """
@@ -42,6 +43,7 @@ class VirtualArm:
     policy_set: tuple[str, ...] = ()
     speculation_steps: int | None = None
     oracle: str | None = None
+    told_price: bool = False
 
     @property
     def fixed(self) -> bool:
@@ -53,8 +55,9 @@ class VirtualArm:
         """How the arm differs from a server of defaults, for people."""
         policy = [] if self.policy is None else ["--policy", self.policy]
         chosen = ["--policy-set", " ".join(self.policy_set)] if self.policy_set else []
+        told = ["told_price"] if self.told_price else []
         drafts = [] if self.speculation_steps is None else [f"speculation_steps={self.speculation_steps}"]
-        return [*self.server_args, *policy, *chosen, *drafts]
+        return [*self.server_args, *policy, *chosen, *told, *drafts]
 
     def settings(self, slo: JudgedSlo) -> Settings | None:
         """The arm's policy, aimed at the SLO it will be judged by; None without one.
@@ -73,7 +76,7 @@ def read_arms(value: object, slo: JudgedSlo) -> tuple[VirtualArm, ...]:
     Raises:
         InputError: a name, a key or a policy that cannot be used, no arm, or two of one name.
     """
-    allowed = [*choices(GROUP), "or a section of name: {server_args, policy, policy_set, grid, oracle}"]
+    allowed = [*choices(GROUP), "or a section of name: {server_args, policy, policy_set, told_price, grid, oracle}"]
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         entries = {name: _shipped(name) for name in value}
         if len(entries) < len(value):
@@ -114,11 +117,16 @@ def _arms(name: str, entry: Mapping[str, Any]) -> list[VirtualArm]:
     ):
         allowed = ["null", *SHIPPED, "a file", "package.module:attribute"]
         raise InputError("no such file", where=where, key="policy", value=policy, allowed=allowed)
+    told_price = entry.get("told_price", False)
+    if not isinstance(told_price, bool):
+        raise InputError("is not a choice", where=where, key="told_price", value=told_price, allowed=[False, True])
+    if told_price and policy is None:
+        raise InputError("needs a policy", where=where, key="told_price", value=told_price)
     steps = optional_count(entry, "speculation_steps", where)
     oracle = entry.get("oracle", None if entry.get("grid") is None else FIXED)
     if oracle is not None and not (isinstance(oracle, str) and _NAME.fullmatch(oracle)):
         raise InputError("is no name", where=where, key="oracle", value=oracle, allowed="letters, digits, _ and -")
-    arm = VirtualArm(name, texts(entry, "server_args", where), policy, overrides, steps, oracle)
+    arm = VirtualArm(name, texts(entry, "server_args", where), policy, overrides, steps, oracle, told_price)
     return [arm] if entry.get("grid") is None else _grids(arm, entry["grid"], f"{where}.grid")
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.checks import choice, count, number, only, optional_count, section, text
 from bench.virtual.models import ServedModel, model_of
 from roofline_policies.device.hardware import BESIDE_CEILINGS, Ceilings, from_catalogue, match_device
@@ -189,7 +187,7 @@ class Device:
     def told(self, settings: Settings, captured: Sequence[int]) -> StepTimes | None:
         """What a policy is told of step times, which need not be what the clock charges; captured: as in ``steps``.
 
-        ``efficiency=auto``: what the clock charges before bias and noise, None where steps were measured on a server.
+        ``efficiency=auto``: what the clock charges before its price, None where steps were measured on a server.
         ``efficiency=none``, ``roofline``: None; whether the roofline then stands in follows from the settings, as on a
         real server. Coefficients of a device: that device's times, whatever the clock charges.
 
@@ -225,39 +223,6 @@ class TieredSteps:
     def step_s(self, *, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
         times = self.prefill if prefill.requests else self.decode
         return times.step_s(prefill=prefill, decode=decode, graph=graph)
-
-
-class PricedSteps:
-    """What the clock charges: predicted times with a bias, and a factor of each step's own.
-
-    noise: standard deviation of that factor, whose mean is 1; it is never below 0.1. pause_share, pause_factor: this
-    share of the steps, drawn at random, takes so many times as long besides: a stand-in for what a host does between
-    steps and no policy is told. Equal seeds give equal sequences.
-    """
-
-    LEAST = 0.1
-    _DRAWN = 4096
-
-    def __init__(
-        self, steps: StepTimes, bias: float, noise: float, seed: int, *, pause_share: float = 0.0,
-        pause_factor: float = 1.0,
-    ) -> None:  # fmt: skip
-        self._steps = steps
-        self._bias = bias
-        self._noise = noise
-        self._pauses = pause_share, pause_factor
-        self._random = np.random.default_rng(seed)
-        self._pausing = np.random.default_rng((seed, 1))  # of its own: noise is the same with pauses and without
-        self._factors: list[float] = []
-
-    def step_s(self, *, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
-        if not self._factors:
-            drawn = np.maximum(self.LEAST, 1.0 + self._noise * self._random.standard_normal(self._DRAWN))
-            share, factor = self._pauses
-            if share:
-                drawn *= np.where(self._pausing.random(self._DRAWN) < share, factor, 1.0)
-            self._factors = drawn.tolist()
-        return self._steps.step_s(prefill=prefill, decode=decode, graph=graph) * self._bias * self._factors.pop()
 
 
 def layout(device: Mapping[str, Any]) -> tuple[str, ...]:

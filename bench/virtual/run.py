@@ -15,7 +15,7 @@ from bench.live.prompts import PromptBuilder
 from bench.report.records import ArmRun, RequestRecord, ServerSample
 from bench.traffic import Request
 from bench.virtual.arms import VirtualArm
-from bench.virtual.device import PricedSteps
+from bench.virtual.price import PricedSteps, ReplayedPrompts
 from bench.virtual.settings import Experiment
 from roofline_policies.steps.times import StepTimes
 from sglang_patches.virtual.clock import VirtualClock
@@ -84,18 +84,19 @@ def run_arm(
         steps = device.steps(server.graph_sizes)
         if journal is not None:
             steps = journal.watched(steps)
-        priced = PricedSteps(
-            steps, experiment.bias, experiment.noise, experiment.seed,
-            pause_share=experiment.pause_share, pause_factor=experiment.pause_factor,
-        )  # fmt: skip
+        priced = PricedSteps(steps, experiment.price, experiment.seed, traffic.next_step_s)
         worker = server.start(priced, experiment.host, speculation, device.backends)
         settings = arm.settings(experiment.slo)
         if settings is not None:
+            # As on a live server: a predictor of plain steps would price drafting at one row per request.
+            told = device.told(settings, server.graph_sizes) if speculation is None else None
+            if arm.told_price and told is not None:
+                told = ReplayedPrompts(told, device.prefill_graph_tokens)
+                told = PricedSteps(told, experiment.price.without_chance(), experiment.seed, traffic.next_step_s)
             server.attach(
                 settings if settings.ceilings is not None else replace(settings, ceilings=device.ceilings),
                 device.rank,
-                # As on a live server: a predictor of plain steps would price drafting at one row per request.
-                device.told(settings, server.graph_sizes) if speculation is None else None,
+                told,
                 device.backends,
                 device.linear,
             )

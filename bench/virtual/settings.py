@@ -16,7 +16,9 @@ from bench.virtual.arms import VirtualArm, read_arms
 from bench.virtual.device import Device
 from bench.virtual.draft import Draft
 from bench.virtual.models import ServedModel
+from bench.virtual.price import Price
 from roofline_policies.errors import InputError
+from roofline_policies.settings.loading import AUTO
 from roofline_policies.steps.host_time import HostTime, RequestPath
 from roofline_policies.steps.speculation import check_draft
 
@@ -41,10 +43,7 @@ class Experiment:
     requests: tuple[Request, ...]
     host: HostTime
     path: RequestPath
-    bias: float
-    noise: float
-    pause_share: float
-    pause_factor: float
+    price: Price
     output_cap_tokens: int | None
     drain_s: float
     sample_every_s: float
@@ -70,8 +69,6 @@ class Experiment:
         loaded = load_traffic(traffic, seed, most_tokens, held_by)
         _in_time(loaded.requests[-1].arrival_s, optional_number(conf, "most_s", "virtual", above=0.0))
         requests = _phased(loaded.requests, optional_number(conf, "phase_s", "virtual", above=0.0))
-        price = section(conf.get("price"), "price")
-        only(price, "price", ("bias", "noise", "pause_share", "pause_factor"))
         host, path = _times(conf, device)
         experiment = cls(
             device=device,
@@ -82,10 +79,7 @@ class Experiment:
             requests=tuple(requests),
             host=host,
             path=path,
-            bias=number(price, "bias", "price", above=0.0),
-            noise=number(price, "noise", "price", low=0.0),
-            pause_share=number(price, "pause_share", "price", low=0.0, high=1.0),
-            pause_factor=number(price, "pause_factor", "price", low=1.0),
+            price=Price.from_config(section(conf.get("price"), "price")),
             output_cap_tokens=optional_count(conf, "output_cap_tokens", "virtual"),
             drain_s=number(conf, "drain_s", "virtual", above=0.0),
             sample_every_s=number(conf, "sample_every_s", "virtual", above=0.0),
@@ -99,12 +93,18 @@ class Experiment:
 
         Raises:
             InputError: an arm speculates and there is nothing to draft with, or tells its policy step times that do not
-                cover this server's kernels.
+                cover this server's kernels, or their price without them.
         """
         for arm in arms:
             settings = arm.settings(self.slo)
             if settings is not None:
-                self.device.told(settings, ())
+                times = self.device.told(settings, ())
+                if arm.told_price and (times is None or settings.efficiency != AUTO):
+                    allowed = "a policy with efficiency=auto, and steps=null"
+                    raise InputError(
+                        "is of times that its policy is not told", where=f"arms.{arm.name}", key="told_price",
+                        value=True, allowed=allowed,
+                    )  # fmt: skip
             if arm.speculation_steps is not None:
                 drafts = None if self.draft is None else self.draft.model.rank(1)
                 check_draft(self.device.model.rank(1), drafts, where=f"arms.{arm.name}")

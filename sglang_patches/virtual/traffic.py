@@ -126,6 +126,10 @@ class VirtualTraffic:
         """Seconds since the start of the traffic."""
         return self._clock.now_s - EPOCH_S
 
+    def next_step_s(self) -> float:
+        """When a step that is launched now would start on the device, seconds since the start of the traffic."""
+        return max(self._clock.now_s, self._clock.device_free_s) - EPOCH_S
+
     def next_arrival_s(self) -> float | None:
         """When the next request arrives, on the virtual clock; None after the last of those that were sent."""
         return EPOCH_S + self._arrivals[self._next][0] if self._next < len(self._arrivals) else None

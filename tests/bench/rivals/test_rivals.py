@@ -22,7 +22,7 @@ def chunk(policy, bounds=WIDE, **queue):
     return proposal.value
 
 
-@pytest.mark.parametrize("name", ["p_pas", "eb_plus", "sla_bisection", "slack_chunks"])
+@pytest.mark.parametrize("name", ["p_pas", "eb_plus", "sla_bisection", "slack_chunks", "sliding_serve", "vllm_cadence"])
 def test_each_is_chosen_by_its_name_with_its_own_defaults(name):
     policy = load("adaptive", overrides=[f"policy=rivals/{name}"]).policy
     assert isinstance(policy, Policy)

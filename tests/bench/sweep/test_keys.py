@@ -17,6 +17,7 @@ from bench.slo import JudgedSlo
 from bench.sweep import keys
 from bench.sweep.keys import arm_digest, cell_digest, plain, run_digest, source_digest, unit_key
 from bench.virtual.arms import VirtualArm
+from bench.virtual.price import Price
 from bench.virtual.processes import run_each
 from bench.virtual.settings import Experiment
 from tests import ROOT
@@ -58,7 +59,7 @@ CHANGES: dict[str, Callable[[Experiment], Experiment]] = {
     "an arrival": lambda e: replace(e, requests=(replace(e.requests[0], arrival_s=0.001), *e.requests[1:])),
     "a shared prefix": lambda e: replace(e, requests=(replace(e.requests[0], prefix_blocks=(1,)), *e.requests[1:])),
     "one request less": lambda e: replace(e, requests=e.requests[1:]),
-    "the price of a step": lambda e: replace(e, bias=1.1),
+    "the price of a step": lambda e: replace(e, price=Price(slower=1.1, slower_from_s=9.0)),
     "the cap": lambda e: replace(e, output_cap_tokens=None),
     "the arguments": lambda e: replace(e, server_args=("--page-size", "16")),
     "the device": lambda e: replace(e, device=replace(e.device, kv_tokens=5000)),

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from bench.composition import read_config
-from bench.virtual.device import Device, PricedSteps, TieredSteps, kv_tokens
+from bench.virtual.device import Device, TieredSteps, kv_tokens
 from bench.virtual.settings import VirtualSettings
 from roofline_policies.device.hardware import from_catalogue
 from roofline_policies.device.roofline import roof_time
@@ -167,45 +166,6 @@ class Asked:
     def step_s(self, **shapes: Any) -> float:
         self.asked.append(shapes)
         return self.answer_s
-
-
-def test_prices_without_noise_are_the_times_with_their_bias() -> None:
-    times = Asked(0.3)
-    priced = PricedSteps(times, 1.0, 0.0, seed=0)
-    assert [priced.step_s(prefill=PROMPT, decode=NONE, graph=True) for _ in range(5000)] == [0.3] * 5000
-    assert times.asked == [{"prefill": PROMPT, "decode": NONE, "graph": True}] * 5000
-    assert PricedSteps(times, 1.25, 0.0, seed=0).step_s(prefill=NONE, decode=ROW, graph=False) == 0.3 * 1.25
-
-
-def prices(noise: float, seed: int, count: int = 20_000, bias: float = 1.0) -> list[float]:
-    priced = PricedSteps(Asked(1.0), bias, noise, seed)
-    return [priced.step_s(prefill=NONE, decode=ROW, graph=True) for _ in range(count)]
-
-
-def test_noise_has_the_mean_and_deviation_it_is_said_to_have() -> None:
-    drawn = prices(0.1, seed=3, bias=2.0)
-    assert np.mean(drawn) == pytest.approx(2.0, abs=5 * 2 * 0.1 / np.sqrt(len(drawn)))
-    assert np.std(drawn) == pytest.approx(0.2, abs=5 * 2 * 0.1 / np.sqrt(2 * len(drawn)))
-    assert len(set(drawn)) == len(drawn)  # every step its own
-    assert min(prices(2.0, seed=0)) == 0.1  # never below, whatever the noise
-
-
-def test_pauses_make_the_stated_share_of_steps_so_many_times_as_long() -> None:
-    def priced(**pauses: float) -> list[float]:
-        steps = PricedSteps(Asked(1.0), 2.0, 0.1, 3, **pauses)
-        return [steps.step_s(prefill=NONE, decode=ROW, graph=True) for _ in range(20_000)]
-
-    calm, paused = priced(), priced(pause_share=0.05, pause_factor=3.0)
-    factors = [long / short for long, short in zip(paused, calm, strict=True)]  # noise is the same
-    assert {round(factor, 9) for factor in factors} == {1.0, 3.0}
-    share = sum(factor > 2 for factor in factors) / len(factors)
-    assert share == pytest.approx(0.05, abs=5 * np.sqrt(0.05 * 0.95 / len(factors)))
-    assert priced(pause_share=0.05, pause_factor=3.0) == paused
-
-
-def test_equal_seeds_give_equal_prices_and_others_do_not() -> None:
-    assert prices(0.1, seed=3) == prices(0.1, seed=3)
-    assert prices(0.1, seed=3)[:10] != prices(0.1, seed=4)[:10]
 
 
 @pytest.mark.parametrize(("prefill", "decode", "expected"), [(PROMPT, NONE, 1.0), (PROMPT, ROW, 1.0), (NONE, ROW, 2.0)])

@@ -18,6 +18,7 @@ from bench.composition import choices, read_config
 from bench.slo import JudgedSlo
 from bench.traffic import Request
 from bench.virtual.arms import FIXED, VirtualArm, read_arms
+from bench.virtual.price import Price
 from bench.virtual.processes import Crash
 from bench.virtual.settings import VirtualSettings
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
@@ -98,7 +99,16 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         (["path.egress_s=-1"], "path: egress_s = -1: is out of range; allowed: a number >= 0"),
         (["price.bias=0"], "price: bias = 0: is out of range; allowed: a number > 0"),
         (["price.noise=-0.1"], "price: noise = -0.1: is out of range; allowed: a number >= 0"),
-        (["+price.usd=1"], "price: usd = 1: unknown key; allowed: bias, noise"),
+        (["price.bias_per_request=-0.01"], "price: bias_per_request = -0.01: is out of range; allowed: a number >= 0"),
+        (["price.bias_per_request=x"], "price: bias_per_request = 'x': is not a finite number; allowed: a number >= 0"),
+        (["price.slower=0", "price.slower_from_s=9"], "price: slower = 0: is out of range; allowed: a number > 0"),
+        (["price.slower=nan"], "price: slower = nan: is not a finite number; allowed: a number > 0"),
+        (["price.slower=1.4"], "price: slower = 1.4: holds at no time; allowed: 1, or with it price.slower_from_s, "),
+        (["price.slower_from_s=-1"], "price: slower_from_s = -1: is out of range; allowed: a number >= 0"),
+        (
+            ["+price.usd=1"],
+            "price: usd = 1: unknown key; allowed: bias, bias_per_request, slower, ",
+        ),
         (["arms=[default,speculation]"], "arms.speculation: draft = None: has no draft model to speculate with"),
         (["draft=nope"], "virtual: draft = 'nope': no such choice; allowed: head"),
         (["ceilings=/nowhere.json"], "virtual: ceilings = '/nowhere.json': cannot be read (No such file or directory)"),
@@ -149,7 +159,7 @@ ONE = {"prefill_chunk_tokens": [8], "max_running_requests": [1]}
          "virtual: arms = 'exclusive_c8_r1': has two arms of one name"),
         ({"a/b": {}}, "arms.a/b: name = 'a/b': cannot name a file; allowed: letters, digits, _ and -"),
         ({"a": [1]}, "arms.a: [1]: is not a section of keys and values; allowed: key: value pairs"),
-        ({"a": {"chunk": 1}}, "arms.a: chunk = 1: unknown key; allowed: server_args, policy, policy_set, grid"),
+        ({"a": {"chunk": 1}}, "arms.a: chunk = 1: unknown key; allowed: server_args, policy, policy_set, told_price, "),
         ({"a": {"server_args": "--x"}}, "arms.a: server_args = '--x': is not a list of arguments"),
         ({"a": {"policy": "/nowhere.yaml"}}, "arms.a: policy = '/nowhere.yaml': no such file; allowed: null, "),
         ({"a": {"policy": 3}}, "arms.a: policy = 3: no such file; allowed: null, "),
@@ -159,6 +169,11 @@ ONE = {"prefill_chunk_tokens": [8], "max_running_requests": [1]}
         ({"a": {"policy": "adaptive", "policy_set": ["slo.itl_s=0"]}}, "adaptive: slo.itl_s = 0.0: "),
         ({"a": {"grid": {"chunk": [1]}}}, "arms.a.grid: chunk = [1]: unknown key; allowed: prefill_chunk_tokens, "),
         ({"a": {"grid": {"prefill_chunk_tokens": [8]}}}, f"arms.a.grid: max_running_requests = None: {NO_SIZES}"),
+        ({"a": {"told_price": True}}, "arms.a: told_price = True: needs a policy"),
+        (
+            {"a": {"policy": "adaptive", "told_price": "yes"}},
+            "arms.a: told_price = 'yes': is not a choice; allowed: False, True",
+        ),
         ({"a": {"oracle": "a b"}}, "arms.a: oracle = 'a b': is no name; allowed: letters, digits, _ and -"),
         ({"a": {"grid": 512}}, "arms.a.grid: 512: is not a section of keys and values"),
         ({"a": {"grid": [512]}}, "arms.a.grid[0]: 512: is not a section of keys and values"),
@@ -304,7 +319,7 @@ def test_the_shipped_configuration_is_what_it_says() -> None:
     assert experiment.device.ceilings.device == "NVIDIA H200"
     written = read_config("virtual", [])
     assert (experiment.host, experiment.path) == (HostTime(**written["host"]), RequestPath(**written["path"]))
-    assert (experiment.bias, experiment.noise, experiment.output_cap_tokens) == (1.0, 0.0, 1024)
+    assert (experiment.price, experiment.output_cap_tokens) == (Price(), 1024)
     assert settings("usd_per_h=3").usd_per_h == settings("hardware.usd_per_h=3").usd_per_h == 3
     assert chosen.usd_per_h is None
 
