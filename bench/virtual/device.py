@@ -181,7 +181,7 @@ class Device:
             return RooflineSteps(rank, self.ceilings, captured, self.backends)
         return StepPredictor(
             self.rank, self.ceilings, self.efficiency, attention=self.attention, linear=linear,
-            tp_size=self.tp_size, captured=captured, costs=self.costs,
+            tp_size=self.tp_size, captured=captured, replayed_rows=self.prefill_graph_tokens, costs=self.costs,
         )  # fmt: skip
 
     def told(self, settings: Settings, captured: Sequence[int]) -> StepTimes | None:
@@ -201,7 +201,7 @@ class Device:
             return None
         return StepPredictor(
             self.rank, from_catalogue(choice.device), choice, attention=self.attention, tp_size=self.tp_size,
-            captured=captured, costs=costs_of(choice.device),
+            captured=captured, replayed_rows=self.prefill_graph_tokens, costs=costs_of(choice.device),
         )  # fmt: skip
 
     def steps(self, captured: Sequence[int]) -> StepTimes:

@@ -67,22 +67,6 @@ class Price:
         return replace(self, noise=0.0, pause_share=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class ReplayedPrompts:
-    """Step times of a device that replays a graph for steps with prompts of up to ``most_rows`` rows, asked or not.
-
-    A policy asks about them without one: it does not know what the server captured. The clock charges a replay.
-    """
-
-    steps: StepTimes
-    most_rows: int
-
-    def step_s(self, *, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
-        if prefill.requests:
-            graph = prefill.new_tokens + decode.new_tokens <= self.most_rows
-        return self.steps.step_s(prefill=prefill, decode=decode, graph=graph)
-
-
 class PricedSteps:
     """Step times at a price. Equal seeds give equal sequences of what is drawn.
 

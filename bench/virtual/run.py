@@ -15,7 +15,7 @@ from bench.live.prompts import PromptBuilder
 from bench.report.records import ArmRun, RequestRecord, ServerSample
 from bench.traffic import Request
 from bench.virtual.arms import VirtualArm
-from bench.virtual.price import PricedSteps, ReplayedPrompts
+from bench.virtual.price import PricedSteps
 from bench.virtual.settings import Experiment
 from roofline_policies.steps.times import StepTimes
 from sglang_patches.virtual.clock import VirtualClock
@@ -91,7 +91,6 @@ def run_arm(
             # As on a live server: a predictor of plain steps would price drafting at one row per request.
             told = device.told(settings, server.graph_sizes) if speculation is None else None
             if arm.told_price and told is not None:
-                told = ReplayedPrompts(told, device.prefill_graph_tokens)
                 told = PricedSteps(told, experiment.price.without_chance(), experiment.seed, traffic.next_step_s)
             server.attach(
                 settings if settings.ceilings is not None else replace(settings, ceilings=device.ceilings),

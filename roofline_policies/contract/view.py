@@ -5,6 +5,7 @@ Both are made in every scheduler iteration: named tuples cost a fifth of frozen 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -79,6 +80,19 @@ class IterationRecord(NamedTuple):
     told_s: float | None = None
 
 
+MOST_TOLD = 16
+"""Prompts that a view tells apart. A chunk of more has short ones, whose prefixes make little difference one by one."""
+
+
+def told_apart(prompts: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Prompts as a view has them: the first of them one by one, those that follow as one."""
+    if len(prompts) <= MOST_TOLD:
+        return tuple(prompts)
+    rest = prompts[MOST_TOLD - 1 :]
+    tokens, cached = (sum(part) for part in zip(*rest, strict=True))
+    return (*prompts[: MOST_TOLD - 1], (tokens, cached // len(rest)))
+
+
 class QueueState(NamedTuple):
     """The scheduler's queues and caches at one moment.
 
@@ -86,10 +100,13 @@ class QueueState(NamedTuple):
     running: requests past their prompt. next_prefill_tokens: prompt tokens that the next prefill step could take,
         counted up to one chunk. chunk_in_flight: a prompt is part-way through its chunks.
     next_prefix_tokens: tokens in the KV cache already of the prompt whose chunk comes next, as far as the server has
-        looked. Where none waits, the most that one of the last prompts had: one may come in the very pass that is
-        decided, and the longer its prefix, the longer its chunk takes. first_prompt_tokens: how many of
-        next_prefill_tokens are this prompt's.
-    later_prefix_tokens: the same of the prompts behind it in next_prefill_tokens, their mean.
+        looked.
+    next_prompts: what the next chunk is expected to take, in its order, the prompt part-way first: of each prompt the
+        tokens to be computed and those cached, as BatchShape.of takes them. At most MOST_TOLD; the last stands for all
+        that follow, with their mean prefix. A prompt may come in the very pass that is decided. Where it would be
+        first, those that may come are in it too, as the one of the last prompts with the most cached tokens: the longer
+        its prefix, the longer its chunk takes.
+    due_before: how many of those behind the one part-way are due before it, and get room of its chunk; 0 without one.
     decode_context_tokens: KV tokens that the next decode step attends to, summed over the running requests; those that
         left since the last step are still in it.
     gap_s: the tightest target per gap of a running request that can still meet its objective, None without one.
@@ -114,8 +131,8 @@ class QueueState(NamedTuple):
     next_prefill_tokens: int = 0
     chunk_in_flight: bool = False
     next_prefix_tokens: int = 0
-    first_prompt_tokens: int = 0
-    later_prefix_tokens: int = 0
+    next_prompts: tuple[tuple[int, int], ...] = ()
+    due_before: int = 0
     decode_context_tokens: int = 0
     gap_s: float | None = None
     mean_s: float | None = None

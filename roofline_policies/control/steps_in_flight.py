@@ -183,9 +183,11 @@ class StepsInFlight:
     def _corrected(self, times: StepTimes) -> CorrectedSteps:
         known = self.kinds
         prefill, decode, mixed = known[ForwardMode.PREFILL], known[ForwardMode.DECODE], known[ForwardMode.MIXED]
-        # A kind that has not run errs most likely as its nearest relative does; its margin says that it has not.
-        of_prefill = prefill.line if prefill.steps or not mixed.steps else _like(mixed.line, prefill.line)
-        of_mixed = mixed.line if mixed.steps or not prefill.steps else _like(prefill.line, mixed.line)
+        # A kind that has not run errs most likely as its nearest relative does; its margin says that it has not. What
+        # the relative's fit says of single sums is left out: the sums of the two kinds are others, and it may have made
+        # up in them for what it took off the prediction.
+        of_prefill = prefill.line if prefill.steps or not mixed.steps else _like(mixed.start.line, prefill.line)
+        of_mixed = mixed.line if mixed.steps or not prefill.steps else _like(prefill.start.line, mixed.line)
         return CorrectedSteps(times, of_prefill, decode.line, of_mixed, {})
 
 

@@ -11,7 +11,7 @@ from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal, Strength
 from roofline_policies.policies.looks import looks
-from roofline_policies.policies.room import within_capacities, within_graphs
+from roofline_policies.policies.room import beside_a_chunk_s, chunk_fits, scaled, within_capacities, within_graphs
 from roofline_policies.policies.shapes import DRAFTS, NOT_PREDICTED, running_shape
 
 LOWEST_FILL, MIDDLE_FILL = 0.65, 0.8
@@ -85,13 +85,16 @@ class BatchSize:
         target_s = min(targets_s, default=view.slo.itl_s)
         if target_s is None:
             return self._target(limits.high, "no running request has a target between its tokens")
-        most_s, cap = self.headroom * target_s, view.knobs.max_running_requests
+        cap = view.knobs.max_running_requests
         decode = running_shape(view)
         now_s = steps.step_s(decode=decode, graph=True)
         # What a request adds to a step, from a batch twice as large: steps are affine in the batch but for tiles.
         double = BatchShape(*(2 * part for part in decode))
         each_s = max(0.0, steps.step_s(decode=double, graph=True) - now_s) / running
         alone_s = now_s - each_s * (running - 1)
+        most_s = self.headroom * target_s
+        if target_s == view.queue.gap_s and chunk_fits(view, target_s, scaled(decode, 1)):
+            most_s = min(most_s, beside_a_chunk_s(view, target_s, decode, now_s))
         if each_s == 0 or alone_s > most_s:
             reason = f"fewer requests would not bring a decode step under {target_s * 1e3:.0f} ms"
             return self._target(limits.high, reason)

@@ -11,7 +11,9 @@ from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal
 from roofline_policies.policies.looks import looks
+from roofline_policies.policies.room import chunk_fits, scaled
 from roofline_policies.policies.shapes import DRAFTS, NOT_PREDICTED, prompt_shape, running_shape
+from roofline_policies.slo.capacity import more_requests
 from roofline_policies.steps.correction import CorrectedSteps
 
 EMPTY = BatchShape()
@@ -179,16 +181,13 @@ class PrefillDeferral:
         return left_s, due
 
     def _gap_s(self, view: SchedulerView, target_s: float, decode: BatchShape, slow_decode_s: float) -> float:
-        """Seconds between two tokens while prompts wait: the target, where the least chunk fits into it beside the
-        decode rows. Where it does not, no chunk is small enough, and prefill and decode halve the time."""
-        steps, both_s = view.steps, 2.0 * slow_decode_s
-        if both_s <= target_s:
+        """Seconds between two tokens while prompts wait: the target, where the least chunk fits into it before the
+        decode step, or beside its rows, of this batch or of a smaller one: then prompts wait until it is that small.
+        Where there is none, no chunk is small enough, and prefill and decode halve the time."""
+        both_s = 2.0 * slow_decode_s
+        if both_s <= target_s or chunk_fits(view, target_s, decode, self.min_chunk_tokens):
             return target_s
-        if steps is None or not (view.knobs.mixed_chunk or view.bounds.movable(Knob.MIXED_CHUNK)):
-            return both_s
-        least_s = steps.step_s(prefill=prompt_shape(view, self.min_chunk_tokens), decode=decode)
-        margin = steps.margin(prefill=True, decode=True, rows=self.min_chunk_tokens + decode.new_tokens)
-        return target_s if least_s * margin <= target_s else both_s
+        return target_s if chunk_fits(view, target_s, scaled(decode, 1), self.min_chunk_tokens) else both_s
 
     @staticmethod
     def _calm(view: SchedulerView) -> bool:
@@ -204,6 +203,8 @@ class PrefillDeferral:
     def _plan(self, now: _Moment) -> _Plan | None:
         """The cheaper of the largest chunks that fit, None where neither fits or what fits is not worth its step."""
         view, movable = now.view, now.view.bounds.movable(Knob.MIXED_CHUNK)
+        if movable and self._prompts_first(view):
+            return self._largest(now, mixed=False)
         kind = view.knobs.mixed_chunk
         usual = self._largest(now, kind)
         if movable and self._looks_at_both(view, usual):
@@ -213,6 +214,19 @@ class PrefillDeferral:
         if usual is not None and self._wasteful(now, usual):
             return None
         return usual
+
+    @staticmethod
+    def _prompts_first(view: SchedulerView) -> bool:
+        """Whether nobody who decodes has a target to keep and all that wait have room to join them.
+
+        The tokens of rows that ride along then save no decode step: those that join later need as many, and in a larger
+        batch those cost the rows nothing. It is when places are scarce that a request that ends sooner lets in another.
+        """
+        queue = view.queue
+        if queue.gap_s is not None or queue.due_s is not None or queue.peers_decoding:
+            return False
+        places = view.knobs.max_running_requests - queue.running
+        return queue.waiting <= min(places, more_requests(queue.capacities))
 
     def _looks_at_both(self, view: SchedulerView, usual: _Plan | None) -> bool:
         """Whether the other kind of step is considered. A prediction costs time, and which kind is cheaper hardly ever

@@ -1,11 +1,12 @@
-"""Limits of a cap on running requests that are no target's: what the server has room for, and the captured graphs."""
+"""Limits of a cap on running requests: what the server has room for, the captured graphs, and room for prompts."""
 
 from __future__ import annotations
 
+from roofline_policies.contract.decision import Knob
 from roofline_policies.contract.view import SchedulerView
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal
-from roofline_policies.policies.shapes import running_shape
+from roofline_policies.policies.shapes import prompt_shape, running_shape
 from roofline_policies.slo.capacity import binding, graph_requests, more_requests
 
 
@@ -48,6 +49,51 @@ def within_graphs(view: SchedulerView, cap: Proposal) -> Proposal:
         f"{wanted} without one in {beyond_s * 1e3:.1f} ms"
     )
     return cap._replace(value=largest, reason=reason)
+
+
+LEAST_CHUNK_TOKENS = 128
+"""Prompt tokens of the smallest chunk that is worth a step: one tile of a matrix product's rows."""
+
+
+def least_chunk(view: SchedulerView, tokens: int = LEAST_CHUNK_TOKENS) -> BatchShape:
+    """The smallest chunk of the prompt that comes next: so many tokens, or all that waits where that is less."""
+    return prompt_shape(view, min(tokens, view.queue.next_prefill_tokens or tokens))
+
+
+def chunk_fits(view: SchedulerView, target_s: float, decode: BatchShape, tokens: int = LEAST_CHUNK_TOKENS) -> bool:
+    """Whether the least chunk fits into a gap between two tokens of this batch, with margins: before its decode step,
+    or beside its rows where the server can mix. False where step times are not predicted."""
+    steps = view.steps
+    if steps is None:
+        return False
+    least, rows = least_chunk(view, tokens), decode.new_tokens
+    apart_s = steps.step_s(prefill=least) * steps.margin(prefill=True, decode=False, rows=least.new_tokens)
+    apart_s += steps.step_s(decode=decode, graph=True) * steps.margin(prefill=False, decode=True, rows=rows)
+    if apart_s <= target_s:
+        return True
+    if not (view.knobs.mixed_chunk or view.bounds.movable(Knob.MIXED_CHUNK)):
+        return False
+    margin = steps.margin(prefill=True, decode=True, rows=least.new_tokens + rows)
+    return steps.step_s(prefill=least, decode=decode) * margin <= target_s
+
+
+def beside_a_chunk_s(view: SchedulerView, target_s: float, decode: BatchShape, decode_s: float) -> float:
+    """Expected seconds that a decode step may take so that the least chunk has room in the gap with it.
+
+    decode, decode_s: a batch and what it takes. Where the server can mix, a mixed step is taken to grow with the batch
+    as the decode step does: in some kernels a row costs many times as much there.
+    """
+    steps = view.steps
+    if steps is None:
+        return target_s
+    least, rows = least_chunk(view), decode.new_tokens
+    chunk_s = steps.step_s(prefill=least) * steps.margin(prefill=True, decode=False, rows=least.new_tokens)
+    apart_s = (target_s - chunk_s) / steps.margin(prefill=False, decode=True, rows=rows)
+    if not (view.knobs.mixed_chunk or view.bounds.movable(Knob.MIXED_CHUNK)):
+        return apart_s
+    mixed_s = steps.step_s(prefill=least, decode=decode)
+    mixed_s *= steps.margin(prefill=True, decode=True, rows=least.new_tokens + rows)
+    return max(apart_s, target_s * decode_s / mixed_s)
 
 
 def scaled(decode: BatchShape, requests: int) -> BatchShape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from roofline_policies.contract.view import SchedulerView
 from roofline_policies.model.batch import BatchShape
+from roofline_policies.slo.admission import beside
 from roofline_policies.steps.speculation import verify_shape
 
 NOT_PREDICTED = "step times are not predicted here (efficiency)"
@@ -15,20 +16,28 @@ DRAFTS = "a step of drafts yields several tokens, and neither how many nor when 
 
 
 def prompt_shape(view: SchedulerView, tokens: int) -> BatchShape:
-    """``tokens`` prompt tokens: of the prompt whose chunk comes next as far as it goes, then of those behind it."""
+    """A chunk of ``tokens``, of the prompts that are next, each as far as it goes.
+
+    A prompt part-way leaves room for those that are due before it (``Admission.kept_tokens``). Tokens beyond all that
+    wait are of one more prompt, which has as much cached as the next one.
+    """
     queue = view.queue
-    prefix = queue.next_prefix_tokens
-    first = min(tokens, queue.first_prompt_tokens or tokens)
-    context = prefix + first
-    pairs = first * context
-    causal_pairs = first * prefix + first * (first + 1) // 2
-    rest = tokens - first
-    if rest <= 0:
-        return BatchShape(1, tokens, context, pairs, causal_pairs, 1)
-    later = queue.later_prefix_tokens
-    pairs += rest * (later + rest)
-    causal_pairs += rest * later + rest * (rest + 1) // 2
-    return BatchShape(2, tokens, context + later + rest, pairs, causal_pairs, 2)
+    prompts = queue.next_prompts
+    left, count = tokens, 0
+    context = pairs = causal_pairs = 0
+    kept = sum(beside((asked for asked, _ in prompts[1 : 1 + queue.due_before]), tokens)) if queue.due_before else 0
+    for asked, prefix in (*prompts, (tokens, queue.next_prefix_tokens)):
+        share = min(asked, left - kept)
+        kept = 0  # only the first leaves room
+        if share > 0:
+            count += 1
+            context += prefix + share
+            pairs += share * (prefix + share)
+            causal_pairs += share * prefix + share * (share + 1) // 2
+            left -= share
+        if left <= 0:
+            break
+    return BatchShape(count, tokens, context, pairs, causal_pairs, count)
 
 
 def running_shape(view: SchedulerView) -> BatchShape:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heappush, heapreplace
+from itertools import islice
 from math import inf
 from typing import Generic, TypeVar
 
@@ -63,6 +64,19 @@ class Ticket:
         return (self.rank, self.due_s if self.rank is Rank.IN_TIME else self.arrival_s, self.arrival_s)
 
 
+def beside(sizes: Iterable[int], budget: int, page: int = 1) -> list[int]:
+    """Of prompts that are due before the one part-way, in their order, those that a chunk of ``budget`` tokens has room
+    for. They enter whole or not at all, and 1 / LEAST_IN_FLIGHT of the chunk stays with the one part-way."""
+    most, kept = budget - max(page, budget // LEAST_IN_FLIGHT), 0
+    found: list[int] = []
+    for asked in sizes:
+        kept += asked
+        if kept > most:
+            break
+        found.append(asked)
+    return found
+
+
 class Admission(Generic[T]):
     """Keeps one waiting queue in order.
 
@@ -93,17 +107,22 @@ class Admission(Generic[T]):
         capacity has room for: what is kept for others is lost. A prompt part-way that is late is due after everybody.
         tokens: of a waiting prompt, in whole pages. budget: tokens of the chunk.
         """
+        due = islice(queue, self.due_before(now_s, part_way, queue))
+        sizes = beside((tokens(entry) for entry in due), budget, page)
+        return sum(sizes[: entering(capacities, sizes)] if capacities else sizes)
+
+    def due_before(self, now_s: float, part_way: T, queue: Iterable[T]) -> int:
+        """How many at the head of the queue are due before the prompt that is part-way, LOOKED_AT at most. One part-way
+        that is late is due after everybody."""
         own = self._ticket(part_way)
         due_s = inf if own.due_s < now_s else own.due_s
-        most, kept = budget - max(page, budget // LEAST_IN_FLIGHT), 0
-        sizes: list[int] = []
-        for entry in queue:
-            ticket, asked = self._ticket(entry), tokens(entry)
-            if ticket.rank is Rank.RELEGATED or ticket.due_s >= due_s or kept + asked > most:
+        count = 0
+        for entry in islice(queue, LOOKED_AT):
+            ticket = self._ticket(entry)
+            if ticket.rank is Rank.RELEGATED or ticket.due_s >= due_s:
                 break
-            kept += asked
-            sizes.append(asked)
-        return sum(sizes[: entering(capacities, sizes)]) if capacities else kept
+            count += 1
+        return count
 
     def insert(self, queue: MutableSequence[T], entry: T) -> None:
         """Put an entry where it belongs; O(log n) comparisons."""

@@ -27,6 +27,7 @@ class OutputLengths:
     def __init__(self) -> None:
         self._older: Any = None
         self._newer = kll_floats_sketch(200)
+        self._known: Any = None
         self._least = 1
 
     def add(self, tokens: int) -> None:
@@ -42,7 +43,17 @@ class OutputLengths:
                 known = kll_floats_sketch(200)
                 known.merge(self._older)
                 known.merge(self._newer)
+            self._known = known
             self._least = max(1, int(known.get_quantile(QUANTILE)))
+
+    def expected(self, tokens: int) -> int:
+        """Tokens of an answer that has so many already: the median of the recent answers that were longer; one more
+        token where none was, or before there were enough."""
+        known = self._known
+        if known is None:
+            return tokens + 1
+        longer = 1.0 - known.get_rank(float(tokens), True)
+        return max(tokens + 1, int(known.get_quantile(1.0 - longer / 2.0)))
 
     def least(self) -> int:
         """Tokens that all but one in fifty of the recent answers have; 1 before there were enough."""

@@ -116,12 +116,19 @@ class RunningTargets(Generic[T]):
             if group.old is not None:
                 group.old.step()
 
-    def need(self, now_s: float, token_s: float, horizon: int) -> Need:
+    def need(
+        self, now_s: float, token_s: float, horizon: int, *,
+        expected: Callable[[int], int] | None = None, fastest_s: float = 0.0,
+    ) -> Need:  # fmt: skip
         """What is needed at ``now_s``.
 
-        token_s: seconds between tokens as they come now. horizon: tokens that a request is expected to produce at
-        least: under a mean, and a target for the whole, a request may wait now and catch up until then.
+        token_s: seconds between tokens as they come now. fastest_s: the same while nothing but decoding runs. horizon:
+        tokens that a request is expected to produce at least: under a mean a request may wait now and catch up until
+        then. expected: tokens that an answer has which is past so many already; None: ``horizon``.
+
+        A request that is not expected to end in time even while nothing but decoding runs is not followed any more.
         """
+        expected = expected or (lambda tokens: horizon)
         gap_s = mean_s = due_s = None
         for group in self._groups.values():
             slo = group.slo
@@ -131,7 +138,7 @@ class RunningTargets(Generic[T]):
             if in_s is not None and slo.itl_s is not None:
                 mean_s = slo.itl_s if mean_s is None else min(mean_s, slo.itl_s)
                 due_s = in_s if due_s is None else min(due_s, in_s)
-            in_s = self._end_due_s(group, now_s, token_s, horizon)
+            in_s = self._end_due_s(group, now_s, token_s, expected, fastest_s)
             if in_s is not None:
                 due_s = in_s if due_s is None else min(due_s, in_s)
         return Need(gap_s, mean_s, due_s)
@@ -196,20 +203,26 @@ class RunningTargets(Generic[T]):
             found = due_s if found is None else min(found, due_s)
         return found
 
-    def _end_due_s(self, group: _Group[T], now_s: float, token_s: float, horizon: int) -> float | None:
+    def _end_due_s(
+        self, group: _Group[T], now_s: float, token_s: float, expected: Callable[[int], int], fastest_s: float
+    ) -> float | None:
         """When the next token of the member that has to end first is due, so that the expected tokens follow in time.
+        Members that cannot end in time are dropped.
 
         One that has to end later and is further behind may be tighter by the difference of their tokens; how many will
         follow is known far less well than that.
         """
         ends = group.ends
-        while ends and not self._stays(ends[0][2]):
+        while ends:
+            end_s, _, member = ends[0]
+            if self._stays(member):
+                tokens = member.joined + self._steps
+                more = max(1, expected(tokens) - tokens)
+                if now_s + more * fastest_s <= end_s:
+                    return end_s - (more - 1) * token_s - now_s
+                self.leave(member.request)
             heappop(ends)
-        if not ends:
-            return None
-        end_s, _, member = ends[0]
-        tokens = member.joined + self._steps
-        return end_s - max(0, horizon - tokens - 1) * token_s - now_s
+        return None
 
 
 def _tightened(target_s: float | None) -> float | None:

@@ -58,7 +58,8 @@ class Line(NamedTuple):
         scale * predicted + add_s + sum of each_s * sums
 
     each_s: seconds for one of each of the kind's sums (``sums_of``); empty: none. spreads: standard deviation by region
-    of rows; empty: ``spread`` everywhere.
+    of rows; empty: ``spread`` everywhere. start: scale and constant of another answer, and the most by which this one
+    may be above or below it as a factor; None: it stands alone.
     """
 
     scale: float = 1.0
@@ -66,12 +67,17 @@ class Line(NamedTuple):
     spread: float = PRIOR_SPREAD
     each_s: tuple[float, ...] = ()
     spreads: tuple[float, ...] = ()
+    start: tuple[float, float, float] | None = None
 
     def seconds(self, predicted_s: float, sums: Iterable[int] = ()) -> float:
         """Of a step with these sums, in the order of ``sums_of``; those beyond ``each_s`` cost nothing of their own."""
         seconds = self.scale * predicted_s + self.add_s
         for each_s, amount in zip(self.each_s, sums, strict=False):
             seconds += each_s * amount
+        if self.start is not None:
+            scale, add_s, most = self.start
+            start_s = scale * predicted_s + add_s
+            seconds = min(max(seconds, start_s / most), start_s * most)
         return seconds
 
     def margin(self, rows: int = 0) -> float:
@@ -188,10 +194,8 @@ class CorrectedSteps(NamedTuple):
         if known is not None:
             return known
         line = self._line(prefill, decode)
-        seconds = line.scale * self.times.step_s(prefill=prefill, decode=decode, graph=graph) + line.add_s
-        if line.each_s:
-            for each_s, amount in zip(line.each_s, sums_of(prefill, decode), strict=False):
-                seconds += each_s * amount
+        predicted_s = self.times.step_s(prefill=prefill, decode=decode, graph=graph)
+        seconds = line.seconds(predicted_s, sums_of(prefill, decode) if line.each_s else ())
         if self.asked is not None:
             self.asked[question] = seconds
         return seconds

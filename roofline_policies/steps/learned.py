@@ -22,6 +22,7 @@ from roofline_policies.steps.correction import (
     MOST_S,
     Line,
     StepCorrection,
+    Z,
     fewest_rows,
 )
 from roofline_policies.steps.evidence import CAUTION, RESTORED, Evidence, Whole
@@ -124,7 +125,8 @@ class LearnedKind:
     def _judge(self) -> None:
         """Learn from the steps of a block, and let the better one answer."""
         correction, by_fit, used = self.start.line, self.by_fit, self.fit.features - 2
-        scale, add_s, _, each_s, _ = self._fitted
+        fitted = self._fitted
+        scale, add_s, each_s = fitted.scale, fitted.add_s, fitted.each_s
         level_s, most = correction.add_s / correction.scale, OUTLIER * self.line.spread
         seen = self.steps - len(self._pending)
         offs, fits, units, squares, judged = [], [], [], [], []
@@ -168,9 +170,13 @@ class LearnedKind:
 
     def _answer(self) -> None:
         """What answers from now on, with its spreads."""
-        of = self._fitted if self.by_fit else self.start.line
+        of, start = self._fitted if self.by_fit else self.start.line, None
         spread, spreads = self._evidence.spreads(self.by_fit, self.steps)
-        self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads)
+        if self.by_fit:
+            # Batches that are like none before are where the fit knows least. There it stays as near to the start as
+            # that was to what was measured.
+            start = (*self.start.line[:2], exp(Z * max(LEAST_SPREAD, sqrt(self._evidence.variance(False)))))
+        self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads, start)
 
     def fade(self) -> None:
         """Let evidence fade, see FADE."""

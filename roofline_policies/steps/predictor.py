@@ -96,6 +96,7 @@ class StepPredictor:
         is not the model's own, e.g. ``fp8`` or ``fp8_block``; the head keeps its precision. A product that was not
         measured in its precision is priced with the nearest that was, and the bytes of its own weights.
     captured: batch sizes with a CUDA graph, ascending; empty: every size has one of its own.
+    replayed_rows: most rows of a step with prompts that replays a graph, asked or not; 0: none does.
     costs: what is not fitted. stand_ins: which kernels stand in for others, one sentence each.
 
     Raises:
@@ -110,6 +111,7 @@ class StepPredictor:
     linear: str | None = None
     tp_size: int = 1
     captured: Sequence[int] = ()
+    replayed_rows: int = 0
     costs: StepCosts = DEFAULT_COSTS
     expert_skew: float | None = None
     stand_ins: tuple[str, ...] = field(init=False, repr=False, compare=False)
@@ -187,6 +189,8 @@ class StepPredictor:
         """
         if not prefill.requests + decode.requests:
             return StepTime()
+        if prefill.requests and prefill.new_tokens + decode.new_tokens <= self.replayed_rows:
+            graph = True
         if prefill.requests or decode.padded_rows or not self.captured:
             return self._step(prefill, decode, graph)
         size = graph_size(self.captured, decode.requests)

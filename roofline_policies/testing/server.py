@@ -9,7 +9,7 @@ from random import Random
 from typing import NamedTuple
 
 from roofline_policies.contract.decision import Decision
-from roofline_policies.contract.view import ForwardMode, IterationRecord, PlannedGap, QueueState
+from roofline_policies.contract.view import ForwardMode, IterationRecord, PlannedGap, QueueState, told_apart
 from roofline_policies.control.chunk import chunk_of_pass
 from roofline_policies.control.controller import DECIDE_AT_LEAST_EVERY_S, STALLED_AFTER, Controller, State
 from roofline_policies.control.steps_in_flight import Told
@@ -178,20 +178,24 @@ class Server:
         """The queues as sglang_patches.requests.queues tells them."""
         running, part_way, waiting = self.running, self.part_way, self.waiting
         prefix = part_way.prompt_done if part_way is not None else 0
-        first = part_way if part_way is not None else waiting[0] if waiting else None
-        first_tokens = first.request.prompt_tokens - prefix if first is not None else 0
-        following = waiting if part_way is not None else waiting[1:]
-        tokens = first_tokens
-        for job in following:
-            if tokens >= self.machine.prefill_chunk_tokens:
+        prompts = [] if part_way is None else [(part_way.request.prompt_tokens - prefix, prefix)]
+        tokens = sum(asked for asked, _ in prompts)
+        due_before = 0
+        if self.ordered and part_way is not None:
+            due_before = self.admission.due_before(self.now_s, part_way, waiting)
+        for place, job in enumerate(waiting):
+            if tokens - (prompts[0][0] if place < due_before else 0) >= self.machine.prefill_chunk_tokens:
                 break
+            prompts.append((job.request.prompt_tokens, 0))
             tokens += job.request.prompt_tokens
         least = sorted(self.lengths)[len(self.lengths) // 10] if self.lengths else 1
         need = self.targets.need(self.now_s, self.controller.token_s, least)
         used = sum(job.context for job in running) + prefix
         return QueueState(
             running=len(running), waiting=len(waiting), next_prefill_tokens=tokens,
-            chunk_in_flight=part_way is not None, next_prefix_tokens=prefix, first_prompt_tokens=first_tokens,
+            chunk_in_flight=part_way is not None, next_prefix_tokens=prefix,
+            next_prompts=told_apart(prompts),
+            due_before=due_before,
             decode_context_tokens=sum(job.context for job in running),
             gap_s=need.gap_s, mean_s=need.mean_s, due_s=need.due_s,
             prompt_due_s=self.admission.due_s(self.now_s, part_way, waiting[0] if waiting else None),

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
-from roofline_policies.contract.view import QueueState, SchedulerView
+from roofline_policies.contract.view import MOST_TOLD, QueueState, SchedulerView
 from roofline_policies.device.roofline import Bound, OperatingPoint
 from roofline_policies.errors import FieldError
 from roofline_policies.slo.objectives import TARGETS, ItlKind, Slo
@@ -109,7 +109,7 @@ def _queue(given: dict[str, Any], knobs: Knobs, slo: Slo) -> QueueState:
         "kv_use": 0.02,
         "decode_context_tokens": running * PROMPT_TOKENS,
         "next_prefill_tokens": min(most, waiting * PROMPT_TOKENS),
-        "first_prompt_tokens": PROMPT_TOKENS if waiting else 0,
+        "next_prompts": ((PROMPT_TOKENS, 0),) * min(waiting, MOST_TOLD),
     }
     if running and slo.itl_s is not None:
         mean = slo.itl_kind is ItlKind.MEAN_TPOT

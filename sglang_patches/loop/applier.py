@@ -51,6 +51,7 @@ class Applier:
     def apply(self, update: KnobsUpdate) -> None:
         """Adopt a setting, the time, and the places of waiting requests, from this iteration on."""
         self.waiting.clock_s = update.clock_s
+        self.waiting.answer_s = update.answer_s
         self.waiting.order(update.knobs.deadline_order)
         self.waiting.move(update.moved)
         self.actuator.apply(update.knobs)

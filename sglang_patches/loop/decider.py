@@ -237,15 +237,16 @@ class Decider:
         controller, actuator, now_s = self.controller, self.applier.actuator, time.monotonic()
         if self._company is not None and not self._follow(self._company, now_s):
             return None
+        answer_s = self._answer_s(controller)
         if self._alone:
-            self.applier.waiting.clock_s = now_s
+            self.applier.waiting.clock_s, self.applier.waiting.answer_s = now_s, answer_s
         if self.scheduler._engine_paused or self._queues.idle():
             self._pause(now_s, controller)
             # Other ranks must not take the last busy moment for the present when the next request comes.
             if controller.knobs == actuator.knobs and (self._alone or not self._stale(now_s)):
                 return None
             self._decided_s = now_s
-            return KnobsUpdate(controller.knobs, now_s)
+            return KnobsUpdate(controller.knobs, now_s, answer_s=answer_s)
         if controller.state is State.ACTIVE and not self._due(now_s):
             self._account()
             return None
@@ -262,7 +263,7 @@ class Decider:
         self._report(now_s)
         if decision.knobs == actuator.knobs and not moved and (self._alone or not decision.knobs.deadline_order):
             return None
-        return KnobsUpdate(decision.knobs, now_s, moved)
+        return KnobsUpdate(decision.knobs, now_s, moved, answer_s)
 
     def _follow(self, company: Company, now_s: float) -> bool:
         """Whether all ranks follow; until then nothing is decided, and why is said as it changes."""
@@ -274,6 +275,10 @@ class Decider:
             logger.warning(f"Roofline: {company.problem}. The launch settings hold until then.")
         self._take_records()
         return False
+
+    def _answer_s(self, controller: Controller) -> float:
+        """Seconds that an answer is expected to take from its first token to its last, as tokens come now."""
+        return (self._outputs.expected(0) - 1) * controller.token_s
 
     def _judge(self, now_s: float, knobs: Knobs) -> Mapping[str, Rank]:
         """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""
@@ -354,17 +359,25 @@ class Decider:
         self.spent_s = self.applier.spent_s = 0.0
 
     def _queue(self, now_s: float, controller: Controller) -> QueueState:
-        token_s = controller.token_s
+        token_s, waiting = controller.token_s, self.applier.waiting
         return self._queues.state(
             now_s,
             progress=self._progress,
-            need=self._progress.need(now_s, token_s, self._outputs.least()),
-            prompt_due_s=self.applier.waiting.due_s(now_s),
-            relegated=self.applier.waiting.relegated,
+            need=self._progress.need(
+                now_s,
+                token_s,
+                self._outputs.least(),
+                expected=self._outputs.expected,
+                fastest_s=controller.decode.step_s or 0.0,
+            ),
+            prompt_due_s=waiting.due_s(now_s),
+            relegated=waiting.relegated,
             retractions=self.applier.retractions,
             cache_hit_rate=self.observer.cache_hit_rate,
             chunk_tokens=self._most_tokens,
-            most_cached_tokens=self.applier.waiting.most_cached_tokens,
+            newcomer=waiting.newcomer if waiting.newcomer_first else None,
+            due_before=waiting.due_before(),
+            in_flight_is_late=waiting.in_flight_is_late,
             decode_step_s=controller.decode.step_s or 0.0,
         )
 

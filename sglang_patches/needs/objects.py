@@ -73,6 +73,7 @@ class ModelRunner(Protocol):
     server_args: ServerArgs  # of the server
     model: torch.nn.Module  # one rank's part
     token_to_kv_pool: Any  # a KVCache; asked for its bytes
+    prefill_cuda_graph_runner: Any  # a PrefillCudaGraphRunner where steps with prompts replay graphs
 
 
 class TargetWorker(Protocol):

@@ -27,6 +27,10 @@ class OutputWatch:
             if request.finished():
                 self._lengths.add(len(request.output_ids))
 
+    def expected(self, tokens: int) -> int:
+        """Tokens of an answer that has so many already; see OutputLengths.expected."""
+        return self._lengths.expected(tokens)
+
     def least(self) -> int:
         """Tokens that all but a few answers have; see OutputLengths.least."""
         return self._lengths.least()

@@ -98,9 +98,14 @@ class Progress:
                 request, self._slo_of(request), stats.scheduler_recv_time, stats.prefill_finished_time, tokens
             )
 
-    def need(self, now_s: float, token_s: float, horizon: int) -> Need:
+    def need(
+        self, now_s: float, token_s: float, horizon: int, *,
+        expected: Callable[[int], int] | None = None, fastest_s: float = 0.0,
+    ) -> Need:  # fmt: skip
         """The tightest gap and due time of the running requests; see RunningTargets."""
-        return NOTHING if self._targets is None else self._targets.need(now_s, token_s, horizon)
+        if self._targets is None:
+            return NOTHING
+        return self._targets.need(now_s, token_s, horizon, expected=expected, fastest_s=fastest_s)
 
     def retracted(self, request: Request) -> None:
         """Note that a running request went back to the queue."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
-from roofline_policies.contract.view import QueueState
+from roofline_policies.contract.view import MOST_TOLD, QueueState, told_apart
 from roofline_policies.slo.capacity import Capacity
 from roofline_policies.slo.running_targets import Need
 from sglang_patches.needs.objects import Request, Scheduler
@@ -74,14 +74,18 @@ class Queues:
         retractions: int,
         cache_hit_rate: float | None,
         chunk_tokens: int,
-        most_cached_tokens: int = 0,
+        newcomer: tuple[int, int] | None = None,
+        due_before: int = 0,
+        in_flight_is_late: bool = False,
         decode_step_s: float = 0.0,
     ) -> QueueState:
         """The queues at this moment.
 
-        chunk_tokens: the most prompt tokens that one prefill step takes. most_cached_tokens: of a prompt that may come
-        in the very pass that is decided, where none waits. decode_step_s: what a decode step took lately: in a
-        pipeline, between two tokens of a request each other batch has its step as well, so targets are nearer by those.
+        chunk_tokens: the most prompt tokens that one prefill step takes. newcomer: a prompt that may come in the very
+        pass that is decided and would be first, as ``Waiting.newcomer``; None where it would not be. due_before:
+        prompts that are due before the one part-way; in_flight_is_late: so is whoever comes. decode_step_s: what a
+        decode step took lately: in a pipeline, between two tokens of a request each other batch has its step as well,
+        so targets are nearer by those.
         """
         scheduler = self._scheduler
         chunked, running = scheduler.chunked_req, self._running()
@@ -90,19 +94,25 @@ class Queues:
             prefix_tokens = chunked.extend_end
             next_tokens = max(0, chunked.seqlen - prefix_tokens)
         else:
-            prefix_tokens, next_tokens = waiting[0].prefix_len if waiting else most_cached_tokens, 0
-        first_tokens, later_prefix_tokens, later = next_tokens, 0, 0
-        for request in waiting if self._computes_prompts else ():
-            if next_tokens >= chunk_tokens:
+            prefix_tokens, next_tokens = waiting[0].prefix_len if waiting else 0, 0
+        prompts = [(next_tokens, prefix_tokens)] if next_tokens else []
+        for place, request in enumerate(waiting if self._computes_prompts else ()):
+            # Those that are due before the prompt part-way get room of its chunk, however much it could take itself.
+            ahead_tokens = prompts[0][0] if place < due_before else 0
+            if next_tokens - ahead_tokens >= chunk_tokens:
                 break
             cached = request.prefix_len
             tokens = max(1, request.seqlen - cached)
-            if first_tokens:
-                later_prefix_tokens += cached
-                later += 1
-            else:
-                first_tokens = tokens
+            prompts.append((tokens, cached))
             next_tokens += tokens
+        first_tokens = prompts[0][0] if prompts else 0
+        if newcomer is not None and newcomer[1] > prefix_tokens:
+            # More than one may come. A chunk that was sized for what waits would take far longer with their prefixes.
+            many = [newcomer] * min(MOST_TOLD - 1, -(-chunk_tokens // newcomer[0]))
+            place = int(chunked is not None)
+            prompts[place:place] = many
+            due_before += len(many) if in_flight_is_late else 0
+            prefix_tokens = prompts[0][1]
         if now_s - self._read_s >= POOLS_EVERY_S:
             self._capacities, self._read_s = self._read.now(running, first_tokens), now_s
         others_s = decode_step_s * max(0, sum(1 for batch in running_batches(scheduler) if batch.reqs) - 1)
@@ -112,8 +122,8 @@ class Queues:
             next_prefill_tokens=next_tokens,
             chunk_in_flight=chunked is not None,
             next_prefix_tokens=prefix_tokens,
-            first_prompt_tokens=first_tokens,
-            later_prefix_tokens=later_prefix_tokens // later if later else 0,
+            next_prompts=told_apart(prompts),
+            due_before=due_before,
             decode_context_tokens=progress.context_tokens if running else 0,
             gap_s=_sooner(need.gap_s, others_s, LEAST_TARGET_S),
             mean_s=_sooner(need.mean_s, others_s, LEAST_TARGET_S),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from math import inf
+from operator import itemgetter
 
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.mem_cache.common import match_kv_cache
@@ -28,6 +30,7 @@ class Waiting:
     """Follows one scheduler's waiting queue. A request costs O(log n) when it comes, and O(1) amortised afterwards.
 
     Ranks that share a queue agree on its order because it follows from ``clock_s``, which one of them tells the others.
+    ``answer_s``, which comes with it, is how long an answer is expected to take from its first token to its last.
     times: predicts what a prompt costs; where it is None no prompt is known to be late, so none is passed over.
     """
 
@@ -39,13 +42,27 @@ class Waiting:
         self._capacities = Capacities(scheduler)
         self._told = scheduler.disaggregation_mode is not DisaggregationMode.PREFILL
         self._ordered = False
-        self._cached: deque[int] = deque(maxlen=RECENT)
+        self._came: deque[tuple[int, int]] = deque(maxlen=RECENT)
         self.clock_s = 0.0
+        self.answer_s = 0.0
 
     @property
-    def most_cached_tokens(self) -> int:
-        """The most that the prefix cache had of one of the last prompts, as it came; 0 before the first."""
-        return max(self._cached, default=0)
+    def newcomer(self) -> tuple[int, int]:
+        """A prompt that may come in the very pass that is decided: of the last ones that with the most cached tokens,
+        as it came. Tokens to be computed and those cached; nothing before the first."""
+        return max(self._came, key=itemgetter(1), default=(0, 0))
+
+    @property
+    def newcomer_first(self) -> bool:
+        """Whether a prompt that comes now goes before all that wait: nobody does, or others pass those that do."""
+        queue = self._scheduler.waiting_queue
+        return not queue or (self._ordered and self.ticket(queue[0]).rank is Rank.RELEGATED)
+
+    @property
+    def in_flight_is_late(self) -> bool:
+        """Whether there is a prompt in flight that is late, so that whoever is not goes before it."""
+        in_flight = self._scheduler.chunked_req
+        return in_flight is not None and self._ordered and self.ticket(in_flight).due_s < self.clock_s
 
     @property
     def relegated(self) -> int:
@@ -57,6 +74,13 @@ class Waiting:
         queue = self._scheduler.waiting_queue
         return self._admission.due_s(now_s, self._scheduler.chunked_req, queue[0] if queue else None)
 
+    def due_before(self) -> int:
+        """How many that wait are due before the prompt in flight, and get room of its chunk; 0 without one."""
+        in_flight = self._scheduler.chunked_req
+        if in_flight is None or not self._ordered:
+            return 0
+        return self._admission.due_before(self.clock_s, in_flight, self._scheduler.waiting_queue)
+
     def came(self, request: Request, *, retracted: bool) -> None:
         """Note that a request is the last of the queue now, and put it where it belongs."""
         queue = self._scheduler.waiting_queue
@@ -64,7 +88,7 @@ class Waiting:
             return  # refused, or passed on to another queue
         if getattr(request, _TICKET, None) is None:
             self._look_up(request)
-            self._cached.append(int(request.prefix_len))
+            self._came.append((max(1, request.seqlen - int(request.prefix_len)), int(request.prefix_len)))
         ticket = self.ticket(request)
         if retracted:
             ticket.rank = Rank.AGED  # its client is reading already, so it goes before prompts without a token
@@ -92,8 +116,10 @@ class Waiting:
         if ticket is None:
             slo, cached = self._promises.slo_of(request), int(request.prefix_len)
             tokens = max(1, request.seqlen - cached)
-            latest_s = slo.ttft_s if slo.ttft_s is not None else slo.e2e_s
-            due_s = self.clock_s + (NO_TARGET_S if latest_s is None else latest_s)
+            # A request that has to end in time needs its first token as long before as the rest is expected to take.
+            ends_s = inf if slo.e2e_s is None else slo.e2e_s - self.answer_s
+            latest_s = min(inf if slo.ttft_s is None else slo.ttft_s, ends_s)
+            due_s = self.clock_s + (NO_TARGET_S if latest_s == inf else latest_s)
             prefill_s = 0.0
             if self._times is not None:
                 shape = BatchShape.of(prefill=[(tokens, cached)])

@@ -23,12 +23,14 @@ class KnobsUpdate:
     """The setting from this iteration on; travels as a control request.
 
     clock_s: the deciding rank's time, by which every rank tells when requests came. moved: waiting requests that get
-    another rank in the queue, by their id.
+    another rank in the queue, by their id. answer_s: how long answers are expected to take from their first token to
+    their last.
     """
 
     knobs: Knobs
     clock_s: float
     moved: Mapping[str, Rank] = field(default_factory=dict)
+    answer_s: float = 0.0
     rid: str = "roofline-knobs"
 
 

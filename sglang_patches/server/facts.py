@@ -127,6 +127,7 @@ def _predictor(
             decode_attention=of_decode,
             tp_size=ranks().tp_size,
             captured=graph_sizes,
+            replayed_rows=served_model.replayed_rows(scheduler.tp_worker.model_runner),
             costs=costs_of(efficiency.device),
         )
     except InputError as error:  # known only now that SGLang has chosen its kernels; the server starts all the same

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
 from sglang.srt.runtime_context import get_serving
 
 from roofline_policies.model.attention_kernels import Backends
@@ -117,6 +118,14 @@ def estimated(runner: ModelRunner, activations: Precision, config: Any, why: str
         provenance=Provenance.ESTIMATED,
         guessed=(f"everything but bytes ({why})",),
     )
+
+
+def replayed_rows(runner: ModelRunner) -> int:
+    """Most rows of a step with prompts that replays a graph; 0 where SGLang captured none of such steps."""
+    replays = runner.prefill_cuda_graph_runner
+    if not isinstance(replays, PrefillCudaGraphRunner):
+        return 0
+    return int(replays.max_num_tokens)
 
 
 def kv_bytes_of_pool(runner: ModelRunner) -> int:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bench.composition import read_config
 from bench.report.records import ArmRun
 from bench.virtual.arms import VirtualArm, read_arms
-from bench.virtual.price import Price, PricedSteps, ReplayedPrompts
+from bench.virtual.price import Price, PricedSteps
 from bench.virtual.processes import Crash, run_each
 from bench.virtual.settings import Experiment, VirtualSettings
 from bench.virtual.task import run_and_summarise
@@ -124,24 +124,6 @@ def test_pauses_make_the_stated_share_of_steps_so_many_times_as_long() -> None:
 
 def test_what_can_be_known_of_a_price_is_all_but_chance() -> None:
     assert Price(1.5, 0.1, 2.0, 9.0, 0.3, 0.1, 4.0).without_chance() == Price(1.5, 0.1, 2.0, 9.0, 0.0, 0.0, 4.0)
-
-
-@pytest.mark.parametrize(
-    ("prefill", "decode", "asked", "charged"),
-    [
-        (PROMPT, NONE, False, True),  # 512 rows
-        (PROMPT, ROW, False, False),  # 513
-        (BatchShape.of(prefill=[(513, 0)]), NONE, True, False),
-        (NONE, ROW, True, True),
-        (NONE, ROW, False, False),
-    ],
-)
-def test_steps_with_prompts_replay_a_graph_where_the_server_has_one(
-    prefill: BatchShape, decode: BatchShape, asked: bool, charged: bool
-) -> None:
-    times = Asked(0.3)
-    assert ReplayedPrompts(times, 512).step_s(prefill=prefill, decode=decode, graph=asked) == 0.3
-    assert times.asked == [{"prefill": prefill, "decode": decode, "graph": charged}]
 
 
 ONE = (

@@ -15,7 +15,7 @@ from tests.roofline_policies.views import view
 
 CHUNK, MIXED, DEFER = Knob.PREFILL_CHUNK_TOKENS, Knob.MIXED_CHUNK, Knob.DEFER_PREFILL
 RUNNING = 8
-LONG = QueueState(running=RUNNING, waiting=9, next_prefill_tokens=8192, first_prompt_tokens=8192, gap_s=0.1)
+LONG = QueueState(running=RUNNING, waiting=9, next_prefill_tokens=8192, next_prompts=((8192, 0),), gap_s=0.1)
 EXCLUSIVE = Bounds({CHUNK: Range(64, 8192, 64)}, {MIXED: "no"})
 BOTH = Bounds({CHUNK: Range(64, 8192, 64)}, {})
 
@@ -106,7 +106,7 @@ def test_what_requests_are_ahead_of_a_mean_is_kept_where_prompts_are_in_time_any
 
 def test_a_prompt_that_may_come_in_this_pass_is_no_reason_to_spend_what_requests_are_ahead():
     times = Affine(base_s=0.0, token_s=1e-3, row_s=1e-3)
-    queue = LONG._replace(gap_s=None, due_s=0.7, mean_s=0.3, next_prefill_tokens=0, first_prompt_tokens=0, waiting=0)
+    queue = LONG._replace(gap_s=None, due_s=0.7, mean_s=0.3, next_prefill_tokens=0, next_prompts=(), waiting=0)
     chunk = proposed(PrefillDeferral(), seen(exact(times), queue))[CHUNK]
     assert chunk in almost((0.3 - 0.008) / 1e-3)
 
@@ -138,7 +138,7 @@ def test_a_gap_is_counted_from_the_last_token_whenever_the_next_step_starts():
 def test_the_prefixes_of_the_prompts_behind_the_next_one_are_priced(later, most):
     """100 tokens of the next prompt, and as many of those behind it as fit with what they attend to."""
     times = Affine(base_s=0.0, token_s=1e-5, row_s=0.0, pair_s=1e-9)
-    queue = LONG._replace(gap_s=0.014, first_prompt_tokens=100, later_prefix_tokens=later)
+    queue = LONG._replace(gap_s=0.014, next_prompts=((100, 0), (8092, later)))
     policy = PrefillDeferral(min_chunk_tokens=8, tile_tokens=8)
     chunk = settled(policy, seen(exact(times), queue, bounds=Bounds({CHUNK: Range(8, 8192, 8)}, {MIXED: "no"})))[CHUNK]
 
@@ -157,7 +157,7 @@ def test_where_decoding_alone_is_past_the_target_prefill_takes_as_long_as_decodi
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 100, 150, 1000, 4321])
 def test_a_prompt_that_fits_whole_is_taken_whole(tokens):
-    queue = LONG._replace(waiting=1, next_prefill_tokens=tokens, first_prompt_tokens=tokens)
+    queue = LONG._replace(waiting=1, next_prefill_tokens=tokens, next_prompts=((tokens, 0),))
     for bounds in (EXCLUSIVE, BOTH):
         found = proposed(PrefillDeferral(), seen(exact(Affine(token_s=1e-6)), queue, bounds))
         assert found[CHUNK] >= tokens + RUNNING * found.get(MIXED, False)
@@ -165,7 +165,7 @@ def test_a_prompt_that_fits_whole_is_taken_whole(tokens):
 
 def test_a_chunk_is_ready_before_the_prompt_arrives():
     """It may come in the very pass that is decided."""
-    queue = TIGHT._replace(waiting=0, next_prefill_tokens=0, first_prompt_tokens=0)
+    queue = TIGHT._replace(waiting=0, next_prefill_tokens=0, next_prompts=())
     assert proposed(PrefillDeferral(), seen(exact(Affine()), queue))[CHUNK] in almost(MOST)
 
 
@@ -174,7 +174,7 @@ def test_a_chunk_is_ready_before_the_prompt_arrives():
 )  # a mixed step saves the base of the decode step, 5 ms
 def test_the_kind_of_step_with_the_fewer_seconds_per_prompt_token_is_taken(mixed_s, mixed):
     times = Affine(base_s=0.005, token_s=1e-5, row_s=1e-4, mixed_s=mixed_s)
-    queue = LONG._replace(next_prefill_tokens=1024, first_prompt_tokens=1024)
+    queue = LONG._replace(next_prefill_tokens=1024, next_prompts=((1024, 0),))
     for set_already in (False, True):
         now = seen(exact(times), queue, BOTH, Knobs(64, 8192, mixed_chunk=set_already))
         assert settled(PrefillDeferral(switch=0.0), now)[MIXED] is mixed
@@ -183,7 +183,7 @@ def test_the_kind_of_step_with_the_fewer_seconds_per_prompt_token_is_taken(mixed
 @pytest.mark.parametrize("set_already", [False, True])
 def test_next_to_no_difference_changes_nothing(set_already):
     times = Affine(base_s=0.005, token_s=1e-5, row_s=1e-4, mixed_s=0.005)
-    queue = LONG._replace(next_prefill_tokens=1024, first_prompt_tokens=1024)
+    queue = LONG._replace(next_prefill_tokens=1024, next_prompts=((1024, 0),))
     now = seen(exact(times), queue, BOTH, Knobs(64, 8192, mixed_chunk=set_already))
     assert settled(PrefillDeferral(switch=0.02), now)[MIXED] is set_already
 
@@ -238,7 +238,7 @@ def test_what_is_left_of_a_turn_is_not_used_for_dear_tokens():
     left = {"queue": LONG._replace(gap_s=0.2), "token_age_s": 0.2 - 0.02 - 0.0225}
     assert proposed(PrefillDeferral(), seen(exact(times), **left))[DEFER] is True
     # But where all that waits fits, waiting longer would not make it cheaper.
-    left["queue"] = left["queue"]._replace(next_prefill_tokens=200, first_prompt_tokens=200)
+    left["queue"] = left["queue"]._replace(next_prefill_tokens=200, next_prompts=((200, 0),))
     assert proposed(PrefillDeferral(), seen(exact(times), **left))[DEFER] is False
 
 
@@ -287,8 +287,8 @@ def test_the_chunk_is_the_largest_that_fits_but_for_a_few_percent_and_a_tile(
     """share: what attention adds to a chunk of 8,192 tokens at the start of a prompt, of what the rest takes."""
     times = Affine(base_s, token_s, row_s, pair_s=share * token_s / 4096)
     queue = QueueState(
-        running=running, waiting=1, next_prefill_tokens=waiting, first_prompt_tokens=waiting, next_prefix_tokens=prefix,
-        gap_s=gap_s,
+        running=running, waiting=1, next_prefill_tokens=waiting, next_prompts=((waiting, prefix),),
+        next_prefix_tokens=prefix, gap_s=gap_s,
     )  # fmt: skip
     margin = 1.0 + 2.5 * spread
     decode_s = times.seconds(BatchShape(), rows(running)) * margin
@@ -324,8 +324,9 @@ def test_proposals_are_within_bounds_whatever_is_seen(
 ):  # fmt: skip
     bounds = Bounds({CHUNK: Range(low, high, step)}, {})
     queue = QueueState(
-        running=running, waiting=1, next_prefill_tokens=tokens, first_prompt_tokens=min(first, tokens),
-        next_prefix_tokens=prefix, later_prefix_tokens=later, gap_s=gap_s, due_s=due_s,
+        running=running, waiting=1, next_prefill_tokens=tokens,
+        next_prompts=((min(first, tokens), prefix), (max(0, tokens - first), later)),
+        next_prefix_tokens=prefix, gap_s=gap_s, due_s=due_s,
         mean_s=None if due_s is None else 0.1,
     )  # fmt: skip
     times = Affine(base_s, token_s, row_s, 0.0, pair_s, mixed_s)

@@ -16,7 +16,7 @@ from tests.roofline_policies.views import view
 CHUNK, ORDER, RELEGATE = Knob.PREFILL_CHUNK_TOKENS, Knob.DEADLINE_ORDER, Knob.RELEGATE_FOR_S
 BOUNDS = Bounds({CHUNK: Range(64, 8192, 64), RELEGATE: Range(0, 3600)}, {})
 UNORDERED = Bounds({CHUNK: Range(64, 8192, 64)}, {ORDER: "no", RELEGATE: "no"})
-LONG = QueueState(running=8, waiting=9, next_prefill_tokens=8192, first_prompt_tokens=8192)
+LONG = QueueState(running=8, waiting=9, next_prefill_tokens=8192, next_prompts=((8192, 0),))
 
 
 def seen(steps=None, queue=LONG, bounds=BOUNDS, knobs=None, **fields):

@@ -24,7 +24,7 @@ def test_names_reach_the_part_they_belong_to():
 
 def test_what_is_left_out_follows():
     view = fake_view(running=4, waiting=3, target_itl_s=0.05)
-    assert (view.queue.next_prefill_tokens, view.queue.first_prompt_tokens) == (3000, 1000)
+    assert (view.queue.next_prefill_tokens, view.queue.next_prompts) == (3000, ((1000, 0),) * 3)
     assert (view.queue.decode_context_tokens, view.queue.gap_s, view.queue.mean_s) == (4000, 0.05, None)
     mean = fake_view(target_itl_s=0.05, target_itl_kind=ItlKind.MEAN_TPOT)
     assert (mean.queue.gap_s, mean.queue.mean_s, mean.queue.due_s) == (None, 0.05, 0.05)

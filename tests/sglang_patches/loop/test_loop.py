@@ -152,7 +152,7 @@ def test_a_prompt_is_looked_up_in_the_prefix_cache_as_it_comes(clock, scheduler,
     come(decider, Waits("a", 100, 5.0), Waits("b", 600, 5.0))
     decider.decide()
     queue = policy.view.queue
-    assert (queue.next_prefix_tokens, queue.first_prompt_tokens, queue.later_prefix_tokens) == (96, 4, 512)
+    assert (queue.next_prefix_tokens, queue.next_prompts) == (96, ((4, 96), (88, 512)))
     assert queue.next_prefill_tokens == 4 + 88
     tickets = [decider.applier.waiting.ticket(request) for request in scheduler.waiting_queue]
     assert [ticket.prefill_s for ticket in tickets] == pytest.approx([0.04, 0.88])

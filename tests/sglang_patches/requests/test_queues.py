@@ -54,7 +54,7 @@ def test_a_quiet_server():
     assert (queue.kv_use, queue.retractions, queue.cache_hit_rate) == (0.25, 1, 0.5)
     assert (queue.gap_s, queue.mean_s, queue.due_s) == (0.1, 0.05, 0.7)
     assert queue.prompt_due_s == 0.5
-    assert (queue.relegated, queue.first_prompt_tokens, queue.later_prefix_tokens) == (2, 0, 0)
+    assert (queue.relegated, queue.next_prompts, queue.due_before) == (2, (), 0)
 
 
 def test_where_none_waits_a_prompt_that_has_much_cached_may_come():
@@ -78,33 +78,35 @@ def test_the_next_chunk_is_of_the_prompt_that_is_part_way_through():
     chunked = SimpleNamespace(seqlen=3000, extend_end=2048)
     queue = state(scheduler(waiting=[(500, 0), (900, 0)], chunked_req=chunked))
     assert (queue.next_prefix_tokens, queue.next_prefill_tokens) == (2048, 952 + 500 + 900)
-    assert queue.first_prompt_tokens == 952
+    assert queue.next_prompts == ((952, 2048), (500, 0), (900, 0))
     assert queue.chunk_in_flight
 
 
 @pytest.mark.parametrize(
-    ("waiting", "prefix", "tokens", "first", "later"),
+    ("waiting", "prefix", "tokens", "told"),
     [
-        ([(500, 0)], 0, 500, 500, 0),
-        ([(500, 400), (4000, 16)], 400, 100 + 3984, 100, 16),
-        ([(9000, 16), (1, 0)], 16, 8984, 8984, 0),
-        ([(500, 400), (300, 100), (300, 251)], 400, 100 + 200 + 49, 100, 175),  # the mean of 100 and 251
-        ([(500, 0), (1948, 400), (9000, 8000)], 0, 500 + 1548, 500, 400),  # a chunk is full: the third is not in it
-        ([(64, 64), (900, 0)], 64, 1 + 900, 1, 0),  # a token is computed of one that is cached whole
+        ([(500, 0)], 0, 500, ((500, 0),)),
+        ([(500, 400), (4000, 16)], 400, 100 + 3984, ((100, 400), (3984, 16))),
+        ([(9000, 16), (1, 0)], 16, 8984, ((8984, 16),)),
+        ([(500, 400), (300, 100), (300, 251)], 400, 100 + 200 + 49, ((100, 400), (200, 100), (49, 251))),
+        # A chunk is full: the third is not in it.
+        ([(500, 0), (1948, 400), (9000, 8000)], 0, 500 + 1548, ((500, 0), (1548, 400))),
+        ([(64, 64), (900, 0)], 64, 1 + 900, ((1, 64), (900, 0))),  # a token is computed of one that is cached whole
+        # Beyond 16 those that follow are one, with the mean of 8 and 11.
+        ([(20, 0)] * 15 + [(20, 8), (30, 11)], 0, 15 * 20 + 12 + 19, ((20, 0),) * 15 + ((31, 9),)),
     ],
 )
-def test_else_it_is_of_the_first_that_waits_without_what_is_cached(waiting, prefix, tokens, first, later):
+def test_else_it_is_of_the_first_that_waits_without_what_is_cached(waiting, prefix, tokens, told):
     queue = state(scheduler(waiting=waiting))
-    assert (queue.next_prefix_tokens, queue.next_prefill_tokens, queue.first_prompt_tokens) == (prefix, tokens, first)
-    assert queue.later_prefix_tokens == later
+    assert (queue.next_prefix_tokens, queue.next_prefill_tokens, queue.next_prompts) == (prefix, tokens, told)
 
 
 def test_those_behind_a_prompt_that_is_part_way_through_come_without_what_is_cached():
     chunked = SimpleNamespace(seqlen=3000, extend_end=2048)
     queue = state(scheduler(waiting=[(500, 400), (900, 100), (9000, 8000)], chunked_req=chunked))
-    assert (queue.next_prefix_tokens, queue.first_prompt_tokens) == (2048, 952)
+    assert queue.next_prefix_tokens == 2048
     assert queue.next_prefill_tokens == 952 + 100 + 800 + 1000
-    assert queue.later_prefix_tokens == (400 + 100 + 8000) // 3
+    assert queue.next_prompts == ((952, 2048), (100, 400), (800, 100), (1000, 8000))
 
 
 def test_prompts_just_prefilled_run():
@@ -154,4 +156,4 @@ def test_between_two_tokens_each_other_batch_of_a_pipeline_has_its_step():
 def test_where_prompts_are_computed_elsewhere_none_is_to_be_computed():
     there = scheduler(waiting=[(500, 0), (700, 0)], disaggregation_mode=DisaggregationMode.DECODE)
     queue = state(there)
-    assert (queue.waiting, queue.next_prefill_tokens, queue.first_prompt_tokens) == (2, 0, 0)
+    assert (queue.waiting, queue.next_prefill_tokens, queue.next_prompts) == (2, 0, ())
