@@ -164,7 +164,7 @@ class PrefillDeferral:
         queue, age_s = view.queue, view.token_age_s
         left_s, due = self.longest_stall_s - age_s, "the longest stall ends"
         if queue.gap_s is not None and queue.gap_s - age_s < left_s:
-            left_s = self._gap_s(view, queue.gap_s, decode, slow_decode_s) - age_s
+            left_s = self._every_gap_s(view, queue.gap_s, decode, slow_decode_s) - age_s
             due = f"tokens under a gap of {queue.gap_s * 1e3:.0f} ms are due"
         if queue.due_s is not None:
             # A gap of the mean keeps the mean; what requests are ahead of it can be spent on prompts at once. But an
@@ -182,12 +182,18 @@ class PrefillDeferral:
 
     def _gap_s(self, view: SchedulerView, target_s: float, decode: BatchShape, slow_decode_s: float) -> float:
         """Seconds between two tokens while prompts wait: the target, where the least chunk fits into it before the
-        decode step, or beside its rows, of this batch or of a smaller one: then prompts wait until it is that small.
-        Where there is none, no chunk is small enough, and prefill and decode halve the time."""
+        decode step or beside its rows. Where it does not, no chunk is small enough, and prefill and decode halve the
+        time."""
         both_s = 2.0 * slow_decode_s
-        if both_s <= target_s or chunk_fits(view, target_s, decode, self.min_chunk_tokens):
+        return target_s if both_s <= target_s or chunk_fits(view, target_s, decode, self.min_chunk_tokens) else both_s
+
+    def _every_gap_s(self, view: SchedulerView, target_s: float, decode: BatchShape, slow_decode_s: float) -> float:
+        """The same where each gap counts. Where the least chunk would fit beside a smaller batch, prompts wait until it
+        is that small; a mean can make up for a long gap instead."""
+        gap_s = self._gap_s(view, target_s, decode, slow_decode_s)
+        if gap_s > target_s and chunk_fits(view, target_s, scaled(decode, 1), self.min_chunk_tokens):
             return target_s
-        return target_s if chunk_fits(view, target_s, scaled(decode, 1), self.min_chunk_tokens) else both_s
+        return gap_s
 
     @staticmethod
     def _calm(view: SchedulerView) -> bool:

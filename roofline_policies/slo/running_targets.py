@@ -132,14 +132,14 @@ class RunningTargets(Generic[T]):
         gap_s = mean_s = due_s = None
         for group in self._groups.values():
             slo = group.slo
+            in_s = self._end_due_s(group, now_s, token_s, expected, fastest_s)
+            if in_s is not None:
+                due_s = in_s if due_s is None else min(due_s, in_s)
             if slo.itl_s is not None and slo.itl_kind is ItlKind.PER_GAP and self._lives(group):
                 gap_s = slo.itl_s if gap_s is None else min(gap_s, slo.itl_s)
             in_s = self._mean_due_s(group, now_s, token_s, horizon)
             if in_s is not None and slo.itl_s is not None:
                 mean_s = slo.itl_s if mean_s is None else min(mean_s, slo.itl_s)
-                due_s = in_s if due_s is None else min(due_s, in_s)
-            in_s = self._end_due_s(group, now_s, token_s, expected, fastest_s)
-            if in_s is not None:
                 due_s = in_s if due_s is None else min(due_s, in_s)
         return Need(gap_s, mean_s, due_s)
 

@@ -118,7 +118,9 @@ class LearnedKind:
         if len(self._pending) >= min(BLOCK, self.steps // 2):
             self._judge()
             self._answer()
-        elif not self.by_fit:
+        elif self.by_fit:
+            self.line = self.line._replace(start=self._near_start())
+        else:
             scale, add_s, *_ = start.line
             self.line = Line(scale, add_s, self.line.spread, (), self.line.spreads)
 
@@ -170,13 +172,15 @@ class LearnedKind:
 
     def _answer(self) -> None:
         """What answers from now on, with its spreads."""
-        of, start = self._fitted if self.by_fit else self.start.line, None
+        of = self._fitted if self.by_fit else self.start.line
         spread, spreads = self._evidence.spreads(self.by_fit, self.steps)
-        if self.by_fit:
-            # Batches that are like none before are where the fit knows least. There it stays as near to the start as
-            # that was to what was measured.
-            start = (*self.start.line[:2], exp(Z * max(LEAST_SPREAD, sqrt(self._evidence.variance(False)))))
-        self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads, start)
+        self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads, self._near_start() if self.by_fit else None)
+
+    def _near_start(self) -> tuple[float, float, float]:
+        """What keeps the fit near the start: batches that are like none before are where the fit knows least. There it
+        stays as near to the start as that was to what was measured."""
+        start = self.start.line
+        return start.scale, start.add_s, exp(Z * start.spread)
 
     def fade(self) -> None:
         """Let evidence fade, see FADE."""

@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.contract.view import QueueState
 from roofline_policies.errors import FieldError
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import BatchSize, Kind, Strength
 from roofline_policies.policies.batch_size import LOWEST_FILL, MIDDLE_FILL, REACH
 from roofline_policies.slo.objectives import Slo
 from tests.roofline_policies.steps.closed_form_steps import Affine, exact
 from tests.roofline_policies.views import view
 
+MIXED = Knob.MIXED_CHUNK
 RUNNING = Knob.MAX_RUNNING_REQUESTS
 WIDE = Bounds({RUNNING: Range(1, 512)}, {})
 HUGE = Bounds({RUNNING: Range(1, 4096)}, {})
@@ -37,7 +39,7 @@ def crowded(cap=512, **fields):
 
 @pytest.mark.parametrize("headroom", [0.9, 0.5, 1.0])
 def test_a_cap_that_is_too_high_moves_to_the_middle_of_what_keeps_the_target(headroom):
-    times = Affine(base_s=0.005, row_s=1e-4, context_s=1e-7)  # a request brings 1,000 tokens: 0.2 ms each
+    times = Affine(0.005, 0.0, row_s=1e-4, context_s=1e-7)  # a request brings 1,000 tokens: 0.2 ms each
     proposal = only(BatchSize(headroom).propose(crowded(steps=exact(times))))
     closed_form = (MIDDLE_FILL * headroom * 0.05 - 0.005) / 2e-4
     assert proposal.value in (int(closed_form), int(closed_form - 1e-6))
@@ -61,7 +63,7 @@ def test_a_cap_that_is_near_enough_stays(cap, stays):
 )
 def test_a_cap_that_nobody_meets_stays(running, waiting, stays):
     """The target leaves 155 to a decode step: as long as fewer than half of that run or wait, any cap above does."""
-    times = Affine(base_s=0.005, row_s=2e-4)
+    times = Affine(base_s=0.005, token_s=0.0, row_s=2e-4)
     queue = QueueState(running=running, waiting=waiting, gap_s=0.05)
     found = BatchSize().propose(crowded(4096, steps=exact(times), queue=queue, bounds=HUGE))
     assert [proposal.value for proposal in found] in ([[]] if stays else [[154], [155]])
@@ -97,9 +99,27 @@ def test_reason_is_one_line_with_what_was_seen():
     ],
 )
 def test_the_running_requests_tell_the_target_and_else_the_server(queue, slo, target_s):
-    times = Affine(base_s=0.0, row_s=1.01e-4)
+    times = Affine(base_s=0.0, token_s=0.0, row_s=1.01e-4)
     value = only(BatchSize(1.0).propose(crowded(steps=exact(times), queue=queue, slo=slo))).value
     assert value == int(MIDDLE_FILL * target_s / 1.01e-4)
+
+
+@pytest.mark.parametrize("prefix", [0, 50_000])
+@pytest.mark.parametrize("bounds", [WIDE, Bounds({RUNNING: Range(1, 512)}, {MIXED: "no"})], ids=["mixed", "exclusive"])
+def test_a_gap_leaves_room_for_the_least_chunk_of_the_next_prompt(prefix, bounds):
+    """128 tokens behind a long prefix in the cache take far more than the tenth of the target that headroom leaves."""
+    times = Affine(base_s=0.002, token_s=1e-5, row_s=1e-4, context_s=0.0, pair_s=2e-9)
+    queue = BUSY._replace(next_prompts=((900, prefix),), next_prefill_tokens=900)
+    value = only(BatchSize().propose(crowded(steps=exact(times), queue=queue, bounds=bounds))).value
+    chunk_s = times.seconds(BatchShape.of(prefill=[(128, prefix)]), BatchShape())
+    most_s = 0.05 - chunk_s  # beside the rows of a mixed step the base is paid once
+    most_s = min(0.9 * 0.05, most_s + (0.002 if bounds is WIDE else 0.0))
+    rows = (MIDDLE_FILL * most_s - 0.002) / 1e-4
+    assert value == pytest.approx(rows, rel=0.1 if bounds is WIDE else 0.01)
+    # Under a mean a long gap can be made up for.
+    mean = queue._replace(gap_s=None, mean_s=0.05)
+    value = only(BatchSize().propose(crowded(steps=exact(times), queue=mean, bounds=bounds))).value
+    assert value == pytest.approx((MIDDLE_FILL * 0.9 * 0.05 - 0.002) / 1e-4, abs=1)
 
 
 def test_without_a_target_nothing_is_gained_by_fewer():
@@ -148,6 +168,18 @@ def test_where_a_step_yields_several_tokens_a_target_for_one_says_nothing_of_the
     assert "drafts" in BatchSize().idle_reason(crowded(steps=times, rows_per_request=4))
 
 
+def room_s(times, margin, gap_s, running, context):
+    """What the least chunk leaves of a gap to the decode step, where it fits beside one request; else all of it."""
+    chunk, one = BatchShape.of(prefill=[(128, 0)]), context // running
+    alone_s, rows = times.seconds(chunk, BatchShape()), BatchShape(running, running, context, context, context, running)
+    first = BatchShape(1, 1, one, one, one, 1)
+    beside_one_s = min(alone_s + times.seconds(BatchShape(), first), times.seconds(chunk, first))
+    if beside_one_s * margin > gap_s:
+        return float("inf")
+    mixed = gap_s * times.seconds(BatchShape(), rows) / times.seconds(chunk, rows)
+    return max(gap_s / margin - alone_s, mixed / margin)
+
+
 @settings(deadline=None)
 @given(
     base_s=st.floats(0, 1), row_s=st.floats(0, 1), context_s=st.floats(0, 1e-3), spread=st.floats(0, 10),
@@ -174,6 +206,8 @@ def test_proposals_are_whole_numbers_of_requests_that_fit_where_any_do(
             return base_s + (row_s + context_s * each) * batch
 
         most_s = headroom * min(targets)
+        if gap_s == min(targets):
+            most_s = min(most_s, room_s(times, 1.0 + 2.5 * spread, gap_s, running, max(running, context)))
         soon = REACH * (running + waiting)
         if not found and value >= soon:  # nobody meets it; whoever could come soon keeps the target, or none would
             assert min(takes_s(soon), max(0.0, most_s - takes_s(1))) <= most_s * (1 + 1e-6) + 1e-9

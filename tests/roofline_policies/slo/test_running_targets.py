@@ -30,7 +30,22 @@ class Oracle:
         for one in self.running.values():
             one[3] += 1
 
-    def need(self, now_s, token_s, horizon):
+    def drop_lost(self, now_s, horizon, fastest_s):
+        """Of one target those that have to end first, as long as they cannot."""
+        groups = {}
+        for name, (slo, arrival_s, _, tokens) in self.running.items():
+            if slo.e2e_s is not None:
+                ends_s = arrival_s + slo.e2e_s
+                lost = now_s + max(1, horizon - tokens) * fastest_s > ends_s
+                groups.setdefault((slo.itl_kind, slo.itl_s, slo.e2e_s), []).append((ends_s, lost, name))
+        for group in groups.values():
+            for _, lost, name in sorted(group, key=lambda one: one[0]):
+                if not lost:
+                    break
+                del self.running[name]
+
+    def need(self, now_s, token_s, horizon, fastest_s):
+        self.drop_lost(now_s, horizon, fastest_s)
         gaps, means, dues, ends = [], [], [], {}
         for slo, arrival_s, first_s, tokens in self.running.values():
             if slo.itl_s is not None and slo.itl_kind is ItlKind.PER_GAP:
@@ -68,8 +83,8 @@ events = st.lists(
 
 
 @settings(deadline=None, max_examples=300)
-@given(events, st.sampled_from([1, 5, 40]))
-def test_it_is_what_looking_at_every_request_gives(events, horizon):
+@given(events, st.sampled_from([1, 5, 40]), st.sampled_from([0.0, 0.004]))
+def test_it_is_what_looking_at_every_request_gives(events, horizon, fastest_s):
     """Steps take no less than a token alone does, as on a server."""
     gone, now_s, number, made = set(), 100.0, 0, {}
     targets, oracle = RunningTargets(gone.__contains__), Oracle()
@@ -99,7 +114,8 @@ def test_it_is_what_looking_at_every_request_gives(events, horizon):
                 continue
             del oracle.running[name]
             gone.add(name) if kind == "gone" else targets.leave(name)
-        assert targets.need(now_s, TOKEN_S, horizon) == pytest.approx(oracle.need(now_s, TOKEN_S, horizon))
+        need = targets.need(now_s, TOKEN_S, horizon, fastest_s=fastest_s)
+        assert need == pytest.approx(oracle.need(now_s, TOKEN_S, horizon, fastest_s))
 
 
 def test_a_mean_by_hand():
@@ -120,6 +136,19 @@ def test_an_end_by_hand():
     for _ in range(20):
         targets.step()
     assert targets.need(1.0, 0.01, 10).due_s == pytest.approx(1.5)
+
+
+def test_who_cannot_end_in_time_is_not_followed():
+    """Two seconds for 101 tokens. After 60 ms a token there is time for 40 more at 20 ms each; of 42 they expect 41."""
+    targets = RunningTargets()
+    targets.join("a", Slo(e2e_s=2.0, itl_s=0.1), 0.0, 0.1, 1)
+    lengths = {1: 101, 2: 42, 3: 43}.__getitem__
+    assert targets.need(0.1, 0.01, 1, expected=lengths).due_s == pytest.approx(2.0 - 99 * 0.01 - 0.1)
+    targets.step()
+    need = targets.need(1.2, 0.01, 1, expected=lengths, fastest_s=0.02)
+    assert need == pytest.approx((0.1, None, 2.0 - 39 * 0.01 - 1.2))
+    targets.step()
+    assert targets.need(1.21, 0.01, 1, expected=lengths, fastest_s=0.02) == (None, None, None)  # nor is its gap
 
 
 def test_who_came_first_has_to_end_first_whenever_it_was_admitted():

@@ -57,11 +57,32 @@ def test_a_quiet_server():
     assert (queue.relegated, queue.next_prompts, queue.due_before) == (2, (), 0)
 
 
-def test_where_none_waits_a_prompt_that_has_much_cached_may_come():
+def test_who_may_come_and_would_be_first_is_told_if_its_chunk_takes_longer_than_those_of_whom_it_passes():
+    """A chunk of 2,048 has room for seven prompts of 300."""
+    told = state(scheduler(), newcomer=(300, 9000))
+    assert (told.next_prefix_tokens, told.next_prefill_tokens, told.next_prompts) == (9000, 0, ((300, 9000),) * 7)
+    told = state(scheduler(waiting=[(500, 20)]), newcomer=(300, 9000))
+    assert (told.next_prefix_tokens, told.next_prefill_tokens) == (9000, 480)
+    assert told.next_prompts == (*[(300, 9000)] * 7, (480, 20))
+    assert state(scheduler(waiting=[(500, 20)]), newcomer=(300, 20)).next_prompts == ((480, 20),)
+    assert state(scheduler(waiting=[(500, 20)])).next_prompts == ((480, 20),)
+
+
+def test_who_may_come_passes_a_prompt_part_way_that_is_late():
     chunked = SimpleNamespace(seqlen=3000, extend_end=2048)
-    assert state(scheduler(), most_cached_tokens=9000).next_prefix_tokens == 9000
-    assert state(scheduler(waiting=[(500, 20)]), most_cached_tokens=9000).next_prefix_tokens == 20
-    assert state(scheduler(chunked_req=chunked), most_cached_tokens=9000).next_prefix_tokens == 2048
+    now = scheduler(waiting=[(500, 20)], chunked_req=chunked)
+    for late, before in ((False, 0), (True, 3)):
+        told = state(now, newcomer=(700, 9000), in_flight_is_late=late)
+        assert (told.next_prefix_tokens, told.due_before) == (2048, before)
+        assert told.next_prompts == ((952, 2048), *[(700, 9000)] * 3, (480, 20))
+
+
+def test_those_due_before_a_prompt_part_way_are_told_however_long_it_is():
+    chunked = SimpleNamespace(seqlen=90_000, extend_end=2048)
+    now = scheduler(waiting=[(500, 20), (900, 20), (900, 0)], chunked_req=chunked)
+    assert state(now).next_prompts == ((87_952, 2048),)
+    told = state(now, due_before=2)
+    assert (told.due_before, told.next_prompts) == (2, ((87_952, 2048), (480, 20), (880, 20)))
 
 
 def test_the_running_requests_tell_what_they_attend_to_and_when_they_are_due():

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from bench.virtual.device import PricedSteps
+from bench.virtual.price import Price, PricedSteps
 from bench.virtual.processes import Crash, run_each
 from roofline_policies.device.hardware import from_catalogue
 from roofline_policies.model.catalogue import shipped_model
@@ -180,7 +180,8 @@ def serve(case: Case, told: Callable[[int, float], None]) -> Outcome:
         server = VirtualServer(folder, list(case.server_args), device, clock, traffic, sample_every_s=0.25)
         scripted = Scripted(case.script, lambda: traffic.now_s)
         share, factor = case.pauses
-        charged = PricedSteps(STEPS, 1.0, 0.0, 0, pause_share=share, pause_factor=factor) if share else STEPS
+        price = Price(1.0, pause_share=share, pause_factor=factor)
+        charged = PricedSteps(STEPS, price, 0, lambda: 0.0) if share else STEPS
         times, host = (scripted, scripted) if case.script else (charged, case.host)
         worker = server.start(Priced(times, case.sleep_s, outcome.priced_s), host)
         _watch(server, outcome)
