@@ -18,6 +18,10 @@ LOWEST_FILL, MIDDLE_FILL = 0.65, 0.8
 """A cap stays while a step at the cap fills at least LOWEST_FILL of its time, and moves to MIDDLE_FILL: what requests
 attend to changes from moment to moment, and a cap that followed it would drain the batch for nothing."""
 
+ROOM_FILL = 0.95
+"""The same where it is room for the least chunk that is missing: prompts wait until there is some, so a batch whose
+contexts grow past what leaves room costs them time, and breaks no gap."""
+
 REACH = 2
 """A batch grows to at most this many times the requests that run or wait before there is another look."""
 
@@ -37,7 +41,9 @@ class BatchSize:
     It is not raised past what the server has room for (QueueState.capacities), and stays at the largest captured graph
     where the steps without one are predicted to cost more than the requests beyond it bring.
 
-    headroom: share of the tightest target between tokens that the decode step may take; the rest is for prefill.
+    headroom: share of the tightest target between tokens that the decode step may take; the rest is for prefill. Under
+        a target for each gap it takes no more than leaves room for the least chunk of the next prompt, where some batch
+        does: behind a long prefix that chunk takes many times what a tenth of the target is.
 
     Raises:
         FieldError: a parameter outside its range.
@@ -92,15 +98,17 @@ class BatchSize:
         double = BatchShape(*(2 * part for part in decode))
         each_s = max(0.0, steps.step_s(decode=double, graph=True) - now_s) / running
         alone_s = now_s - each_s * (running - 1)
-        most_s = self.headroom * target_s
+        most_s, lowest_fill, fill = self.headroom * target_s, LOWEST_FILL, MIDDLE_FILL
         if target_s == view.queue.gap_s and chunk_fits(view, target_s, scaled(decode, 1)):
-            most_s = min(most_s, beside_a_chunk_s(view, target_s, decode, now_s))
+            beside_s = beside_a_chunk_s(view, target_s, decode, now_s)
+            if MIDDLE_FILL * most_s > beside_s:
+                most_s, lowest_fill, fill = beside_s, MIDDLE_FILL, ROOM_FILL
         if each_s == 0 or alone_s > most_s:
             reason = f"fewer requests would not bring a decode step under {target_s * 1e3:.0f} ms"
             return self._target(limits.high, reason)
-        if LOWEST_FILL * most_s <= now_s + each_s * (cap - running) <= most_s:
+        if lowest_fill * most_s <= now_s + each_s * (cap - running) <= most_s:
             return None  # the cap is where it should be, as far as contexts that come and go allow to tell
-        fits = running + (MIDDLE_FILL * most_s - now_s) / each_s
+        fits = running + (fill * most_s - now_s) / each_s
         value = limits.high if fits >= limits.high else max(1, int(fits))
         reason = (
             f"{value} requests decode in {self.headroom:.0%} of the tightest target of {target_s * 1e3:.0f} ms "

@@ -9,7 +9,7 @@ from roofline_policies.contract.view import QueueState
 from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import BatchSize, Kind, Strength
-from roofline_policies.policies.batch_size import LOWEST_FILL, MIDDLE_FILL, REACH
+from roofline_policies.policies.batch_size import LOWEST_FILL, MIDDLE_FILL, REACH, ROOM_FILL
 from roofline_policies.slo.objectives import Slo
 from tests.roofline_policies.steps.closed_form_steps import Affine, exact
 from tests.roofline_policies.views import view
@@ -112,9 +112,9 @@ def test_a_gap_leaves_room_for_the_least_chunk_of_the_next_prompt(prefix, bounds
     queue = BUSY._replace(next_prompts=((900, prefix),), next_prefill_tokens=900)
     value = only(BatchSize().propose(crowded(steps=exact(times), queue=queue, bounds=bounds))).value
     chunk_s = times.seconds(BatchShape.of(prefill=[(128, prefix)]), BatchShape())
-    most_s = 0.05 - chunk_s  # beside the rows of a mixed step the base is paid once
-    most_s = min(0.9 * 0.05, most_s + (0.002 if bounds is WIDE else 0.0))
-    rows = (MIDDLE_FILL * most_s - 0.002) / 1e-4
+    room_s = 0.05 - chunk_s + (0.002 if bounds is WIDE else 0.0)  # beside decode rows the base is paid once
+    takes_s = ROOM_FILL * room_s if room_s < MIDDLE_FILL * 0.9 * 0.05 else MIDDLE_FILL * 0.9 * 0.05
+    rows = (takes_s - 0.002) / 1e-4
     assert value == pytest.approx(rows, rel=0.1 if bounds is WIDE else 0.01)
     # Under a mean a long gap can be made up for.
     mean = queue._replace(gap_s=None, mean_s=0.05)
@@ -206,14 +206,16 @@ def test_proposals_are_whole_numbers_of_requests_that_fit_where_any_do(
             return base_s + (row_s + context_s * each) * batch
 
         most_s = headroom * min(targets)
-        if gap_s == min(targets):
-            most_s = min(most_s, room_s(times, 1.0 + 2.5 * spread, gap_s, running, max(running, context)))
+        lowest_fill, fits = LOWEST_FILL, gap_s == min(targets)
+        beside_s = room_s(times, 1.0 + 2.5 * spread, gap_s, running, max(running, context)) if fits else float("inf")
+        if MIDDLE_FILL * most_s > beside_s:
+            most_s, lowest_fill = beside_s, MIDDLE_FILL
         soon = REACH * (running + waiting)
         if not found and value >= soon:  # nobody meets it; whoever could come soon keeps the target, or none would
             assert min(takes_s(soon), max(0.0, most_s - takes_s(1))) <= most_s * (1 + 1e-6) + 1e-9
             return
         assert value == 1 or takes_s(value) <= most_s * (1 + 1e-6) + 1e-9
-        assert takes_s(value + 2) >= LOWEST_FILL * most_s * (1 - 1e-6) - 1e-9
+        assert takes_s(value + 2) >= lowest_fill * most_s * (1 - 1e-6) - 1e-9
 
 
 @pytest.mark.parametrize("value", [0.0, 1.1, -1, float("nan")])
