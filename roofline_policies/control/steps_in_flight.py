@@ -128,7 +128,7 @@ class StepsInFlight:
         tokens = mode is not ForwardMode.PREFILL or not self._waited_for
         self._waited_for = True
         sums, rows, line = sums_of(prefill, decode), prefill.new_tokens + decode.new_tokens, self.kinds[mode].line
-        expected_s = line.seconds(predicted_s, sums)
+        expected_s = line.seconds(predicted_s, sums, rows)
         self._in_flight.append(_Step(mode, now_s, expected_s, predicted_s, sums, rows, tokens))
         return Told(expected_s, line.margin(rows))
 

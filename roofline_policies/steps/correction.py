@@ -58,8 +58,8 @@ class Line(NamedTuple):
         scale * predicted + add_s + sum of each_s * sums
 
     each_s: seconds for one of each of the kind's sums (``sums_of``); empty: none. spreads: standard deviation by region
-    of rows; empty: ``spread`` everywhere. start: scale and constant of another answer, and the most by which this one
-    may be above or below it as a factor; None: it stands alone.
+    of rows; empty: ``spread`` everywhere. start: scale and constant of another answer, and by region of rows the most
+    by which this one may be above or below it as a factor; None: it stands alone.
     """
 
     scale: float = 1.0
@@ -67,16 +67,17 @@ class Line(NamedTuple):
     spread: float = PRIOR_SPREAD
     each_s: tuple[float, ...] = ()
     spreads: tuple[float, ...] = ()
-    start: tuple[float, float, float] | None = None
+    start: tuple[float, float, tuple[float, ...]] | None = None
 
-    def seconds(self, predicted_s: float, sums: Iterable[int] = ()) -> float:
-        """Of a step with these sums, in the order of ``sums_of``; those beyond ``each_s`` cost nothing of their own."""
+    def seconds(self, predicted_s: float, sums: Iterable[int] = (), rows: int = 0) -> float:
+        """Of a step with these sums, in the order of ``sums_of``; those beyond ``each_s`` cost nothing of their own.
+        rows: of the batch; 0: of any size."""
         seconds = self.scale * predicted_s + self.add_s
         for each_s, amount in zip(self.each_s, sums, strict=False):
             seconds += each_s * amount
-        if self.start is not None:
-            scale, add_s, most = self.start
-            start_s = scale * predicted_s + add_s
+        if self.start is not None and rows:
+            scale, add_s, mosts = self.start
+            start_s, most = scale * predicted_s + add_s, mosts[region(rows)]
             seconds = min(max(seconds, start_s / most), start_s * most)
         return seconds
 
@@ -195,7 +196,11 @@ class CorrectedSteps(NamedTuple):
             return known
         line = self._line(prefill, decode)
         predicted_s = self.times.step_s(prefill=prefill, decode=decode, graph=graph)
-        seconds = line.seconds(predicted_s, sums_of(prefill, decode) if line.each_s else ())
+        if line.each_s:
+            rows = prefill.new_tokens + decode.new_tokens
+            seconds = line.seconds(predicted_s, sums_of(prefill, decode), rows)
+        else:
+            seconds = line.scale * predicted_s + line.add_s
         if self.asked is not None:
             self.asked[question] = seconds
         return seconds

@@ -7,7 +7,7 @@ of a kind what is known of all steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import inf, sqrt
 
 from roofline_policies.steps.correction import LEAST_SPREAD, MEMORY, PRIOR_SPREAD, REGIONS, region
 
@@ -156,6 +156,13 @@ class Evidence:
     def variance(self, by_fit: bool) -> float:
         """Mean square over all steps of the kind."""
         return self._all.variance(by_fit, self._whole.variance)
+
+    def start_spreads(self) -> tuple[float, ...]:
+        """Of the start, by region; infinite where nothing was seen of one."""
+        of_kind = self.variance(False)
+        return tuple(
+            max(LEAST_SPREAD, sqrt(one.variance(False, of_kind))) if one.weight > SEEN else inf for one in self._regions
+        )
 
     def spreads(self, by_fit: bool, steps: int) -> tuple[float, tuple[float, ...]]:
         """Of the kind, and of each region, wider while little was seen (CAUTION). steps: of this kind so far."""

@@ -118,9 +118,7 @@ class LearnedKind:
         if len(self._pending) >= min(BLOCK, self.steps // 2):
             self._judge()
             self._answer()
-        elif self.by_fit:
-            self.line = self.line._replace(start=self._near_start())
-        else:
+        elif not self.by_fit:
             scale, add_s, *_ = start.line
             self.line = Line(scale, add_s, self.line.spread, (), self.line.spreads)
 
@@ -176,11 +174,11 @@ class LearnedKind:
         spread, spreads = self._evidence.spreads(self.by_fit, self.steps)
         self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads, self._near_start() if self.by_fit else None)
 
-    def _near_start(self) -> tuple[float, float, float]:
+    def _near_start(self) -> tuple[float, float, tuple[float, ...]]:
         """What keeps the fit near the start: batches that are like none before are where the fit knows least. There it
-        stays as near to the start as that was to what was measured."""
+        stays as near to the start as that was to what was measured of batches as large."""
         start = self.start.line
-        return start.scale, start.add_s, exp(Z * start.spread)
+        return start.scale, start.add_s, tuple(exp(Z * spread) for spread in self._evidence.start_spreads())
 
     def fade(self) -> None:
         """Let evidence fade, see FADE."""

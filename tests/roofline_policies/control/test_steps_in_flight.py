@@ -283,3 +283,20 @@ def test_a_step_is_predicted_as_it_could_have_been_planned():
     flying.launched(DECODE, 0.0, EMPTY, rows(8)._replace(**known))
     flying.launched(PREFILL, 0.0, prompt(5)._replace(**known), EMPTY)
     assert times.asked == [(prompt(5), rows(8)), (EMPTY, rows(8)), (prompt(5), EMPTY)]
+
+
+def test_what_a_relatives_fit_says_of_single_sums_is_not_taken_over():
+    """Prompts take their tokens' time and nothing else, so their fit may put all of it on tokens and pairs and leave
+    the prediction next to nothing. Of a mixed step it would then say next to nothing either."""
+    flying = StepsInFlight(Told())
+    for number in range(200):
+        tokens = 1 + number % 9
+        launch(flying, PREFILL, 100.0 * number, tokens=tokens)
+        took_s = 2.0 * tokens + 0.5 * tokens * (number % 2)
+        flying.finished(PREFILL, took_s, 100.0 * number + took_s)
+    learned, start = flying.kinds[PREFILL], flying.kinds[PREFILL].start.line
+    assert flying.steps.mixed[:2] == start[:2]
+    assert flying.steps.mixed.each_s == ()
+    mixed_s = flying.steps.step_s(prefill=prompt(4), decode=rows(80))
+    assert mixed_s == pytest.approx(start.scale * (4.0 + 10.0) + start.add_s)
+    assert learned.steps == 200

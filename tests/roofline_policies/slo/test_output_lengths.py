@@ -1,6 +1,7 @@
 """How long answers are, against the exact quantile of those that count."""
 
 import random
+from statistics import median
 
 import pytest
 from hypothesis import given, settings
@@ -93,3 +94,22 @@ def test_few_answers_do_not_stand_for_many():
     """The last 2,048 to 4,096 count: a hundred long ones in a row are no reason to expect long ones."""
     known = learned([10] * KEPT + [700] * 100)
     assert known.least() == 10
+
+
+@pytest.mark.parametrize("tokens", [0, 10, 99, 100, 150, 199, 200, 5000])
+def test_what_an_answer_is_expected_to_have_is_the_median_of_the_longer_ones(tokens):
+    lengths = list(range(1, 201))
+    longer = [length for length in lengths if length > tokens]
+    expected = median(longer) if longer else tokens + 1
+    assert learned(lengths * 4).expected(tokens) == pytest.approx(expected, abs=200 * ERROR + 1)
+    assert learned(lengths * 4).expected(tokens) > tokens
+
+
+def test_before_there_were_enough_one_more_token_is_expected():
+    known = OutputLengths()
+    for _ in range(FEWEST - 1):
+        known.add(700)
+    assert known.expected(0) == 1
+    assert known.expected(30) == 31
+    known.add(700)
+    assert (known.expected(0), known.expected(699), known.expected(700)) == (700, 700, 701)

@@ -373,3 +373,14 @@ def test_ceilings_without_the_precision_are_refused():
     on = Ceilings("A Device", {Precision.BF16: 1e12}, 1e12, 10, None, "a sheet")
     with pytest.raises(InputError, match="no compute ceiling"):
         KernelModel(on, EFFICIENCY).gemm_s(1, 64, 64, "fp8")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "replayed"), [(512, 0, True), (511, 1, True), (512, 1, False), (513, 0, False), (0, 600, False)]
+)
+def test_steps_with_prompts_replay_a_graph_up_to_the_most_rows_that_have_one(tokens, rows, replayed):
+    """Asked for or not: who asks does not know what the server captured. Decode steps have graphs of their own."""
+    captured = dataclasses.replace(STEP, replayed_rows=512)
+    parts = {"prefill": BatchShape.of([(tokens, 0)] if tokens else ()), "decode": BatchShape.of((), [700] * rows)}
+    assert captured.step(**parts) == STEP.step(**parts, graph=replayed)
+    assert captured.step(**parts, graph=True) == STEP.step(**parts, graph=True)
