@@ -58,8 +58,8 @@ class Line(NamedTuple):
         scale * predicted + add_s + sum of each_s * sums
 
     each_s: seconds for one of each of the kind's sums (``sums_of``); empty: none. spreads: standard deviation by region
-    of rows; empty: ``spread`` everywhere. start: scale and constant of another answer, and by region of rows the most
-    by which this one may be above or below it as a factor; None: it stands alone.
+    of rows; empty: ``spread`` everywhere. start: scale and constant of another answer, and by region of rows the
+    factor by which this one may be below it at most; None: it stands alone.
     """
 
     scale: float = 1.0
@@ -78,7 +78,7 @@ class Line(NamedTuple):
         if self.start is not None and rows:
             scale, add_s, mosts = self.start
             start_s, most = scale * predicted_s + add_s, mosts[region(rows)]
-            seconds = min(max(seconds, start_s / most), start_s * most)
+            seconds = max(seconds, start_s / most)
         return seconds
 
     def margin(self, rows: int = 0) -> float:

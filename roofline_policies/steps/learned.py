@@ -175,8 +175,11 @@ class LearnedKind:
         self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads, self._near_start() if self.by_fit else None)
 
     def _near_start(self) -> tuple[float, float, tuple[float, ...]]:
-        """What keeps the fit near the start: batches that are like none before are where the fit knows least. There it
-        stays as near to the start as that was to what was measured of batches as large."""
+        """How far the fit may be below the start: by as much as that was above what was measured of batches as large.
+
+        Batches that are like none before are where the fit knows least. A step that takes longer than was planned makes
+        tokens late; one that takes less costs a smaller chunk, until the fit and the start have seen a few of them.
+        """
         start = self.start.line
         return start.scale, start.add_s, tuple(exp(Z * spread) for spread in self._evidence.start_spreads())
 
