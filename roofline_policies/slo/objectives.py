@@ -71,6 +71,18 @@ class Slo:
         return replace(self, **values)  # type: ignore[arg-type]  # checked when it is made
 
 
+def soonest(own: Slo, promised: Slo) -> Slo:
+    """``own`` as it is kept: its first token and its end are due no later than ``promised`` has them.
+
+    Whoever is due later is longer in time, so that others would be passed over for it. So a later time wins nothing.
+    """
+    return replace(own, ttft_s=_sooner(own.ttft_s, promised.ttft_s), e2e_s=_sooner(own.e2e_s, promised.e2e_s))
+
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    return other if one is None else one if other is None else min(one, other)
+
+
 class Granted(NamedTuple):
     """What a request that brought targets is promised. refused: the keys of those that it does not get as asked."""
 
