@@ -33,15 +33,18 @@ from bench.virtual.settings import Experiment
 from bench.virtual.task import run_and_summarise
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 
-KEYS = ("name", "arm", "policy_set", "share", "overrides", "cells", "asks", "least_ratio", "out_dir", "processes")
+KEYS = ("name", "arms", "policy_set", "share", "overrides", "cells", "asks", "least_ratio", "out_dir", "processes")
 NOBODY = "nobody asks"
+
+Key = tuple[str, str, str]
+"""Arm, cell, way of asking."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fairness:
     """A checked configuration; see conf/bench/fairness.yaml for each key. cells: experiments in which nobody asks."""
 
-    arm: VirtualArm
+    arms: tuple[VirtualArm, ...]
     share: float
     cells: Mapping[str, Experiment]
     asks: Mapping[str, Any]
@@ -67,17 +70,15 @@ class Fairness:
         if not cells or not asks:
             key = "asks" if cells else "cells"
             raise InputError("is empty", where="fairness", key=key, allowed="at least one")
-        arms = read_arms([text(conf, "arm", "fairness")], next(iter(cells.values())).slo)
-        if len(arms) > 1:
-            raise InputError(
-                "is a grid", where="fairness", key="arm", value=conf["arm"], allowed="an arm of one setting"
-            )
-        arm = replace(arms[0], policy_set=(*arms[0].policy_set, *texts(conf, "policy_set", "fairness")))
+        more, slo = texts(conf, "policy_set", "fairness"), next(iter(cells.values())).slo
+        arms = tuple(
+            arm if arm.policy is None else replace(arm, policy_set=(*arm.policy_set, *more))
+            for arm in read_arms(conf.get("arms"), slo)
+        )
         for experiment in cells.values():
-            arm.settings(experiment.slo)
-            experiment.check([arm])
+            experiment.check(arms)
         return cls(
-            arm=arm,
+            arms=arms,
             share=number(conf, "share", "fairness", low=0.0, high=1.0),
             cells=cells,
             asks=asks,
@@ -86,14 +87,15 @@ class Fairness:
             processes=count(conf, "processes", "fairness"),
         )
 
-    def runs(self) -> list[tuple[str, str, Experiment]]:
-        """Cell, way of asking and experiment of every run."""
+    def runs(self) -> list[tuple[Key, Experiment, VirtualArm]]:
+        """Every run by its arm, cell and way of asking."""
         found = []
-        for cell, quiet in self.cells.items():
-            found.append((cell, NOBODY, quiet))
-            for name, slo in self.asks.items():
-                requests = tuple(ask(quiet.requests, Asks(self.share, slo), quiet.seed))
-                found.append((cell, name, replace(quiet, requests=requests)))
+        for arm in self.arms:
+            for cell, quiet in self.cells.items():
+                found.append(((arm.name, cell, NOBODY), quiet, arm))
+                for name, slo in self.asks.items():
+                    requests = tuple(ask(quiet.requests, Asks(self.share, slo), quiet.seed))
+                    found.append(((arm.name, cell, name), replace(quiet, requests=requests), arm))
         return found
 
 
@@ -110,13 +112,13 @@ def row(run: ArmRun, slo: JudgedSlo, asks: Sequence[bool]) -> dict[str, Any]:
     return {"others": good(run, slo, others), "askers": good(run, slo, asks), "asked_slo": told}
 
 
-def compared(rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each run with its ratios to that of its cell in which nobody asks; None to 0."""
+def compared(rows: Mapping[Key, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each run with its ratios to that of its arm and cell in which nobody asks; None to 0."""
     found = []
-    for (cell, name), one in rows.items():
-        quiet = rows[cell, NOBODY]
+    for (arm, cell, name), one in rows.items():
+        quiet = rows[arm, cell, NOBODY]
         ratios = {f"{who}_ratio": one[who] / quiet[who] if quiet[who] else None for who in ("others", "askers")}
-        found.append({"cell": cell, "asks": name, **one, **ratios})
+        found.append({"arm": arm, "cell": cell, "asks": name, **one, **ratios})
     return found
 
 
@@ -130,23 +132,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
     leave_when_asked()
-    runs, rows = settings.runs(), {}
+    runs = settings.runs()
+    rows: dict[Key, dict[str, Any]] = {}
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("runs", total=len(runs))
-        tasks = [(experiment, settings.arm, None) for _, _, experiment in runs]
+        tasks = [(experiment, arm, None) for _, experiment, arm in runs]
         for index, outcome in run_each(run_and_summarise, tasks, settings.processes, lambda *_: None):
             progress.advance(bar)
-            cell, name, experiment = runs[index]
+            key, experiment, _ = runs[index]
             if isinstance(outcome, Crash):
-                print("\n".join([f"{cell}, {name}: {outcome.problem}", *outcome.tail]), file=sys.stderr)
+                print("\n".join([f"{', '.join(key)}: {outcome.problem}", *outcome.tail]), file=sys.stderr)
                 return 1
             asks = asking(len(experiment.requests), settings.share, experiment.seed)
-            rows[cell, name] = row(outcome[0], experiment.slo, asks)
-    found = compared({(cell, name): rows[cell, name] for cell, name, _ in runs})
+            rows[key] = row(outcome[0], experiment.slo, asks)
+    found = compared({key: rows[key] for key, *_ in runs})
     Console(width=None if sys.stdout.isatty() else 200).print(table(found, settings.least_ratio))
     result = {
         "name": "fairness",
-        "arm": settings.arm.launched,
+        "arms": {arm.name: arm.launched for arm in settings.arms},
         "share": settings.share,
         "slo": {name: str(one.slo) for name, one in settings.cells.items()},
         "requests": {name: len(one.requests) for name, one in settings.cells.items()},
@@ -168,7 +171,7 @@ def table(found: Sequence[Mapping[str, Any]], least_ratio: float) -> Table:
         mark = " !" if ratio is not None and ratio < least_ratio else ""
         other = f"{told.get('moved', 0) + told.get('refused', 0)} of {told['asked']}" if told.get("asked") else ""
         drawn.add_row(
-            one["cell"], one["asks"], str(one["others"]), _told(ratio) + mark, str(one["askers"]),
+            one["arm"], one["cell"], one["asks"], str(one["others"]), _told(ratio) + mark, str(one["askers"]),
             _told(one["askers_ratio"]), other,
         )  # fmt: skip
     return drawn

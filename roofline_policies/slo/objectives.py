@@ -121,7 +121,7 @@ class Objectives:
     def granted(self, priority: int | None, own: Mapping[str, object]) -> Granted:
         """What such a request is promised: as near to what it asks for as ``requests`` allows.
 
-        A kind of target between tokens that nobody is promised here is not granted.
+        A kind of target between tokens that nobody is promised here is not granted; the request's class's holds then.
 
         Raises:
             FieldError: see ``asked``.
@@ -131,11 +131,14 @@ class Objectives:
             return Granted(promised, tuple(str(key) for key in own))
         every = self.every()
         kinds = {one.itl_kind for one in every if one.itl_s is not None} or {promised.itl_kind}
-        kind = asked.itl_kind if asked.itl_kind in kinds else promised.itl_kind
-        alike = [one.itl_s for one in every if one.itl_kind is kind]
+        if asked.itl_kind in kinds:
+            alike = [one.itl_s for one in every if one.itl_kind is asked.itl_kind]
+            kind, itl_s = asked.itl_kind, self.requests.limits("itl_s", alike).nearest(asked.itl_s)
+        else:  # the number that was asked for means another thing under another kind
+            kind, itl_s = promised.itl_kind, promised.itl_s
         slo = Slo(
             self.requests.limits("ttft_s", (one.ttft_s for one in every)).nearest(asked.ttft_s),
-            self.requests.limits("itl_s", alike).nearest(asked.itl_s),
+            itl_s,
             kind,
             self.requests.limits("e2e_s", (one.e2e_s for one in every)).nearest(asked.e2e_s),
             weight=promised.weight,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from roofline_policies.errors import FieldError, InputError
 from roofline_policies.settings.loading import load
 from roofline_policies.slo.asking import Asking, limits_of
-from roofline_policies.slo.objectives import ItlKind, Objectives, Slo
+from roofline_policies.slo.objectives import ItlKind, Objectives, Slo, soonest
 
 SERVER, TIGHT = Slo(ttft_s=4.0, itl_s=0.1), Slo(ttft_s=0.5, itl_s=0.025, e2e_s=20.0)
 TARGETS = st.none() | st.floats(1e-3, 1e3)
@@ -42,6 +42,24 @@ def test_no_request_gets_a_target_outside_those_of_the_server_and_its_classes(se
     assert alike
     assert got.itl_s is None or got.itl_s >= min(one for one in alike if one is not None)
     assert set(refused) == {key for key in own if getattr(got, key) != getattr(asked, key)}
+
+
+def test_the_number_of_a_kind_that_nobody_is_promised_is_not_read_as_one_of_another_kind():
+    """A mean of 20 ms is far less than 20 ms for every gap."""
+    wide = Asking(itl_s=[0.001, None])
+    asked = {"itl_s": 0.02, "itl_kind": "mean_tpot"}
+    assert Objectives(SERVER, requests=wide).granted(None, asked) == (SERVER, ("itl_s", "itl_kind"))
+    mean = Slo(itl_s=0.05, itl_kind=ItlKind.MEAN_TPOT)
+    assert Objectives(SERVER, {10: mean}, wide).granted(None, asked) == (Slo(4.0, 0.02, ItlKind.MEAN_TPOT), ())
+
+
+@given(SLOS, SLOS)
+def test_the_first_token_and_the_end_are_due_no_later_than_promised(own, promised):
+    kept = soonest(own, promised)
+    for key in ("ttft_s", "e2e_s"):
+        known = [value for value in (getattr(own, key), getattr(promised, key)) if value is not None]
+        assert getattr(kept, key) == min(known, default=None)
+    assert (kept.itl_s, kept.itl_kind, kept.weight) == (own.itl_s, own.itl_kind, own.weight)
 
 
 @given(SLOS, st.lists(SLOS, max_size=3))
