@@ -131,16 +131,18 @@ class Objectives:
             return Granted(promised, tuple(str(key) for key in own))
         every = self.every()
         kinds = {one.itl_kind for one in every if one.itl_s is not None} or {promised.itl_kind}
-        if asked.itl_kind in kinds:
+        # Every gap within 50 ms is far more than a mean of 50 ms: too much where the operator says nothing of it.
+        tighter = asked.itl_kind is ItlKind.PER_GAP is not promised.itl_kind and self.requests.itl_s is None
+        if asked.itl_kind in kinds and not tighter:
             alike = [one.itl_s for one in every if one.itl_kind is asked.itl_kind]
-            kind, itl_s = asked.itl_kind, self.requests.limits("itl_s", alike).nearest(asked.itl_s)
+            kind, itl_s = asked.itl_kind, self.requests.limits("itl_s", alike, promised.itl_s).nearest(asked.itl_s)
         else:  # the number that was asked for means another thing under another kind
             kind, itl_s = promised.itl_kind, promised.itl_s
         slo = Slo(
-            self.requests.limits("ttft_s", (one.ttft_s for one in every)).nearest(asked.ttft_s),
+            self.requests.limits("ttft_s", (one.ttft_s for one in every), promised.ttft_s).nearest(asked.ttft_s),
             itl_s,
             kind,
-            self.requests.limits("e2e_s", (one.e2e_s for one in every)).nearest(asked.e2e_s),
+            self.requests.limits("e2e_s", (one.e2e_s for one in every), promised.e2e_s).nearest(asked.e2e_s),
             weight=promised.weight,
         )
         return Granted(slo, tuple(str(key) for key in own if getattr(slo, key) != getattr(asked, key)))
