@@ -207,7 +207,11 @@ def _take_lines(lines: Sequence[bytes], now_s: float, progress: _Progress) -> bo
 
 
 def _body(tokens: list[int], request: Request) -> bytes:
-    sampling = {"temperature": 0, "max_new_tokens": request.output_tokens, "ignore_eos": IGNORE_EOS}
+    sampling: dict[str, object] = {
+        "temperature": 0, "max_new_tokens": request.output_tokens, "ignore_eos": IGNORE_EOS,
+    }  # fmt: skip
+    if request.slo is not None:
+        sampling["custom_params"] = {"slo": request.slo}
     body: dict[str, object] = {"input_ids": tokens, "sampling_params": sampling, "stream": True}
     return orjson.dumps(body if request.priority is None else {**body, "priority": request.priority})
 

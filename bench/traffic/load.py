@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from bench.checks import choice, count, number, only, optional_count, optional_number, text
+from bench.traffic.asks import ask, read_asks
 from bench.traffic.classes import assign, read_classes, read_shifts
 from bench.traffic.clock import span
 from bench.traffic.closed import KEYS as CLOSED_KEYS
@@ -35,7 +36,7 @@ TRANSFORMS = (
     "max_output_tokens",
     "max_requests",
 )
-CLASSES = ("classes", "shifts")
+CLASSES = ("classes", "shifts", "asks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ def load_traffic(
 
     ``conf``: kind (a format of traces, ``trace`` for whichever it is, one that is drawn, or closed), what that kind
     takes, and the transforms, applied in this order: window (in the trace's own seconds), rate_scale, prompt_scale and
-    output_scale, clipping; then classes and shifts give those a priority that have none of their phase's.
+    output_scale, clipping; then classes and shifts give those a priority that have none of their phase's, and
+    asks some of them targets of their own.
     ``max_total_tokens``: prompt and output together that ``held_by`` has room for.
 
     Raises:
@@ -77,6 +79,7 @@ def load_traffic(
     max_output = optional_count(conf, "max_output_tokens", "traffic")
     most = optional_count(conf, "max_requests", "traffic")
     classes, shifts = read_classes(conf.get("classes"), "traffic"), read_shifts(conf.get("shifts"), "traffic")
+    asks = read_asks(conf.get("asks"), "traffic")
 
     tally = Tally()
     source: Iterable[Request]
@@ -96,14 +99,14 @@ def load_traffic(
     fitted, _ = clip_lengths(wanted, None, None, max_total_tokens)
     notes += _cuts(read, wanted, fitted, (max_prompt, max_output), max_total_tokens, held_by)
     clipped = sum(a != b for a, b in zip(read, fitted, strict=True))
-    return Traffic(tuple(assign(fitted, classes, shifts, seed)), clipped, tuple(notes))
+    return Traffic(tuple(ask(assign(fitted, classes, shifts, seed), asks, seed)), clipped, tuple(notes))
 
 
 def _closed(conf: Mapping[str, Any], seed: int, max_total_tokens: int | None, held_by: str) -> Traffic:
     """Closed-loop traffic: no times, so no window and no rate."""
-    only(conf, "traffic", ["kind", *CLOSED_KEYS, "max_prompt_tokens", "max_output_tokens", "classes"])
+    only(conf, "traffic", ["kind", *CLOSED_KEYS, "max_prompt_tokens", "max_output_tokens", "classes", "asks"])
     limits = optional_count(conf, "max_prompt_tokens", "traffic"), optional_count(conf, "max_output_tokens", "traffic")
-    classes = read_classes(conf.get("classes"), "traffic")
+    classes, asks = read_classes(conf.get("classes"), "traffic"), read_asks(conf.get("asks"), "traffic")
     read, loop = read_closed(conf, seed)
     wanted, _ = clip_lengths(read, *limits, None)
     fitted, _ = clip_lengths(wanted, None, None, max_total_tokens)
@@ -111,7 +114,10 @@ def _closed(conf: Mapping[str, Any], seed: int, max_total_tokens: int | None, he
     clipped = sum(a != b for a, b in zip(read, fitted, strict=True))
     notes = tuple(_cuts(read, wanted, fitted, limits, max_total_tokens, held_by))
     return Traffic(
-        tuple(assign(fitted, classes, (), seed)), clipped, notes, ClosedLoop(loop.concurrency, tuple(warmup))
+        tuple(ask(assign(fitted, classes, (), seed), asks, seed)),
+        clipped,
+        notes,
+        ClosedLoop(loop.concurrency, tuple(warmup)),
     )
 
 

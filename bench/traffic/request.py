@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 MOONCAKE_BLOCK_TOKENS = 512
 """Tokens that one hash id stands for. Source: the Mooncake trace's own description (kvcache-ai/Mooncake)."""
@@ -19,6 +20,8 @@ class Request:
     phase: name of the stretch of traffic it belongs to.
     block_tokens: length of one prefix block (512 in a Mooncake trace, less once lengths are scaled).
     priority: sent to the server, and names the class of SLO that the request is held to; None: it has none.
+    slo: targets of its own that it is sent with, whatever its client writes there; None: it asks for nothing. It is
+        judged by its class's all the same.
     """
 
     arrival_s: float
@@ -28,3 +31,4 @@ class Request:
     phase: str = ""
     block_tokens: int = MOONCAKE_BLOCK_TOKENS
     priority: int | None = None
+    slo: Any = field(default=None, hash=False)  # a mapping has no hash; it is compared

@@ -131,6 +131,7 @@ def virtual_requests(experiment: Experiment) -> list[VirtualRequest]:
             # A client whose answers are longer than the cap would have asked for more.
             cap_tokens=None if cap is None else max(cap, request.output_tokens),
             priority=request.priority,
+            slo=request.slo,
         )
         for rid, (index, request) in asked.items()
     ]

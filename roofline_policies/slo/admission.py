@@ -48,7 +48,8 @@ class Ticket:
 
     arrival_s: when it came. due_s: when its first token is due at the latest, on the same clock. prefill_s: predicted
     seconds for the ``tokens`` of the prompt that were not cached when it came, on a device that does nothing else.
-    started: a step of it was launched.
+    started: a step of it was launched. class_due_s: when it would be due had it asked for nothing, where it asked for
+    an earlier time than that; None: it has the place of its class.
     """
 
     arrival_s: float
@@ -57,6 +58,7 @@ class Ticket:
     rank: Rank = Rank.IN_TIME
     tokens: int = 1
     started: bool = False
+    class_due_s: float | None = None
 
     @property
     def key(self) -> tuple[int, float, float]:
@@ -133,7 +135,10 @@ class Admission(Generic[T]):
         queue.sort(key=self._key)
 
     def move(self, queue: MutableSequence[T], entry: T, rank: Rank) -> bool:
-        """Give an entry another rank and its new place. False where it is not in the queue; nothing changes then."""
+        """Give an entry another rank and its new place. False where it is not in the queue; nothing changes then.
+
+        One that is to be passed over and asked for an earlier time than its class has waits by its class's from now on.
+        """
         ticket = self._ticket(entry)
         place = bisect_left(queue, ticket.key, key=self._key)
         while place < len(queue) and queue[place] is not entry and self._key(queue[place]) == ticket.key:
@@ -141,12 +146,19 @@ class Admission(Generic[T]):
         if place == len(queue) or queue[place] is not entry:
             return False
         del queue[place]
-        ticket.rank = rank
+        if rank is Rank.RELEGATED and ticket.class_due_s is not None:
+            ticket.due_s, ticket.class_due_s = ticket.class_due_s, None
+        else:
+            ticket.rank = rank
         self.insert(queue, entry)
         return True
 
     def hopeless(self, queue: list[T], now_s: float, ahead_s: float, pace: float) -> list[T]:
         """Entries in time at the head of the queue to pass over so that the others can be in time.
+
+        Where somebody would be late behind entries that asked for an earlier time than their classes have, it is these,
+        and nobody else for their sake: who is passed over of those that asked for nothing does not depend on what
+        others ask.
 
         ahead_s: seconds before the first of them can start. pace: seconds that pass for each predicted second of
         prefill, decoding included.
@@ -159,6 +171,7 @@ class Admission(Generic[T]):
         if queue and self._ticket(queue[0]).rank is not Rank.IN_TIME:
             start = bisect_left(queue, (int(Rank.IN_TIME), float("-inf"), 0.0), key=self._key)
         given_up: list[T] = []
+        own: list[T] = []
         longest: list[tuple[float, int]] = []
         done_s = now_s + ahead_s
         for index in range(start, min(start + LOOKED_AT, len(queue))):
@@ -170,9 +183,13 @@ class Admission(Generic[T]):
                 given_up.append(queue[index])  # late even if it were the next
                 continue
             done_s += cost_s
+            if ticket.class_due_s is not None:
+                own.append(queue[index])
             if done_s <= ticket.due_s:
                 heappush(longest, (-cost_s, index))
                 continue
+            if own:
+                return given_up + own  # the next look finds them where their classes wait
             if longest and -longest[0][0] > cost_s:
                 freed_s, place = heapreplace(longest, (-cost_s, index))
                 done_s += freed_s

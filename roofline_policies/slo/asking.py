@@ -2,7 +2,9 @@
 
 A target of one request is paid for by all others. A tight one between tokens makes everybody's chunks small, and a
 late due time lets a prompt that would be passed over for being late go first. So by default a request moves within
-what the operator promises somebody on this server anyway, and no further.
+what the operator promises somebody on this server anyway, and no further: for its first token, which is a place in the
+queue. What is asked of the time between tokens and of the end everybody pays with their chunks, so by default it is
+never tighter than the request's own class has it: a tight class that nobody uses would cost as much as one in use.
 """
 
 from __future__ import annotations
@@ -32,6 +34,13 @@ class Limits(NamedTuple):
             return self.most if asked is None else least
         return asked if self.most is None else min(asked, self.most)
 
+    def from_own(self, promised: float | None) -> Limits:
+        """These without what is tighter than ``promised``; None: without any target."""
+        if promised is None:
+            return Limits(inf)
+        least = max(self.least, promised)
+        return Limits(least, None if self.most is None else max(least, self.most))
+
 
 def limits_of(targets: Iterable[float | None]) -> Limits:
     """The range of targets that are promised already. Where nobody has one, nobody gets one."""
@@ -45,7 +54,7 @@ class Asking:
     """The operator's answer to targets that requests bring.
 
     allow: False: they are passed over, all of them. ttft_s, itl_s, e2e_s: least and most seconds that may be asked for;
-    None: the range of what the server and its classes have.
+    None: the range of what the server and its classes have, for itl_s and e2e_s from the request's own class on.
 
     Raises:
         FieldError: a range that is none.
@@ -64,14 +73,17 @@ class Asking:
             if value is not None:
                 object.__setattr__(self, key, _range(key, value))
 
-    def limits(self, key: str, promised: Iterable[float | None]) -> Limits:
-        """Of a target by its key. promised: what the server and its classes have."""
+    def limits(self, key: str, promised: Iterable[float | None], own: float | None) -> Limits:
+        """Of a target by its key. promised: what the server and its classes have. own: what the request's class has."""
         chosen = getattr(self, key)
-        return limits_of(promised) if chosen is None else Limits(*chosen)
+        if chosen is not None:
+            return Limits(*chosen)
+        found = limits_of(promised)
+        return found if key == "ttft_s" else found.from_own(own)
 
 
 EVERYBODYS = Asking()
-"""Within what the server and its classes have."""
+"""Within what the server and its classes have; see Asking."""
 
 
 def _range(key: str, value: object) -> tuple[float, float | None]:

@@ -71,6 +71,18 @@ class Slo:
         return replace(self, **values)  # type: ignore[arg-type]  # checked when it is made
 
 
+def soonest(own: Slo, promised: Slo) -> Slo:
+    """``own`` as it is kept: its first token and its end are due no later than ``promised`` has them.
+
+    Whoever is due later is longer in time, so that others would be passed over for it. So a later time wins nothing.
+    """
+    return replace(own, ttft_s=_sooner(own.ttft_s, promised.ttft_s), e2e_s=_sooner(own.e2e_s, promised.e2e_s))
+
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    return other if one is None else one if other is None else min(one, other)
+
+
 class Granted(NamedTuple):
     """What a request that brought targets is promised. refused: the keys of those that it does not get as asked."""
 
@@ -109,7 +121,7 @@ class Objectives:
     def granted(self, priority: int | None, own: Mapping[str, object]) -> Granted:
         """What such a request is promised: as near to what it asks for as ``requests`` allows.
 
-        A kind of target between tokens that nobody is promised here is not granted.
+        A kind of target between tokens that nobody is promised here is not granted; the request's class's holds then.
 
         Raises:
             FieldError: see ``asked``.
@@ -119,13 +131,18 @@ class Objectives:
             return Granted(promised, tuple(str(key) for key in own))
         every = self.every()
         kinds = {one.itl_kind for one in every if one.itl_s is not None} or {promised.itl_kind}
-        kind = asked.itl_kind if asked.itl_kind in kinds else promised.itl_kind
-        alike = [one.itl_s for one in every if one.itl_kind is kind]
+        # Every gap within 50 ms is far more than a mean of 50 ms: too much where the operator says nothing of it.
+        tighter = asked.itl_kind is ItlKind.PER_GAP is not promised.itl_kind and self.requests.itl_s is None
+        if asked.itl_kind in kinds and not tighter:
+            alike = [one.itl_s for one in every if one.itl_kind is asked.itl_kind]
+            kind, itl_s = asked.itl_kind, self.requests.limits("itl_s", alike, promised.itl_s).nearest(asked.itl_s)
+        else:  # the number that was asked for means another thing under another kind
+            kind, itl_s = promised.itl_kind, promised.itl_s
         slo = Slo(
-            self.requests.limits("ttft_s", (one.ttft_s for one in every)).nearest(asked.ttft_s),
-            self.requests.limits("itl_s", alike).nearest(asked.itl_s),
+            self.requests.limits("ttft_s", (one.ttft_s for one in every), promised.ttft_s).nearest(asked.ttft_s),
+            itl_s,
             kind,
-            self.requests.limits("e2e_s", (one.e2e_s for one in every)).nearest(asked.e2e_s),
+            self.requests.limits("e2e_s", (one.e2e_s for one in every), promised.e2e_s).nearest(asked.e2e_s),
             weight=promised.weight,
         )
         return Granted(slo, tuple(str(key) for key in own if getattr(slo, key) != getattr(asked, key)))

@@ -9,12 +9,14 @@ from typing import Any
 
 from roofline_policies.errors import FieldError
 from roofline_policies.plain import plain
-from roofline_policies.slo.objectives import Objectives, Slo
+from roofline_policies.slo.objectives import Objectives, Slo, soonest
 from sglang_patches.needs.objects import Request
 
 logger = logging.getLogger(__name__)
 
 _SLO = "_roofline_slo"
+
+_CLASS = "_roofline_class"
 
 TELL_EVERY_S = 60.0
 """Least time between two lines of the log about what clients asked for: any client can cause one."""
@@ -41,17 +43,26 @@ class Promises:
         self._objectives = objectives
 
     def slo_of(self, request: Request) -> Slo:
-        """The SLO of a request: its own as far as the operator allows, else its class's, else the server's.
+        """The SLO that a request is served by: its own as far as the operator allows, else its class's or the server's.
 
-        A request whose own SLO cannot be understood gets its class's; no request fails for it.
+        Its first token and its end are due no later than its class's, whatever it asks. A request whose own SLO cannot
+        be understood gets its class's; no request fails for it.
         """
         slo: Slo | None = getattr(request, _SLO, None)
         if slo is None:
             custom = request.sampling_params.custom_params
             own = custom.get("slo") if isinstance(custom, Mapping) else None
-            slo = self._objectives.of(request.priority) if own is None else self._granted(request, own)
+            promised = self._objectives.of(request.priority)
+            slo = promised if own is None else soonest(self._granted(request, own), promised)
             setattr(request, _SLO, slo)
+            setattr(request, _CLASS, promised)
         return slo
+
+    def class_slo_of(self, request: Request) -> Slo:
+        """The SLO that the request would have had it asked for nothing, settled at the same time as its own."""
+        self.slo_of(request)
+        promised: Slo = getattr(request, _CLASS)
+        return promised
 
     def shown(self) -> dict[str, Any]:
         """Of the status page."""

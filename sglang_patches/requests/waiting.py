@@ -12,6 +12,7 @@ from sglang.srt.mem_cache.common import match_kv_cache
 
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.slo.admission import NO_TARGET_S, Admission, Rank, Ticket
+from roofline_policies.slo.objectives import Slo
 from roofline_policies.steps.times import StepTimes
 from sglang_patches.needs.objects import Request, Scheduler
 from sglang_patches.requests.capacities import Capacities
@@ -114,19 +115,30 @@ class Waiting:
         """The ticket that a request's place in the queue follows from; made when it is first asked for."""
         ticket: Ticket | None = getattr(request, _TICKET, None)
         if ticket is None:
-            slo, cached = self._promises.slo_of(request), int(request.prefix_len)
+            cached = int(request.prefix_len)
             tokens = max(1, request.seqlen - cached)
-            # A request that has to end in time needs its first token as long before as the rest is expected to take.
-            ends_s = inf if slo.e2e_s is None else slo.e2e_s - self.answer_s
-            latest_s = min(inf if slo.ttft_s is None else slo.ttft_s, ends_s)
-            due_s = self.clock_s + (NO_TARGET_S if latest_s == inf else latest_s)
+            class_due_s = self._due_s(self._promises.class_slo_of(request))
+            due_s = min(class_due_s, self._due_s(self._promises.slo_of(request)))
             prefill_s = 0.0
             if self._times is not None:
                 shape = BatchShape.of(prefill=[(tokens, cached)])
                 prefill_s = self._times.step_s(prefill=shape, decode=EMPTY, graph=False)
-            ticket = Ticket(self.clock_s, due_s, prefill_s, tokens=tokens)
+            ticket = Ticket(
+                self.clock_s,
+                due_s,
+                prefill_s,
+                tokens=tokens,
+                class_due_s=class_due_s if due_s < class_due_s else None,
+            )
             setattr(request, _TICKET, ticket)
         return ticket
+
+    def _due_s(self, slo: Slo) -> float:
+        """When the first token of a prompt that comes now is due at the latest, on the ranks' clock."""
+        # A request that has to end in time needs its first token as long before as the rest is expected to take.
+        ends_s = inf if slo.e2e_s is None else slo.e2e_s - self.answer_s
+        latest_s = min(inf if slo.ttft_s is None else slo.ttft_s, ends_s)
+        return self.clock_s + (NO_TARGET_S if latest_s == inf else latest_s)
 
     def _look_up(self, request: Request) -> None:
         """Find out how many tokens of a prompt the prefix cache has, as it comes: nothing of it runs or is locked there

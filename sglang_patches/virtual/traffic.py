@@ -24,7 +24,7 @@ class VirtualRequest:
     prompt: makes the prompt's token ids (dtype ``q``); called once, on arrival, so that a long trace fits in memory.
     prompt_tokens, output_tokens: lengths, at least 1. The output's is hidden from the scheduler.
     cap_tokens: the ``max_new_tokens`` that the scheduler sees; None: it is told ``output_tokens``.
-    priority: as a client would send it; None: it sends none.
+    priority: as a client would send it; None: it sends none. slo: the same, of targets of its own.
     leaves_s: when its client goes away, served or not; None: it stays. SGLang then aborts every request whose id begins
         with this one's.
     """
@@ -36,6 +36,7 @@ class VirtualRequest:
     output_tokens: int
     cap_tokens: int | None = None
     priority: int | None = None
+    slo: Any = None
     leaves_s: float | None = None
 
 
@@ -233,7 +234,10 @@ class TimeIsUp(RuntimeError):
 def _message(request: VirtualRequest) -> TokenizedGenerateReqInput:
     told = request.cap_tokens is None
     sampling = SamplingParams(
-        max_new_tokens=request.output_tokens if told else request.cap_tokens, temperature=0.0, ignore_eos=told
+        max_new_tokens=request.output_tokens if told else request.cap_tokens,
+        temperature=0.0,
+        ignore_eos=told,
+        custom_params=None if request.slo is None else {"slo": request.slo},
     )
     sampling.normalize(None)
     return TokenizedGenerateReqInput(

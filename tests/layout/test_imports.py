@@ -38,7 +38,7 @@ ROOMS = {
         {"gpu", "report"},
         {"fit", "live", "models"},
         {"virtual"},
-        {"storm", "sweep"},
+        {"storm", "fairness", "sweep"},
         {"silicon"},
     ],
 }

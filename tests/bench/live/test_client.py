@@ -66,6 +66,14 @@ def test_a_priority_is_sent_and_recorded() -> None:
     assert [body["priority"] for body in server.bodies] == [record.priority for record in records] == [10, 0]
 
 
+def test_targets_of_its_own_are_sent_as_a_client_would_send_them() -> None:
+    with StandInServer() as server:
+        replay(server, [Request(0.0, 8, 3, slo={"ttft_s": 0.5}), Request(0.05, 8, 3)])
+    asks, other = (body["sampling_params"] for body in server.bodies)
+    assert asks.pop("custom_params") == {"slo": {"ttft_s": 0.5}}
+    assert asks == other == {"temperature": 0, "max_new_tokens": 3, "ignore_eos": True}
+
+
 def test_arrivals_never_wait_for_answers() -> None:
     requests = [Request(0.02 * place, 4, 1) for place in range(20)]
     with StandInServer(first_s=1.0) as server:

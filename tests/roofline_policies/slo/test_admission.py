@@ -230,3 +230,69 @@ def test_the_first_that_is_due_and_not_passed_over_is_told():
     assert order.due_s(7.0, soon) == -2.0
     assert order.due_s(2.0, later, passed) == 7.0
     assert order.due_s(2.0, passed, None) is order.due_s(2.0) is None
+
+
+def settled(others, askers, now_s, ahead_s, pace):
+    """The queue after looks until nobody moves any more; how many looks it took."""
+    order, queue = admission(), []
+    for entry in sorted([*others, *askers], key=lambda entry: entry.arrival_s):
+        order.insert(queue, entry)
+    for looks in range(2 * len(queue) + 2):
+        found = order.hopeless(queue, now_s, ahead_s, pace)
+        if not found:
+            return queue, looks
+        for entry in found:
+            assert order.move(queue, entry, Rank.RELEGATED)
+    raise AssertionError("looks do not come to an end")
+
+
+due_times = st.integers(0, 24).map(float)
+waiting_prompts = st.lists(
+    st.tuples(due_times, st.integers(0, 8).map(float), st.none() | st.integers(1, 24).map(float)), max_size=9
+)
+"""Due by the class, prefill, and how much sooner a prompt asks to be due; None: it asks for nothing."""
+
+
+@settings(deadline=None, max_examples=600)
+@given(waiting_prompts, st.integers(0, 4), st.integers(0, 4), st.sampled_from([0.5, 1.0, 2.0]))
+def test_whatever_some_ask_the_others_wait_in_the_same_order_and_the_same_are_passed_over(
+    prompts, now_s, ahead_s, pace
+):
+    def made(asked):
+        others, askers = [], []
+        for place, (due_s, prefill_s, sooner_s) in enumerate(prompts):
+            entry = Entry(0.001 * place, due_s, prefill_s)
+            (others if sooner_s is None else askers).append(entry)
+            if asked and sooner_s is not None:
+                entry.ticket.due_s, entry.ticket.class_due_s = due_s - sooner_s, due_s
+        queue, _ = settled(others, askers, float(now_s), float(ahead_s), pace)
+        return [(entry.arrival_s, entry.ticket.rank) for entry in queue if any(entry is one for one in others)]
+
+    assert made(asked=True) == made(asked=False)
+
+
+def test_who_asked_for_an_earlier_time_goes_back_to_its_class_before_anybody_is_late_for_it():
+    order, queue = admission(), []
+    asks, long, short = Entry(0.0, 9.0, 2.0), Entry(1.0, 6.0, 5.0), Entry(2.0, 8.0, 2.0)
+    asks.ticket.due_s, asks.ticket.class_due_s = 4.0, 9.0
+    for entry in (asks, long, short):
+        order.insert(queue, entry)
+    assert queue == [asks, long, short]
+    assert order.hopeless(queue, 0.0, 0.0, 0.5) == []  # all are in time: it keeps its place
+    assert order.hopeless(queue, 0.0, 0.0, 1.0) == [asks]
+    order.move(queue, asks, Rank.RELEGATED)
+    assert queue == [long, short, asks]
+    assert asks.ticket == Ticket(0.0, 9.0, 2.0)  # as one that asked for nothing
+    assert order.hopeless(queue, 0.0, 0.0, 1.0) == []
+    order.move(queue, asks, Rank.RELEGATED)
+    assert asks.ticket.rank is Rank.RELEGATED
+
+
+def test_who_cannot_have_the_time_that_it_asked_for_waits_as_its_class():
+    order = admission()
+    asks = Entry(0.0, 9.0, 2.0)
+    asks.ticket.due_s, asks.ticket.class_due_s = 1.0, 9.0
+    queue = [asks]
+    assert order.hopeless(queue, 0.0, 0.0, 1.0) == [asks]
+    order.move(queue, asks, Rank.RELEGATED)
+    assert (asks.ticket.rank, asks.ticket.due_s) == (Rank.IN_TIME, 9.0)
