@@ -285,7 +285,7 @@ class Decider:
         if not knobs.deadline_order or knobs.defer_prefill:
             return {}
         ahead_s = self._service.ahead_s(self.scheduler.chunked_req)
-        return self.applier.waiting.judged(now_s, ahead_s, self._service.pace, knobs.relegate_for_s)
+        return self.applier.waiting.judged(now_s, ahead_s, self._service.pace, knobs.relegate_for_s, knobs.defended_s)
 
     @contained
     def joined(self, batch: Batch) -> None:
@@ -369,6 +369,7 @@ class Decider:
                 self._outputs.least(),
                 expected=self._outputs.expected,
                 fastest_s=controller.decode.step_s or 0.0,
+                defended_s=controller.knobs.defended_s,
             ),
             prompt_due_s=waiting.due_s(now_s),
             relegated=waiting.relegated,
@@ -379,6 +380,7 @@ class Decider:
             due_before=waiting.due_before(),
             in_flight_is_late=waiting.in_flight_is_late,
             decode_step_s=controller.decode.step_s or 0.0,
+            demand=waiting.arrivals.now(now_s, self._outputs.mean()),
         )
 
     def _report(self, now_s: float) -> None:
