@@ -40,8 +40,8 @@ class Knobs:
     deadline_order: prompts are admitted by when they are due, not by when they came; also beside the prompt that is
         part-way through its chunks.
     relegate_for_s: whole seconds for which a prompt that cannot be in time may be passed over; 0: none is.
-    defended_from_us: tightest target between tokens that is kept, microseconds; requests with a tighter one are given up
-        and served as best they can. 0: none is given up.
+    defended_from_us: tightest target between tokens that is kept, microseconds; requests with a tighter one are given
+        up and served as best they can. 0: none is given up.
     speculation_window: draft tokens per step; None where the server drafts nothing, or always as many.
     quant_tier: index of the precision that matrix products run in, 0 is the launch's; None where there is only one.
     """

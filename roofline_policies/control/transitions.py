@@ -19,8 +19,8 @@ COSTLY_KNOBS = frozenset({Knob.MAX_RUNNING_REQUESTS, Knob.DEFENDED_FROM_US, Knob
 cost nothing."""
 
 DWELL_AT_LEAST_S = {Knob.DEFENDED_FROM_US: 5.0}
-"""Seconds between two changes of a knob at least, where they are more than the settings ask for. Who is given up is lost
-for the rest of its answer, which takes seconds; a choice that does not last for several answers saves nobody. A
+"""Seconds between two changes of a knob at least, where they are more than the settings ask for. Who is given up is
+lost for the rest of its answer, which takes seconds; a choice that does not last for several answers saves nobody. A
 judgement: higher follows traffic that shifts later."""
 
 

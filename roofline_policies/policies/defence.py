@@ -25,8 +25,8 @@ LOOK_EVERY = 32
 MOST_GUESSES + 3 predictions of about 20 us for each target and kind of step."""
 
 MOST_GUESSES = 4
-"""Predictions by which the largest batch is searched between one request and the cap. Steps are nearly a straight line in
-the batch, so the second guess is nearly always close enough."""
+"""Predictions by which the largest batch is searched between one request and the cap. Steps are nearly a straight line
+in the batch, so the second guess is nearly always close enough."""
 
 CLOSE_ENOUGH = 0.95
 """Share of its time from which the batch is large enough. A judgement, as exact as the steps are predicted."""
@@ -90,7 +90,7 @@ class _Load(NamedTuple):
         for _ in range(MOST_GUESSES):
             if low_s >= CLOSE_ENOUGH * limit_s or high - low < 1.0:
                 break
-            # Times grow with the batch and ever faster, so the chord lies above them, and where it meets the limit fits.
+            # Times grow with the batch and ever faster: the chord lies above them, so where it meets the limit fits.
             guess = low + (high - low) * (limit_s - low_s) / (high_s - low_s)
             seconds = slow_s(guess)
             if seconds > limit_s:

@@ -37,8 +37,8 @@ class Demand(NamedTuple):
     """What was asked for lately, means per request.
 
     requests_per_s: that came. prompt_tokens: to be computed. cached_tokens: found in the cache as it came.
-    output_tokens: of an answer. prefix_tokens: of the prompt that a token is in, cached ones included; long prompts have
-    more tokens, so that is more than the mean prompt.
+    output_tokens: of an answer. prefix_tokens: of the prompt that a token is in, cached ones included; long prompts
+    have more tokens, so that is more than the mean prompt.
     targets: tightest first, at most MOST_TARGETS.
     """
 

@@ -18,7 +18,7 @@ FEWEST = 50
 
 
 MEAN_OVER = 64
-"""Recent answers that carry about two thirds of the weight in their mean length: it is then known to about an eighth."""
+"""Recent answers that carry about two thirds of the weight in their mean length, which is then known to an eighth."""
 
 FEWEST_IN_MEAN = 4
 """Answers before a mean is told at all."""

@@ -285,7 +285,8 @@ class Decider:
         if not knobs.deadline_order or knobs.defer_prefill:
             return {}
         ahead_s = self._service.ahead_s(self.scheduler.chunked_req)
-        return self.applier.waiting.judged(now_s, ahead_s, self._service.pace, knobs.relegate_for_s, knobs.defended_s)
+        pace = self._service.pace
+        return self.applier.waiting.judged(now_s, ahead_s, pace, knobs.relegate_for_s, knobs.defended_s)
 
     @contained
     def joined(self, batch: Batch) -> None:
@@ -359,18 +360,15 @@ class Decider:
         self.spent_s = self.applier.spent_s = 0.0
 
     def _queue(self, now_s: float, controller: Controller) -> QueueState:
-        token_s, waiting = controller.token_s, self.applier.waiting
+        outputs, waiting, decode_s = self._outputs, self.applier.waiting, controller.decode.step_s or 0.0
+        need = self._progress.need(
+            now_s, controller.token_s, outputs.least(), expected=outputs.expected, fastest_s=decode_s,
+            defended_s=controller.knobs.defended_s,
+        )  # fmt: skip
         return self._queues.state(
             now_s,
             progress=self._progress,
-            need=self._progress.need(
-                now_s,
-                token_s,
-                self._outputs.least(),
-                expected=self._outputs.expected,
-                fastest_s=controller.decode.step_s or 0.0,
-                defended_s=controller.knobs.defended_s,
-            ),
+            need=need,
             prompt_due_s=waiting.due_s(now_s),
             relegated=waiting.relegated,
             retractions=self.applier.retractions,
@@ -379,8 +377,8 @@ class Decider:
             newcomer=waiting.newcomer if waiting.newcomer_first else None,
             due_before=waiting.due_before(),
             in_flight_is_late=waiting.in_flight_is_late,
-            decode_step_s=controller.decode.step_s or 0.0,
-            demand=waiting.arrivals.now(now_s, self._outputs.mean()),
+            decode_step_s=decode_s,
+            demand=waiting.arrivals.now(now_s, outputs.mean()),
         )
 
     def _report(self, now_s: float) -> None:

@@ -25,8 +25,8 @@ MOST_RELEGATED_S = 3600
 safety limit; the shipped policies stay far below it (30 s by default)."""
 
 MOST_DEFENDED_US = 10**9
-"""Longest target between tokens that the lowest defended one can be, microseconds: beyond any that is meant, so that all
-that have one can be given up for those that have none."""
+"""Most that ``defended_from_us`` can be, microseconds: beyond any target that is meant, so that all requests that have
+one between tokens can be given up for those that have none."""
 
 _ORDER = (Knob.DEADLINE_ORDER, Knob.RELEGATE_FOR_S)
 _OF_DECODE = (Knob.MAX_RUNNING_REQUESTS, Knob.DEFENDED_FROM_US, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK)
