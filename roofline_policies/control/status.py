@@ -176,8 +176,8 @@ def _given_up(controller: Controller, now_s: float) -> dict[str, Any] | None:
 
 def _given_up_says(least_s: float, since_s: float | None, why: str | None) -> str:
     whose = f"below {least_s * 1e3:.0f} ms" if least_s < ANY_TARGET_S else "of any length"
-    since = "" if since_s is None else f" since {since_s:.0f} s ago"
-    return f"requests with a target between tokens {whose} are given up{since}" + (f": {why}" if why else "")
+    since = "" if since_s is None else f" for {since_s:.0f} s"
+    return f"requests with a target between tokens {whose} have been given up{since}" + (f": {why}" if why else "")
 
 
 def _capacity(one: Capacity) -> dict[str, Any]:

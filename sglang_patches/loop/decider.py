@@ -284,8 +284,7 @@ class Decider:
         """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""
         if not knobs.deadline_order or knobs.defer_prefill:
             return {}
-        ahead_s = self._service.ahead_s(self.scheduler.chunked_req)
-        pace = self._service.pace
+        ahead_s, pace = self._service.ahead_s(self.scheduler.chunked_req), self._service.pace
         return self.applier.waiting.judged(now_s, ahead_s, pace, knobs.relegate_for_s, knobs.defended_s)
 
     @contained
@@ -307,11 +306,8 @@ class Decider:
         hit_rate = self.observer.cache_hit_rate
         queue = self._queues.now(now_s, followed, retractions=self.applier.retractions, hit_rate=hit_rate)
         page = status(self.controller, now_s, queue)
-        page["policy"] |= {
-            "name": plain(self.settings.name),
-            "source": plain(self.settings.source),
-            **asdict(self.loaded),
-        }
+        names = {"name": plain(self.settings.name), "source": plain(self.settings.source)}
+        page["policy"] |= names | asdict(self.loaded)
         page["not_counted"] = list(self.observer.not_counted)
         page["waits_for"] = None if self._company is None else self._company.problem
         page["precision"] = self.observer.precision.value

@@ -4,7 +4,7 @@ import numpy as np
 import orjson
 import pytest
 
-from roofline_policies.contract.decision import Decision, Knob
+from roofline_policies.contract.decision import Bounds, Decision, Knob, Range
 from roofline_policies.contract.view import ForwardMode, QueueState
 from roofline_policies.control.controller import Controller, ControllerSettings
 from roofline_policies.control.status import LoopTimer, explain, log_line, status
@@ -191,3 +191,20 @@ def test_the_page_and_the_line_name_what_binds(controller):
     assert line.startswith("8 running, 3 waiting, no room left in state_slots (8 of 8), KV 50% full")
     assert "no room" not in explain(BUSY._replace(capacities=(tokens,)), Decision(LAUNCH))
     assert status(controller, 2.0, BUSY)["binds"] is None
+
+
+class GivesUp:
+    def propose(self, view):
+        return (Proposal("GivesUp", Knob.DEFENDED_FROM_US, 100_000, "it costs more than it brings"),)
+
+
+def test_the_page_and_the_log_say_who_is_given_up_since_when_and_why(controller):
+    assert status(controller, 104.0, BUSY)["given_up"] is None
+    bounds = Bounds({**BOUNDS.ranges, Knob.DEFENDED_FROM_US: Range(0, 10**9)}, {})
+    controller.adopt(104.0, GivesUp(), Slo(), ControllerSettings(), bounds)
+    controller.decide(105.0, BUSY)
+    says = "requests with a target between tokens below 100 ms have been given up for 7 s: it costs more than it brings"
+    assert json.loads(json.dumps(status(controller, 112.0, BUSY)["given_up"])) == {
+        "below_s": pytest.approx(0.1), "since_s": 7.0, "why": "it costs more than it brings", "says": says,
+    }  # fmt: skip
+    assert says in log_line(controller, 112.0)

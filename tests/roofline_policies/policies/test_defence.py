@@ -7,7 +7,7 @@ import pytest
 
 from roofline_policies.contract.decision import Knob
 from roofline_policies.control.transitions import DWELL_AT_LEAST_S
-from roofline_policies.policies import BatchSize, Composition, Defence, PrefillDeferral, SloGuard
+from roofline_policies.policies import BatchSize, Composition, Defence, PrefillDeferral, SloGuard, Static
 from roofline_policies.policies.defence import CLOSE_ENOUGH, _Load
 from roofline_policies.slo.demand import Demand, Target
 from roofline_policies.slo.objectives import Objectives, Slo
@@ -120,6 +120,12 @@ def test_what_is_chosen_does_not_undo_its_own_reason():
         found = wanted(asked)
         if found:
             assert wanted(asked, now=found[0]) == []
+
+
+def test_the_static_policy_takes_back_who_was_given_up():
+    found = Static().propose(seen(demand(7.0), now=100_000))
+    assert [(proposal.knob, proposal.value) for proposal in found] == [(Knob.DEFENDED_FROM_US, 0)]
+    assert Static().propose(seen(demand(7.0))) == ()
 
 
 CLASSES = Objectives(Slo(ttft_s=4.0, itl_s=0.1), {10: Slo(ttft_s=1.0, itl_s=0.025)})

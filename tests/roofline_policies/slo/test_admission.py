@@ -234,7 +234,7 @@ def test_the_first_that_is_due_and_not_passed_over_is_told():
 
 def test_who_is_given_up_goes_behind_only_where_others_would_be_late_for_it():
     """Three prompts of 1 s each; the second is given up, and the third is late behind both, in time behind one."""
-    kept, lost, last = (Ticket(0.0, due_s, 1.0, itl_s=itl_s) for due_s, itl_s in ((5, 0.1), (6, 0.02), (7, 0.1)))
+    kept, lost, last = (Ticket(0.0, due_s, 1.0, itl_s=itl_s) for due_s, itl_s in ((5, 0.1), (6, 0.02), (6.5, 0.1)))
     queue = [kept, lost, last]
     admission = Admission(lambda ticket: ticket)
     assert admission.hopeless(queue, 0.0, 4.0, 1.0, 0.1) == [lost]
