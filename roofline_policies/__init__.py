@@ -12,6 +12,7 @@ from roofline_policies.errors import InputError, RooflineError
 from roofline_policies.policies import (
     BatchSize,
     Composition,
+    Defence,
     Kind,
     Policy,
     PrefillDeferral,
@@ -36,6 +37,7 @@ __all__ = [
     "Bytes",
     "Composition",
     "Decision",
+    "Defence",
     "Flops",
     "InputError",
     "ItlKind",

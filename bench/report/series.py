@@ -20,6 +20,7 @@ KNOB_TITLES = {
     "mixed_chunk": "mixed chunk<br>(0 / 1)",
     "deadline_order": "deadline<br>order (0 / 1)",
     "relegate_for_s": "relegate for<br>(seconds)",
+    "defended_from_us": "defended<br>from (us)",
     "speculation_window": "spec. window<br>(tokens)",
     "quant_tier": "quantization<br>(tier)",
 }

@@ -18,6 +18,7 @@ class Knob(StrEnum):
     MIXED_CHUNK = "mixed_chunk"
     DEADLINE_ORDER = "deadline_order"
     RELEGATE_FOR_S = "relegate_for_s"
+    DEFENDED_FROM_US = "defended_from_us"
     SPECULATION_WINDOW = "speculation_window"
     QUANT_TIER = "quant_tier"
 
@@ -39,6 +40,8 @@ class Knobs:
     deadline_order: prompts are admitted by when they are due, not by when they came; also beside the prompt that is
         part-way through its chunks.
     relegate_for_s: whole seconds for which a prompt that cannot be in time may be passed over; 0: none is.
+    defended_from_us: tightest target between tokens that is kept, microseconds; requests with a tighter one are given
+        up and served as best they can. 0: none is given up.
     speculation_window: draft tokens per step; None where the server drafts nothing, or always as many.
     quant_tier: index of the precision that matrix products run in, 0 is the launch's; None where there is only one.
     """
@@ -49,12 +52,18 @@ class Knobs:
     mixed_chunk: bool = False
     deadline_order: bool = False
     relegate_for_s: int = 0
+    defended_from_us: int = 0
     speculation_window: int | None = None
     quant_tier: int | None = None
 
     def get(self, knob: Knob) -> KnobValue | None:
         value: KnobValue | None = getattr(self, knob)  # a StrEnum is the name of its field
         return value
+
+    @property
+    def defended_s(self) -> float:
+        """Tightest target between tokens that is kept, seconds."""
+        return self.defended_from_us * 1e-6
 
     def with_value(self, knob: Knob, value: KnobValue) -> Knobs:
         return replace(self, **{knob.value: value})  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from roofline_policies.contract.decision import Bounds, Knobs
 from roofline_policies.device.roofline import OperatingPoint
 from roofline_policies.slo.capacity import Capacity
+from roofline_policies.slo.demand import Demand
 from roofline_policies.slo.objectives import Slo
 from roofline_policies.steps.correction import CorrectedSteps
 from roofline_policies.steps.times import StepTimes
@@ -124,6 +125,7 @@ class QueueState(NamedTuple):
     capacities: what requests can run out of here, each with its use and size; kv_use is the share of the fuller of the
         first two. Empty where nothing is known.
     peers_decoding: requests that decode on the other ranks of data-parallel attention and wait for this rank's step.
+    demand: what was asked for lately, None where that is not known.
     """
 
     running: int = 0
@@ -145,6 +147,7 @@ class QueueState(NamedTuple):
     cache_hit_rate: float | None = None
     capacities: tuple[Capacity, ...] = ()
     peers_decoding: int = 0
+    demand: Demand | None = None
 
 
 class SchedulerView(NamedTuple):

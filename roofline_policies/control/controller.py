@@ -119,6 +119,10 @@ class ChangeLog:
             self.totals[change.knob] += 1
             self._recent[change.knob].append(LoggedChange(t_s, iteration, change))
 
+    def last(self, knob: Knob) -> LoggedChange | None:
+        """The last change of a knob, None before the first."""
+        return self._recent[knob][-1] if self._recent[knob] else None
+
     def recent(self) -> list[LoggedChange]:
         """Oldest first."""
         return sorted((entry for log in self._recent.values() for entry in log), key=lambda entry: entry.t_s)

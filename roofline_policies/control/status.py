@@ -16,6 +16,9 @@ from roofline_policies.plain import type_name
 from roofline_policies.slo.capacity import Capacity, binding
 from roofline_policies.steps.correction import PROMPT_SUMS, ROW_SUMS
 
+ANY_TARGET_S = 60.0
+"""A lowest defended target above this is said to be above all: nobody means a minute between two tokens."""
+
 
 class LoopTimer:
     """What the loop itself costs: its seconds in each of the last iterations, in a ring of fixed size."""
@@ -113,6 +116,7 @@ def status(controller: Controller, now_s: float, queue: QueueState) -> dict[str,
         "knobs": {knob.value: controller.knobs.get(knob) for knob in Knob},
         "bounds": {knob.value: [bounds.low, bounds.high] for knob, bounds in controller.bounds.ranges.items()},
         "immovable": {knob.value: reason for knob, reason in controller.bounds.immovable.items()},
+        "given_up": _given_up(controller, now_s),
         "last_change": None if controller.last_change is None else explain(*controller.last_change),
         "last_change_age_s": None if not changes else now_s - controller.started_s - changes[-1].t_s,
         "changes": [
@@ -157,6 +161,23 @@ def _learned(controller: Controller) -> dict[str, Any]:
             "margins": {str(rows): margin for rows, margin in shown.margins.items()},
         }
     return pages
+
+
+def _given_up(controller: Controller, now_s: float) -> dict[str, Any] | None:
+    """Whose targets between tokens are not kept, since when and why; None where all are."""
+    least_s = controller.knobs.defended_s
+    if not least_s:
+        return None
+    last = controller.changes.last(Knob.DEFENDED_FROM_US)
+    since_s = None if last is None else now_s - controller.started_s - last.t_s
+    why = None if last is None else last.change.reason
+    return {"below_s": least_s, "since_s": since_s, "why": why, "says": _given_up_says(least_s, since_s, why)}
+
+
+def _given_up_says(least_s: float, since_s: float | None, why: str | None) -> str:
+    whose = f"below {least_s * 1e3:.0f} ms" if least_s < ANY_TARGET_S else "of any length"
+    since = "" if since_s is None else f" for {since_s:.0f} s"
+    return f"requests with a target between tokens {whose} have been given up{since}" + (f": {why}" if why else "")
 
 
 def _capacity(one: Capacity) -> dict[str, Any]:
@@ -211,7 +232,10 @@ def log_line(controller: Controller, now_s: float) -> str:
     knobs = ", ".join(f"{knob.value}={controller.knobs.get(knob)}" for knob in Knob)
     state = "" if controller.fallback_reason is None else f", FALLBACK ({controller.fallback_reason})"
     late = "".join(f", {one.says}" for one in controller.lateness.shown(now_s).values() if one.since_s is not None)
-    return f"Roofline. {', '.join([*parts, knobs])}, #changes: {sum(controller.changes.totals.values())}{late}{state}"
+    given_up = _given_up(controller, now_s)
+    lost = "" if given_up is None else f", {given_up['says']}"
+    changes = sum(controller.changes.totals.values())
+    return f"Roofline. {', '.join([*parts, knobs])}, #changes: {changes}{late}{lost}{state}"
 
 
 def _describe(point: OperatingPoint, controller: Controller) -> str:

@@ -14,8 +14,14 @@ from roofline_policies.contract.decision import Bounds, Decision, Knob, KnobChan
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Kind, Proposal
 
-COSTLY_KNOBS = frozenset({Knob.MAX_RUNNING_REQUESTS, Knob.SPECULATION_WINDOW, Knob.QUANT_TIER})
-"""A drain, a switch of captured graphs, other kernels. The order of admission and the chunk cost nothing."""
+COSTLY_KNOBS = frozenset({Knob.MAX_RUNNING_REQUESTS, Knob.DEFENDED_FROM_US, Knob.SPECULATION_WINDOW, Knob.QUANT_TIER})
+"""A drain, requests that are given up, a switch of captured graphs, other kernels. The order of admission and the chunk
+cost nothing."""
+
+DWELL_AT_LEAST_S = {Knob.DEFENDED_FROM_US: 5.0}
+"""Seconds between two changes of a knob at least, where they are more than the settings ask for. Who is given up is
+lost for the rest of its answer, which takes seconds; a choice that does not last for several answers saves nobody. A
+judgement: higher follows traffic that shifts later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,8 @@ class Transitions:
         return KnobChange(knob, old, value, reason, policy)
 
     def _worth_it(self, now_s: float, knob: Knob, old: KnobValue, new: KnobValue) -> bool:
-        if now_s - self._last_change_s.get(knob, float("-inf")) < self._settings.dwell_s:
+        dwell_s = max(self._settings.dwell_s, DWELL_AT_LEAST_S.get(knob, 0.0))
+        if now_s - self._last_change_s.get(knob, float("-inf")) < dwell_s:
             return False
         # Reaching a bound is always worth it: otherwise a small last step could never be taken.
         at_bound = knob in self._bounds.ranges and new in (

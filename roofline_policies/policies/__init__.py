@@ -2,18 +2,19 @@
 
 from roofline_policies.policies.base import Kind, Policy, Proposal, Strength
 from roofline_policies.policies.batch_size import BatchSize, RidgeBatchSize
-from roofline_policies.policies.compose import Composition, compose
+from roofline_policies.policies.compose import Composition, When, compose, when
+from roofline_policies.policies.defence import Defence
 from roofline_policies.policies.prefill_deferral import PrefillDeferral
 from roofline_policies.policies.quant_tier import QuantTier, RidgeQuantTier
 from roofline_policies.policies.ridge_prefill_deferral import RidgePrefillDeferral
 from roofline_policies.policies.slo_guard import SloGuard
 from roofline_policies.policies.speculation_window import RidgeSpeculationWindow, SpeculationWindow
 from roofline_policies.policies.static import Static
-from roofline_policies.policies.when import When, when
 
 __all__ = [
     "BatchSize",
     "Composition",
+    "Defence",
     "Kind",
     "Policy",
     "PrefillDeferral",

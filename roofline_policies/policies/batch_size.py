@@ -106,9 +106,11 @@ class BatchSize:
         if each_s == 0 or alone_s > most_s:
             reason = f"fewer requests would not bring a decode step under {target_s * 1e3:.0f} ms"
             return self._target(limits.high, reason)
-        if lowest_fill * most_s <= now_s + each_s * (cap - running) <= most_s:
+        # Where one request fills that much of the time already, as on a large model, the cap shares what others add.
+        fixed_s = alone_s if alone_s > lowest_fill * most_s else 0.0
+        if lowest_fill * (most_s - fixed_s) <= now_s - fixed_s + each_s * (cap - running) <= most_s - fixed_s:
             return None  # the cap is where it should be, as far as contexts that come and go allow to tell
-        fits = running + (fill * most_s - now_s) / each_s
+        fits = running + (fixed_s + fill * (most_s - fixed_s) - now_s) / each_s
         value = limits.high if fits >= limits.high else max(1, int(fits))
         reason = (
             f"{value} requests decode in {self.headroom:.0%} of the tightest target of {target_s * 1e3:.0f} ms "

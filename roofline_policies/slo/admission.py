@@ -12,7 +12,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from heapq import heappush, heapreplace
+from heapq import heappop, heappush
 from itertools import islice
 from math import inf
 from typing import Generic, TypeVar
@@ -49,7 +49,8 @@ class Ticket:
     arrival_s: when it came. due_s: when its first token is due at the latest, on the same clock. prefill_s: predicted
     seconds for the ``tokens`` of the prompt that were not cached when it came, on a device that does nothing else.
     started: a step of it was launched. class_due_s: when it would be due had it asked for nothing, where it asked for
-    an earlier time than that; None: it has the place of its class.
+    an earlier time than that; None: it has the place of its class. itl_s: its target between tokens, infinite without
+    one.
     """
 
     arrival_s: float
@@ -59,6 +60,7 @@ class Ticket:
     tokens: int = 1
     started: bool = False
     class_due_s: float | None = None
+    itl_s: float = inf
 
     @property
     def key(self) -> tuple[int, float, float]:
@@ -153,7 +155,7 @@ class Admission(Generic[T]):
         self.insert(queue, entry)
         return True
 
-    def hopeless(self, queue: list[T], now_s: float, ahead_s: float, pace: float) -> list[T]:
+    def hopeless(self, queue: list[T], now_s: float, ahead_s: float, pace: float, defended_s: float = 0.0) -> list[T]:
         """Entries in time at the head of the queue to pass over so that the others can be in time.
 
         Where somebody would be late behind entries that asked for an earlier time than their classes have, it is these,
@@ -161,18 +163,19 @@ class Admission(Generic[T]):
         others ask.
 
         ahead_s: seconds before the first of them can start. pace: seconds that pass for each predicted second of
-        prefill, decoding included.
+        prefill, decoding included. defended_s: the tightest target between tokens that is kept; who has a tighter one
+        is given up, in time or not.
 
-        Taken in the order of due times; where one would be late, the longest so far goes: that leaves the most jobs in
-        time. Source: J. M. Moore, "An n job, one machine sequencing algorithm for minimizing the number of late jobs",
-        Management Science 15(1), 1968.
+        Taken in the order of due times; where one would be late, those so far that are given up go, the longest first;
+        then the longest of the others: that leaves the most jobs in time. Source of the latter: J. M. Moore, "An n job,
+        one machine sequencing algorithm for minimizing the number of late jobs", Management Science 15(1), 1968.
         """
         start = 0
         if queue and self._ticket(queue[0]).rank is not Rank.IN_TIME:
             start = bisect_left(queue, (int(Rank.IN_TIME), float("-inf"), 0.0), key=self._key)
         given_up: list[T] = []
-        own: list[T] = []
-        longest: list[tuple[float, int]] = []
+        asked: list[T] = []
+        longest: list[tuple[bool, float, int]] = []  # those kept so far, by who goes first
         done_s = now_s + ahead_s
         for index in range(start, min(start + LOOKED_AT, len(queue))):
             ticket = self._ticket(queue[index])
@@ -184,19 +187,19 @@ class Admission(Generic[T]):
                 continue
             done_s += cost_s
             if ticket.class_due_s is not None:
-                own.append(queue[index])
-            if done_s <= ticket.due_s:
-                heappush(longest, (-cost_s, index))
-                continue
-            if own:
-                return given_up + own  # the next look finds them where their classes wait
-            if longest and -longest[0][0] > cost_s:
-                freed_s, place = heapreplace(longest, (-cost_s, index))
+                asked.append(queue[index])
+            if done_s > ticket.due_s and asked:
+                return given_up + asked  # the next look finds them where their classes wait
+            own = (ticket.itl_s >= defended_s, -cost_s)
+            while done_s > ticket.due_s and longest and longest[0][:2] < own:
+                _, freed_s, place = heappop(longest)
                 done_s += freed_s
-            else:
-                place = index
+                given_up.append(queue[place])
+            if done_s > ticket.due_s:
                 done_s -= cost_s
-            given_up.append(queue[place])
+                given_up.append(queue[index])
+            else:
+                heappush(longest, (*own, index))
         return given_up
 
     def aged(self, queue: list[T], now_s: float, relegate_for_s: float) -> list[T]:

@@ -17,6 +17,13 @@ FEWEST = 50
 """Answers before a length is counted on: of fewer than fifty, one in fifty is less than one answer."""
 
 
+MEAN_OVER = 64
+"""Recent answers that carry about two thirds of the weight in their mean length, which is then known to an eighth."""
+
+FEWEST_IN_MEAN = 4
+"""Answers before a mean is told at all."""
+
+
 class OutputLengths:
     """Lengths of recent answers. O(1).
 
@@ -29,9 +36,14 @@ class OutputLengths:
         self._newer = kll_floats_sketch(200)
         self._known: Any = None
         self._least = 1
+        self._count = self._sum = 0.0
+        self._answers = 0
 
     def add(self, tokens: int) -> None:
         """Count one answer."""
+        keep = 1.0 - 1.0 / MEAN_OVER
+        self._answers += 1
+        self._count, self._sum = self._count * keep + 1.0, self._sum * keep + tokens
         self._newer.update(float(tokens))
         if self._older is None and self._newer.n < FEWEST:
             return
@@ -58,3 +70,7 @@ class OutputLengths:
     def least(self) -> int:
         """Tokens that all but one in fifty of the recent answers have; 1 before there were enough."""
         return self._least
+
+    def mean(self) -> float | None:
+        """Tokens of the recent answers in the mean, None before there were a few."""
+        return self._sum / self._count if self._answers >= FEWEST_IN_MEAN else None

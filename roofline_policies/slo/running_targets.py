@@ -118,7 +118,7 @@ class RunningTargets(Generic[T]):
 
     def need(
         self, now_s: float, token_s: float, horizon: int, *,
-        expected: Callable[[int], int] | None = None, fastest_s: float = 0.0,
+        expected: Callable[[int], int] | None = None, fastest_s: float = 0.0, defended_s: float = 0.0,
     ) -> Need:  # fmt: skip
         """What is needed at ``now_s``.
 
@@ -126,12 +126,18 @@ class RunningTargets(Generic[T]):
         tokens that a request is expected to produce at least: under a mean a request may wait now and catch up until
         then. expected: tokens that an answer has which is past so many already; None: ``horizon``.
 
-        A request that is not expected to end in time even while nothing but decoding runs is not followed any more.
+        defended_s: the tightest target between tokens that is kept.
+
+        A request that is not expected to end in time even while nothing but decoding runs is not followed any more, nor
+        is one with a tighter target than is kept: its gaps are late by now.
         """
         expected = expected or (lambda tokens: horizon)
         gap_s = mean_s = due_s = None
         for group in self._groups.values():
             slo = group.slo
+            if slo.itl_s is not None and slo.itl_s < defended_s:
+                self._give_up(group)
+                continue
             in_s = self._end_due_s(group, now_s, token_s, expected, fastest_s)
             if in_s is not None:
                 due_s = in_s if due_s is None else min(due_s, in_s)
@@ -142,6 +148,15 @@ class RunningTargets(Generic[T]):
                 mean_s = slo.itl_s if mean_s is None else min(mean_s, slo.itl_s)
                 due_s = in_s if due_s is None else min(due_s, in_s)
         return Need(gap_s, mean_s, due_s)
+
+    def _give_up(self, group: _Group[T]) -> None:
+        for member in (*group.young, *(member for _, _, member in group.ends)):
+            if self._serials.get(member.request) == member.serial:
+                del self._serials[member.request]
+        group.young.clear()
+        group.ends.clear()
+        if group.old is not None:
+            group.old.clear()
 
     def _group(self, slo: Slo) -> _Group[T]:
         key = (slo.itl_kind, slo.itl_s, slo.e2e_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from roofline_policies.control.steps_in_flight import Told
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.slo.admission import NO_TARGET_S, Admission, Rank, Ticket
 from roofline_policies.slo.capacity import Capacity
+from roofline_policies.slo.demand import Arrivals
 from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.slo.prefill_rate import PrefillRate
 from roofline_policies.slo.running_targets import RunningTargets
@@ -103,6 +105,7 @@ class Server:
         self.pace = PrefillRate()
         self.targets: RunningTargets[_Job] = RunningTargets(lambda job: job.finished)
         self.lengths: deque[int] = deque(maxlen=RECENT_ANSWERS)
+        self.arrivals = Arrivals()
         self.steps: list[Step] = []
         self.moments: list[Moment] = []
 
@@ -159,16 +162,16 @@ class Server:
             else:
                 self.waiting.sort(key=lambda job: job.ticket.arrival_s)
         if self.active and self.ordered and self.predictor is not None:
-            self.judge(decision.knobs.relegate_for_s)
+            self.judge(decision.knobs.relegate_for_s, decision.knobs.defended_s)
 
-    def judge(self, relegate_for_s: int) -> None:
+    def judge(self, relegate_for_s: int, defended_s: float) -> None:
         """Put those that cannot be in time behind the others, and those that were there for long enough first."""
         moved = dict.fromkeys(self.admission.aged(self.waiting, self.now_s, relegate_for_s), Rank.AGED)
         if relegate_for_s > 0:
             part_way = self.part_way
             left = 0.0 if part_way is None else 1.0 - part_way.prompt_done / part_way.request.prompt_tokens
             ahead_s = self.pace.ahead_s(0.0 if part_way is None else part_way.ticket.prefill_s * left)
-            for job in self.admission.hopeless(self.waiting, self.now_s, ahead_s, self.pace.pace):
+            for job in self.admission.hopeless(self.waiting, self.now_s, ahead_s, self.pace.pace, defended_s):
                 moved[job] = Rank.RELEGATED
                 job.relegated = True
         for job, rank in moved.items():
@@ -189,7 +192,9 @@ class Server:
             prompts.append((job.request.prompt_tokens, 0))
             tokens += job.request.prompt_tokens
         least = sorted(self.lengths)[len(self.lengths) // 10] if self.lengths else 1
-        need = self.targets.need(self.now_s, self.controller.token_s, least)
+        defended_s = self.controller.knobs.defended_s
+        need = self.targets.need(self.now_s, self.controller.token_s, least, defended_s=defended_s)
+        mean = sum(self.lengths) / len(self.lengths) if self.lengths else None
         used = sum(job.context for job in running) + prefix
         return QueueState(
             running=len(running), waiting=len(waiting), next_prefill_tokens=tokens,
@@ -201,6 +206,7 @@ class Server:
             prompt_due_s=self.admission.due_s(self.now_s, part_way, waiting[0] if waiting else None),
             relegated=self.admission.relegated if self.ordered else 0, kv_use=used / self.machine.kv_tokens,
             capacities=self.capacities(),
+            demand=self.arrivals.now(self.now_s, mean),
         )  # fmt: skip
 
     def capacities(self) -> tuple[Capacity, ...]:
@@ -222,7 +228,8 @@ class Server:
         if self.predictor is not None:
             alone_s = self.predictor.step_s(prefill=BatchShape.of([(tokens, 0)]), decode=EMPTY, graph=False)
         due_s = self.now_s + (NO_TARGET_S if latest_s is None else latest_s)
-        ticket = Ticket(self.now_s, due_s, alone_s, tokens=tokens)
+        ticket = Ticket(self.now_s, due_s, alone_s, tokens=tokens, itl_s=inf if slo.itl_s is None else slo.itl_s)
+        self.arrivals.add(self.now_s, slo, tokens)
         job = _Job(request, self.now_s, slo, ticket)
         if self.ordered:
             self.admission.insert(self.waiting, job)

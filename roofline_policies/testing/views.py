@@ -40,7 +40,10 @@ def fake_bounds(
     immovable: further knobs that cannot be moved, each with the reason.
     """
     reasons: dict[Knob, str] = {Knob.SPECULATION_WINDOW: _NO_DRAFTS, Knob.QUANT_TIER: _ONE_PRECISION}
-    ranges = {Knob.MAX_RUNNING_REQUESTS: Range(1, max_running_requests), Knob.RELEGATE_FOR_S: Range(0, 3600)}
+    ranges = {
+        Knob.MAX_RUNNING_REQUESTS: Range(1, max_running_requests), Knob.RELEGATE_FOR_S: Range(0, 3600),
+        Knob.DEFENDED_FROM_US: Range(0, 10**9),
+    }  # fmt: skip
     if prefill_chunk_tokens is None:
         off = "chunked prefill is off (--chunked-prefill-size)"
         reasons |= {Knob.PREFILL_CHUNK_TOKENS: off, Knob.MIXED_CHUNK: off}

@@ -284,8 +284,8 @@ class Decider:
         """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""
         if not knobs.deadline_order or knobs.defer_prefill:
             return {}
-        ahead_s = self._service.ahead_s(self.scheduler.chunked_req)
-        return self.applier.waiting.judged(now_s, ahead_s, self._service.pace, knobs.relegate_for_s)
+        ahead_s, pace = self._service.ahead_s(self.scheduler.chunked_req), self._service.pace
+        return self.applier.waiting.judged(now_s, ahead_s, pace, knobs.relegate_for_s, knobs.defended_s)
 
     @contained
     def joined(self, batch: Batch) -> None:
@@ -306,11 +306,8 @@ class Decider:
         hit_rate = self.observer.cache_hit_rate
         queue = self._queues.now(now_s, followed, retractions=self.applier.retractions, hit_rate=hit_rate)
         page = status(self.controller, now_s, queue)
-        page["policy"] |= {
-            "name": plain(self.settings.name),
-            "source": plain(self.settings.source),
-            **asdict(self.loaded),
-        }
+        names = {"name": plain(self.settings.name), "source": plain(self.settings.source)}
+        page["policy"] |= names | asdict(self.loaded)
         page["not_counted"] = list(self.observer.not_counted)
         page["waits_for"] = None if self._company is None else self._company.problem
         page["precision"] = self.observer.precision.value
@@ -359,17 +356,15 @@ class Decider:
         self.spent_s = self.applier.spent_s = 0.0
 
     def _queue(self, now_s: float, controller: Controller) -> QueueState:
-        token_s, waiting = controller.token_s, self.applier.waiting
+        outputs, waiting, decode_s = self._outputs, self.applier.waiting, controller.decode.step_s or 0.0
+        need = self._progress.need(
+            now_s, controller.token_s, outputs.least(), expected=outputs.expected, fastest_s=decode_s,
+            defended_s=controller.knobs.defended_s,
+        )  # fmt: skip
         return self._queues.state(
             now_s,
             progress=self._progress,
-            need=self._progress.need(
-                now_s,
-                token_s,
-                self._outputs.least(),
-                expected=self._outputs.expected,
-                fastest_s=controller.decode.step_s or 0.0,
-            ),
+            need=need,
             prompt_due_s=waiting.due_s(now_s),
             relegated=waiting.relegated,
             retractions=self.applier.retractions,
@@ -378,7 +373,8 @@ class Decider:
             newcomer=waiting.newcomer if waiting.newcomer_first else None,
             due_before=waiting.due_before(),
             in_flight_is_late=waiting.in_flight_is_late,
-            decode_step_s=controller.decode.step_s or 0.0,
+            decode_step_s=decode_s,
+            demand=waiting.arrivals.now(now_s, outputs.mean()),
         )
 
     def _report(self, now_s: float) -> None:

@@ -24,9 +24,13 @@ MOST_RELEGATED_S = 3600
 """Longest that any policy may have a request passed over, seconds: an hour, when clients have left long before. A
 safety limit; the shipped policies stay far below it (30 s by default)."""
 
+MOST_DEFENDED_US = 10**9
+"""Most that ``defended_from_us`` can be, microseconds: beyond any target that is meant, so that all requests that have
+one between tokens can be given up for those that have none."""
+
 _ORDER = (Knob.DEADLINE_ORDER, Knob.RELEGATE_FOR_S)
-_OF_DECODE = (Knob.MAX_RUNNING_REQUESTS, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK)
-_OF_PREFILL = (*_ORDER, Knob.PREFILL_CHUNK_TOKENS, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK)
+_OF_DECODE = (Knob.MAX_RUNNING_REQUESTS, Knob.DEFENDED_FROM_US, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK)
+_OF_PREFILL = (*_ORDER, Knob.DEFENDED_FROM_US, Knob.PREFILL_CHUNK_TOKENS, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK)
 
 
 def launch_knobs(scheduler: Scheduler) -> Knobs:
@@ -42,7 +46,7 @@ def launch_ranges(scheduler: Scheduler) -> tuple[dict[Knob, Range], dict[Knob, s
     The launch setting is the upper end of each range: buffers, captured graphs and the KV pool were sized for it.
     """
     immovable = reasons(scheduler)
-    ranges = {Knob.RELEGATE_FOR_S: Range(0, MOST_RELEGATED_S)}
+    ranges = {Knob.RELEGATE_FOR_S: Range(0, MOST_RELEGATED_S), Knob.DEFENDED_FROM_US: Range(0, MOST_DEFENDED_US)}
     if scheduler.max_running_requests >= 1:
         ranges[Knob.MAX_RUNNING_REQUESTS] = Range(1, scheduler.max_running_requests)
     if scheduler.chunked_prefill_size is not None:

@@ -34,3 +34,7 @@ class OutputWatch:
     def least(self) -> int:
         """Tokens that all but a few answers have; see OutputLengths.least."""
         return self._lengths.least()
+
+    def mean(self) -> float | None:
+        """Tokens of an answer in the mean; see OutputLengths.mean."""
+        return self._lengths.mean()

@@ -100,12 +100,14 @@ class Progress:
 
     def need(
         self, now_s: float, token_s: float, horizon: int, *,
-        expected: Callable[[int], int] | None = None, fastest_s: float = 0.0,
+        expected: Callable[[int], int] | None = None, fastest_s: float = 0.0, defended_s: float = 0.0,
     ) -> Need:  # fmt: skip
         """The tightest gap and due time of the running requests; see RunningTargets."""
         if self._targets is None:
             return NOTHING
-        return self._targets.need(now_s, token_s, horizon, expected=expected, fastest_s=fastest_s)
+        return self._targets.need(
+            now_s, token_s, horizon, expected=expected, fastest_s=fastest_s, defended_s=defended_s
+        )
 
     def retracted(self, request: Request) -> None:
         """Note that a running request went back to the queue."""

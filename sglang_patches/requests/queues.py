@@ -6,6 +6,7 @@ from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from roofline_policies.contract.view import MOST_TOLD, QueueState, told_apart
 from roofline_policies.slo.capacity import Capacity
+from roofline_policies.slo.demand import Demand
 from roofline_policies.slo.running_targets import Need
 from sglang_patches.needs.objects import Request, Scheduler
 from sglang_patches.observe.peers import PEERS
@@ -78,6 +79,7 @@ class Queues:
         due_before: int = 0,
         in_flight_is_late: bool = False,
         decode_step_s: float = 0.0,
+        demand: Demand | None = None,
     ) -> QueueState:
         """The queues at this moment.
 
@@ -136,6 +138,7 @@ class Queues:
             peers_decoding=PEERS.decoding,
             retractions=retractions,
             cache_hit_rate=cache_hit_rate,
+            demand=demand,
         )
 
     def now(self, now_s: float, progress: Progress | None, *, retractions: int, hit_rate: float | None) -> QueueState:

@@ -12,6 +12,7 @@ from sglang.srt.mem_cache.common import match_kv_cache
 
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.slo.admission import NO_TARGET_S, Admission, Rank, Ticket
+from roofline_policies.slo.demand import Arrivals
 from roofline_policies.slo.objectives import Slo
 from roofline_policies.steps.times import StepTimes
 from sglang_patches.needs.objects import Request, Scheduler
@@ -43,6 +44,7 @@ class Waiting:
         self._capacities = Capacities(scheduler)
         self._told = scheduler.disaggregation_mode is not DisaggregationMode.PREFILL
         self._ordered = False
+        self.arrivals = Arrivals()
         self._came: deque[tuple[int, int]] = deque(maxlen=RECENT)
         self.clock_s = 0.0
         self.answer_s = 0.0
@@ -89,7 +91,9 @@ class Waiting:
             return  # refused, or passed on to another queue
         if getattr(request, _TICKET, None) is None:
             self._look_up(request)
-            self._came.append((max(1, request.seqlen - int(request.prefix_len)), int(request.prefix_len)))
+            tokens, cached = max(1, request.seqlen - int(request.prefix_len)), int(request.prefix_len)
+            self._came.append((tokens, cached))
+            self.arrivals.add(self.clock_s, self._promises.slo_of(request), tokens, cached)
         ticket = self.ticket(request)
         if retracted:
             ticket.rank = Rank.AGED  # its client is reading already, so it goes before prompts without a token
@@ -118,7 +122,8 @@ class Waiting:
             cached = int(request.prefix_len)
             tokens = max(1, request.seqlen - cached)
             class_due_s = self._due_s(self._promises.class_slo_of(request))
-            due_s = min(class_due_s, self._due_s(self._promises.slo_of(request)))
+            slo = self._promises.slo_of(request)
+            due_s = min(class_due_s, self._due_s(slo))
             prefill_s = 0.0
             if self._times is not None:
                 shape = BatchShape.of(prefill=[(tokens, cached)])
@@ -129,6 +134,7 @@ class Waiting:
                 prefill_s,
                 tokens=tokens,
                 class_due_s=class_due_s if due_s < class_due_s else None,
+                itl_s=inf if slo.itl_s is None else slo.itl_s,
             )
             setattr(request, _TICKET, ticket)
         return ticket
@@ -158,14 +164,18 @@ class Waiting:
         else:
             queue.sort(key=lambda request: self.ticket(request).arrival_s)
 
-    def judged(self, now_s: float, ahead_s: float, pace: float, relegate_for_s: float) -> dict[str, Rank]:
-        """Requests whose place in the queue should change, by id, with their new rank. Changes nothing."""
+    def judged(
+        self, now_s: float, ahead_s: float, pace: float, relegate_for_s: float, defended_s: float = 0.0
+    ) -> dict[str, Rank]:
+        """Requests whose place in the queue should change, by id, with their new rank. Changes nothing.
+
+        defended_s: the tightest target between tokens that is kept."""
         if not self._ordered or self._times is None:
             return {}
         queue = self._scheduler.waiting_queue
         moved = {request.rid: Rank.AGED for request in self._admission.aged(queue, now_s, relegate_for_s)}
         if relegate_for_s > 0:
-            for request in self._admission.hopeless(queue, now_s, ahead_s, pace):
+            for request in self._admission.hopeless(queue, now_s, ahead_s, pace, defended_s):
                 moved[request.rid] = Rank.RELEGATED
         return moved
 

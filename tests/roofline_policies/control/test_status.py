@@ -4,7 +4,7 @@ import numpy as np
 import orjson
 import pytest
 
-from roofline_policies.contract.decision import Decision, Knob
+from roofline_policies.contract.decision import Bounds, Decision, Knob, Range
 from roofline_policies.contract.view import ForwardMode, QueueState
 from roofline_policies.control.controller import Controller, ControllerSettings
 from roofline_policies.control.status import LoopTimer, explain, log_line, status
@@ -46,7 +46,8 @@ def test_the_page_says_where_things_stand_and_why(controller):
     page = json.loads(json.dumps(status(controller, 104.0, BUSY)))
     assert page["knobs"] == {
         "max_running_requests": 32, "prefill_chunk_tokens": 2048, "defer_prefill": False, "mixed_chunk": False,
-        "deadline_order": False, "relegate_for_s": 0, "speculation_window": None, "quant_tier": None,
+        "deadline_order": False, "relegate_for_s": 0, "defended_from_us": 0, "speculation_window": None,
+        "quant_tier": None,
     }  # fmt: skip
     (change,) = page["changes"]
     assert change == {
@@ -55,7 +56,8 @@ def test_the_page_says_where_things_stand_and_why(controller):
     }  # fmt: skip
     assert page["changes_total"] == {
         "max_running_requests": 1, "prefill_chunk_tokens": 0, "defer_prefill": 0, "mixed_chunk": 0,
-        "deadline_order": 0, "relegate_for_s": 0, "speculation_window": 0, "quant_tier": 0,
+        "deadline_order": 0, "relegate_for_s": 0, "defended_from_us": 0, "speculation_window": 0,
+        "quant_tier": 0,
     }  # fmt: skip
     assert page["bounds"] == {"max_running_requests": [1, 64], "prefill_chunk_tokens": [16, 2048]}
     assert (page["running"], page["waiting"], page["kv_use"], page["retractions"]) == (8, 3, 0.5, 2)
@@ -133,7 +135,8 @@ def test_the_log_line_is_one_line_for_people(controller):
     assert log_line(controller, 104.0) == (
         "Roofline. prefill: compute-bound (90% of compute, 10% of memory, 90.0 FLOPs/byte), decode: compute-bound "
         "(62% of compute, 56% of memory, 11.0 FLOPs/byte), max_running_requests=32, prefill_chunk_tokens=2048, "
-        "defer_prefill=False, mixed_chunk=False, deadline_order=False, relegate_for_s=0, speculation_window=None, "
+        "defer_prefill=False, mixed_chunk=False, deadline_order=False, relegate_for_s=0, "
+        "defended_from_us=0, speculation_window=None, "
         "quant_tier=None, #changes: 1"
     )
     controller.fall_back("it broke")
@@ -188,3 +191,20 @@ def test_the_page_and_the_line_name_what_binds(controller):
     assert line.startswith("8 running, 3 waiting, no room left in state_slots (8 of 8), KV 50% full")
     assert "no room" not in explain(BUSY._replace(capacities=(tokens,)), Decision(LAUNCH))
     assert status(controller, 2.0, BUSY)["binds"] is None
+
+
+class GivesUp:
+    def propose(self, view):
+        return (Proposal("GivesUp", Knob.DEFENDED_FROM_US, 100_000, "it costs more than it brings"),)
+
+
+def test_the_page_and_the_log_say_who_is_given_up_since_when_and_why(controller):
+    assert status(controller, 104.0, BUSY)["given_up"] is None
+    bounds = Bounds({**BOUNDS.ranges, Knob.DEFENDED_FROM_US: Range(0, 10**9)}, {})
+    controller.adopt(104.0, GivesUp(), Slo(), ControllerSettings(), bounds)
+    controller.decide(105.0, BUSY)
+    says = "requests with a target between tokens below 100 ms have been given up for 7 s: it costs more than it brings"
+    assert json.loads(json.dumps(status(controller, 112.0, BUSY)["given_up"])) == {
+        "below_s": pytest.approx(0.1), "since_s": 7.0, "why": "it costs more than it brings", "says": says,
+    }  # fmt: skip
+    assert says in log_line(controller, 112.0)

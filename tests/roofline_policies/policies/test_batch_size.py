@@ -50,6 +50,14 @@ def test_a_cap_that_is_too_low_moves_there_as_well():
     assert only(BatchSize().propose(seen(exact(times)))).value in (154, 155)
 
 
+def test_where_one_request_takes_most_of_the_time_the_cap_shares_the_rest():
+    """A step takes 40 ms with nobody in it and 0.2 ms more for each: 25 keep 45 ms; 80% of that would let none run."""
+    times = Affine(base_s=0.04, row_s=1e-4, context_s=1e-7)
+    assert only(BatchSize().propose(crowded(steps=exact(times)))).value in (19, 20, 21)
+    for cap, stays in ((10, False), (18, True), (24, True), (27, False)):
+        assert (BatchSize().propose(crowded(cap, steps=exact(times))) == ()) is stays
+
+
 @pytest.mark.parametrize(("cap", "stays"), [(100, False), (125, True), (199, True), (201, False)])
 def test_a_cap_that_is_near_enough_stays(cap, stays):
     """At the cap a step takes 5 ms + 0.2 ms each: 65% to 100% of 45 ms is 121 to 200 requests."""

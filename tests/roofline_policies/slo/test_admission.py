@@ -296,3 +296,22 @@ def test_who_cannot_have_the_time_that_it_asked_for_waits_as_its_class():
     assert order.hopeless(queue, 0.0, 0.0, 1.0) == [asks]
     order.move(queue, asks, Rank.RELEGATED)
     assert (asks.ticket.rank, asks.ticket.due_s) == (Rank.IN_TIME, 9.0)
+
+
+def test_who_is_given_up_goes_behind_only_where_others_would_be_late_for_it():
+    """Three prompts of 1 s each; the second is given up, and the third is late behind both, in time behind one."""
+    kept, lost, last = (Ticket(0.0, due_s, 1.0, itl_s=itl_s) for due_s, itl_s in ((5, 0.1), (6, 0.02), (6.5, 0.1)))
+    queue = [kept, lost, last]
+    admission = Admission(lambda ticket: ticket)
+    assert admission.hopeless(queue, 0.0, 4.0, 1.0, 0.1) == [lost]
+    assert admission.hopeless(queue, 0.0, 4.0, 1.0) == [last]
+    assert admission.hopeless(queue, 0.0, 3.0, 1.0, 0.1) == []
+
+
+def test_as_many_that_are_given_up_go_as_one_of_the_others_needs():
+    lost = [Ticket(0.0, 4.0, 1.0, itl_s=0.02) for _ in range(3)]
+    long = Ticket(0.0, 4.5, 3.0, itl_s=0.1)
+    admission = Admission(lambda ticket: ticket)
+    found = admission.hopeless([*lost, long], 0.0, 0.0, 1.0, 0.1)
+    assert len(found) == 2
+    assert long not in found

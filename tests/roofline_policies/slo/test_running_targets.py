@@ -250,3 +250,16 @@ def test_no_living_group_is_forgotten_for_room(slo):
     after = targets.need(0.0, TOKEN_S, 1)
     assert (after.mean_s, after.due_s) == pytest.approx((before.mean_s, before.due_s))
     assert min(after.gap_s or inf, 1.0) == min(before.gap_s or inf, 1.0)
+
+
+@pytest.mark.parametrize("kind", ItlKind)
+def test_who_is_given_up_is_not_followed_for_the_rest_of_its_answer(kind):
+    targets = RunningTargets()
+    targets.join("tight", Slo(itl_s=0.025, itl_kind=kind, e2e_s=9.0), 0.0, 1.0, 1)
+    targets.join("loose", Slo(itl_s=0.1), 0.0, 1.0, 1)
+    assert targets.need(1.0, TOKEN_S, 1, defended_s=0.025) == targets.need(1.0, TOKEN_S, 1)
+    assert targets.need(1.0, TOKEN_S, 1, defended_s=0.1) == Need(0.1, None, None)
+    assert targets.need(1.0, TOKEN_S, 1) == Need(0.1, None, None)  # its gaps were late meanwhile
+    targets.join("new", Slo(itl_s=0.025, itl_kind=kind), 0.0, 1.0, 1)
+    need = targets.need(1.0, TOKEN_S, 1)
+    assert 0.025 in (need.gap_s, need.mean_s)

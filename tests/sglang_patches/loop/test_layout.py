@@ -16,8 +16,8 @@ NOT_YET = {Knob.SPECULATION_WINDOW, Knob.QUANT_TIER}
 """Knobs that no server of this version can move."""
 
 ORDER = {Knob.DEADLINE_ORDER, Knob.RELEGATE_FOR_S}
-OF_DECODE = {Knob.MAX_RUNNING_REQUESTS, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK}
-OF_PREFILL = {*ORDER, Knob.PREFILL_CHUNK_TOKENS, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK}
+OF_DECODE = {Knob.MAX_RUNNING_REQUESTS, Knob.DEFENDED_FROM_US, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK}
+OF_PREFILL = {*ORDER, Knob.DEFENDED_FROM_US, Knob.PREFILL_CHUNK_TOKENS, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK}
 
 
 def idle(**fields):
@@ -31,7 +31,7 @@ def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
     ranges, immovable = launch_ranges(scheduler)
     assert ranges == {
         Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(64, 2048, 64),
-        Knob.RELEGATE_FOR_S: Range(0, 3600),
+        Knob.RELEGATE_FOR_S: Range(0, 3600), Knob.DEFENDED_FROM_US: Range(0, 10**9),
     }  # fmt: skip
     assert set(immovable) == NOT_YET
 
@@ -46,7 +46,7 @@ def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
         ({"server_args": arguments(enable_pd_role_switch=True)}, OF_DECODE | OF_PREFILL),
         ({"is_generation": False}, OF_DECODE),
         ({"server_args": arguments(dllm_algorithm="LowConfidence")}, OF_PREFILL),
-        ({"server_args": arguments(enable_pdmux=True)}, OF_PREFILL - ORDER),
+        ({"server_args": arguments(enable_pdmux=True)}, OF_PREFILL - ORDER - {Knob.DEFENDED_FROM_US}),
         ({"server_args": arguments(pp_size=4)}, set()),
         ({"server_args": arguments(pp_size=4, enable_dynamic_chunking=True)}, {Knob.PREFILL_CHUNK_TOKENS}),
         ({"server_args": arguments(enable_dynamic_chunking=True)}, set()),  # SGLang itself has no use for it there
