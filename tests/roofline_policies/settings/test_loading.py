@@ -1,4 +1,5 @@
 import pickle
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from roofline_policies.errors import InputError
 from roofline_policies.policies import (
     BatchSize,
     Composition,
+    Defence,
     PrefillDeferral,
     RidgeBatchSize,
     RidgePrefillDeferral,
@@ -70,7 +72,7 @@ def refused(source, *parts, **options):
 
 def test_adaptive_predicts():
     settings = load("adaptive")
-    assert settings.policy == Composition((BatchSize(), PrefillDeferral(), SloGuard()))
+    assert settings.policy == Composition((BatchSize(), PrefillDeferral(), SloGuard(), Defence()))
     assert settings.objectives == Objectives(Slo(ttft_s=2.0, itl_s=0.1, itl_kind=ItlKind.PER_GAP), {})
     assert settings.controller == ControllerSettings()
     assert (settings.bounds, settings.ceilings, settings.name) == (BoundsRequest(), None, "adaptive")
@@ -288,9 +290,9 @@ def test_a_copy_of_the_shipped_file_works_outside_the_package(tmp_path):
     assert load(str(tmp_path / "copy.yaml")).policy == load("adaptive").policy
 
 
-@pytest.mark.parametrize("left_out", [BatchSize, PrefillDeferral, SloGuard])
+@pytest.mark.parametrize("left_out", [BatchSize, PrefillDeferral, SloGuard, Defence])
 def test_the_default_without_one_of_its_policies_is_the_others(left_out):
-    name = {BatchSize: "batch_size", PrefillDeferral: "prefill_deferral", SloGuard: "slo_guard"}[left_out]
+    name = re.sub("(?<!^)([A-Z])", r"_\1", left_out.__name__).lower()
     others = tuple(policy for policy in load("adaptive").policy.policies if not isinstance(policy, left_out))
-    assert len(others) == 2
+    assert len(others) == 3
     assert load("adaptive", overrides=[f"policy=without/{name}"]).policy == Composition(others)

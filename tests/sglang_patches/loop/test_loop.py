@@ -190,10 +190,10 @@ class Orders:
 class Waits:
     """A request that waits; each token of it takes 10 ms."""
 
-    prefix_len, priority, is_retracted, positional_embed_overrides = 0, None, False, None
+    prefix_len, is_retracted, positional_embed_overrides = 0, False, None
 
-    def __init__(self, rid, tokens, ttft_s):
-        self.rid, self.seqlen = rid, tokens
+    def __init__(self, rid, tokens, ttft_s, priority=None):
+        self.rid, self.seqlen, self.priority = rid, tokens, priority
         self.sampling_params = SimpleNamespace(custom_params={"slo": {"ttft_s": ttft_s}})
 
 
@@ -202,10 +202,11 @@ class PerToken:
         return 0.01 * (prefill.new_tokens + decode.new_tokens)
 
 
+CLASSES = ("slo.requests.ttft_s=[0.001,null]", "+slo.classes={9: {ttft_s: 9.0}}")
+
+
 def ordering(scheduler):
-    settings = replace(
-        load("adaptive", overrides=["hardware=h200", "slo=none", "slo.requests.ttft_s=[0.001,null]"]), policy=Orders()
-    )
+    settings = replace(load("adaptive", overrides=["hardware=h200", "slo=none", *CLASSES]), policy=Orders())
     decider = Decider(scheduler, settings, Served(MODEL, Ticks, predictor=PerToken()))
     join(scheduler, decider.applier, decider)
     scheduler.waiting_queue = []
@@ -230,7 +231,7 @@ def test_prompts_are_put_in_order_and_those_that_cannot_be_in_time_let_others_pa
     assert (update.knobs.deadline_order, update.knobs.relegate_for_s, update.clock_s) == (True, 30, 100.0)
     assert not decider.applier.actuator.knobs.deadline_order  # until every rank hears of it
     decider.applier.apply(update)
-    come(decider, Waits("soon", 100, 20.0), Waits("hopeless", 1000, 9.0))
+    come(decider, Waits("soon", 100, 20.0), Waits("hopeless", 1000, 9.0, priority=9))
     assert names(decider) == ["hopeless", "soon", "late"]
     clock.now_s = 100.01
     update = decider.decide()

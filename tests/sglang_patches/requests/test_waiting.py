@@ -11,7 +11,7 @@ from roofline_policies.slo.objectives import Objectives, Slo
 from sglang_patches import hooks
 from sglang_patches.requests import waiting as waiting_module
 from sglang_patches.requests.promises import Promises
-from sglang_patches.requests.waiting import RECENT, Waiting
+from sglang_patches.requests.waiting import Waiting
 from tests.sglang_patches.stand_ins import StandInTree, stand_in_scheduler
 
 SERVER = Slo(ttft_s=10.0, itl_s=0.1)
@@ -195,43 +195,6 @@ def test_the_cache_is_asked_once_as_a_prompt_comes_also_after_a_retraction(waiti
     come(4.0, request, retracted=True)
     assert tree.matched == ["a"]
     assert (waiting.ticket(request).tokens, waiting.ticket(request).arrival_s) == (36, 0.0)
-
-
-def test_who_may_come_is_like_the_one_of_the_last_prompts_that_had_most_cached(waiting, come):
-    assert waiting.newcomer == (0, 0)
-    come(0.0, Request("a", cached=5), Request("b", tokens=120, cached=90), Request("c", tokens=60, cached=7))
-    assert waiting.newcomer == (30, 90)
-    come(1.0, *(Request(f"{number}", cached=6) for number in range(RECENT - 1)))
-    assert waiting.newcomer == (53, 7)
-    come(2.0, Request("d", tokens=50, cached=6))
-    assert waiting.newcomer[1] == 6
-
-
-def test_who_comes_is_first_where_nobody_waits_or_others_are_passed(waiting, queue, come):
-    assert waiting.newcomer_first
-    come(0.0, Request("a"))
-    assert not waiting.newcomer_first
-    waiting.order(True)
-    assert not waiting.newcomer_first
-    waiting.move({"a": Rank.RELEGATED})
-    assert waiting.newcomer_first
-    waiting.move({"a": Rank.AGED})
-    assert not waiting.newcomer_first
-
-
-def test_whether_the_prompt_in_flight_is_late_and_who_is_due_before_it(waiting, come, in_flight):
-    assert (waiting.in_flight_is_late, waiting.due_before()) == (False, 0)  # there is none
-    waiting._scheduler.chunked_req = in_flight
-    waiting.ticket(in_flight)
-    come(
-        1.0,
-        Request("sooner", tokens=100, priority=10),
-        Request("sooner too", tokens=500, priority=10),
-        Request("later"),
-    )
-    assert (waiting.in_flight_is_late, waiting.due_before()) == (False, 2)
-    waiting.clock_s = 11.0
-    assert (waiting.in_flight_is_late, waiting.due_before()) == (True, 3)
 
 
 def test_a_request_that_has_to_end_is_due_as_long_before_as_its_answer_takes(waiting, queue, come):
