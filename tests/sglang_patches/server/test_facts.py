@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
 from transformers import LlamaConfig
 
 from roofline_policies.model.attention_tiles import Fa3, Tile, TritonAttention
@@ -46,7 +47,7 @@ def scheduler(device="cpu", attention="fa3", speculative=False, deterministic=Fa
     modules, config = model()
     runner = SimpleNamespace(
         kv_cache_dtype=torch.bfloat16, prefill_attention_backend_str=attention, decode_attention_backend_str="fa3",
-        model=modules, is_draft_worker=False,
+        model=modules, is_draft_worker=False, prefill_cuda_graph_runner=None,
     )  # fmt: skip
     return SimpleNamespace(
         device=device,
@@ -188,3 +189,13 @@ def test_what_is_joined_is_the_schedulers_and_hears_the_broadcast(decider):
     assert hooks.applier_of(scheduler) is hooks.applier_of(scheduler.policy) is applier
     assert hooks.decider_of(scheduler) is decider
     assert scheduler._request_dispatcher._mapping[KnobsUpdate] is applier.apply
+
+
+def test_steps_with_prompts_that_were_captured_are_told_as_replays():
+    """The runner is SGLang's own class, without what it would capture; another runner, as for eager steps, has none."""
+    ours = scheduler()
+    captured = PrefillCudaGraphRunner.__new__(PrefillCudaGraphRunner)
+    captured.max_num_tokens = 4096
+    for runner, rows in ((captured, 4096), (None, 0), (SimpleNamespace(max_num_tokens=512), 0)):
+        ours.tp_worker.model_runner.prefill_cuda_graph_runner = runner
+        assert served.of_server(ours, settings("hardware=h200"), None).predictor.replayed_rows == rows
