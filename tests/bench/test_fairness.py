@@ -80,6 +80,7 @@ def test_what_cannot_be_used_is_said_before_anything_runs(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_by_default_nobody_loses_by_what_others_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SGLang's scheduler: what those that ask send is heard, granted as far as others have it, and costs nothing."""
     cells = "+cells={past: ['traffic.rate_scale=2','sample_every_s=0.05']}"
