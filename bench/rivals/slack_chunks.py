@@ -31,6 +31,15 @@ from roofline_policies.steps.times import StepTimes
 NO_TARGET = "nothing is ever due here (slo.itl_s is null)"
 
 
+def why_idle(view: SchedulerView) -> str | None:
+    """Why a rival that sizes chunks by due times can decide nothing on this server, None where it can."""
+    if Knob.PREFILL_CHUNK_TOKENS not in view.bounds.ranges:
+        return view.bounds.immovable[Knob.PREFILL_CHUNK_TOKENS]
+    if view.predictor is None:
+        return NOT_PREDICTED
+    return NO_TARGET if view.slo.itl_s is None else None
+
+
 @dataclass(frozen=True, slots=True)
 class SlackChunks:
     """Sets prefill_chunk_tokens from the slack.
@@ -50,11 +59,7 @@ class SlackChunks:
 
     def idle_reason(self, view: SchedulerView) -> str | None:
         """Why nothing can be decided on this server, None where it can."""
-        if Knob.PREFILL_CHUNK_TOKENS not in view.bounds.ranges:
-            return view.bounds.immovable[Knob.PREFILL_CHUNK_TOKENS]
-        if view.predictor is None:
-            return NOT_PREDICTED
-        return NO_TARGET if view.slo.itl_s is None else None
+        return why_idle(view)
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """Targets for prefill_chunk_tokens and mixed_chunk; nothing where ``idle_reason`` says why."""

@@ -29,13 +29,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bench.rivals.shapes import NOTHING, prompt_shape
-from bench.rivals.slack_chunks import NO_TARGET
+from bench.rivals.slack_chunks import why_idle
 from roofline_policies.contract.decision import Knob, Range
 from roofline_policies.contract.view import SchedulerView
 from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal
-from roofline_policies.policies.shapes import NOT_PREDICTED, running_shape
+from roofline_policies.policies.shapes import running_shape
 from roofline_policies.steps.times import StepTimes
 
 
@@ -99,11 +99,7 @@ class SlidingServe:
 
     def idle_reason(self, view: SchedulerView) -> str | None:
         """Why nothing can be decided on this server, None where it can."""
-        if Knob.PREFILL_CHUNK_TOKENS not in view.bounds.ranges:
-            return view.bounds.immovable[Knob.PREFILL_CHUNK_TOKENS]
-        if view.predictor is None:
-            return NOT_PREDICTED
-        return NO_TARGET if view.slo.itl_s is None else None
+        return why_idle(view)
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """Targets for prefill_chunk_tokens and mixed_chunk; nothing where ``idle_reason`` says why."""

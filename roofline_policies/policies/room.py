@@ -66,15 +66,10 @@ def chunk_fits(view: SchedulerView, target_s: float, decode: BatchShape, tokens:
     steps = view.steps
     if steps is None:
         return False
-    least, rows = least_chunk(view, tokens), decode.new_tokens
-    apart_s = steps.step_s(prefill=least) * steps.margin(prefill=True, decode=False, rows=least.new_tokens)
-    apart_s += steps.step_s(decode=decode, graph=True) * steps.margin(prefill=False, decode=True, rows=rows)
-    if apart_s <= target_s:
+    least = least_chunk(view, tokens)
+    if steps.slow_s(prefill=least) + steps.slow_s(decode=decode, graph=True) <= target_s:
         return True
-    if not (view.knobs.mixed_chunk or view.bounds.movable(Knob.MIXED_CHUNK)):
-        return False
-    margin = steps.margin(prefill=True, decode=True, rows=least.new_tokens + rows)
-    return steps.step_s(prefill=least, decode=decode) * margin <= target_s
+    return _can_mix(view) and steps.slow_s(prefill=least, decode=decode) <= target_s
 
 
 def beside_a_chunk_s(view: SchedulerView, target_s: float, decode: BatchShape, decode_s: float) -> float:
@@ -86,14 +81,16 @@ def beside_a_chunk_s(view: SchedulerView, target_s: float, decode: BatchShape, d
     steps = view.steps
     if steps is None:
         return target_s
-    least, rows = least_chunk(view), decode.new_tokens
-    chunk_s = steps.step_s(prefill=least) * steps.margin(prefill=True, decode=False, rows=least.new_tokens)
-    apart_s = (target_s - chunk_s) / steps.margin(prefill=False, decode=True, rows=rows)
-    if not (view.knobs.mixed_chunk or view.bounds.movable(Knob.MIXED_CHUNK)):
+    least = least_chunk(view)
+    margin = steps.margin(prefill=False, decode=True, rows=decode.new_tokens)
+    apart_s = (target_s - steps.slow_s(prefill=least)) / margin
+    if not _can_mix(view):
         return apart_s
-    mixed_s = steps.step_s(prefill=least, decode=decode)
-    mixed_s *= steps.margin(prefill=True, decode=True, rows=least.new_tokens + rows)
-    return max(apart_s, target_s * decode_s / mixed_s)
+    return max(apart_s, target_s * decode_s / steps.slow_s(prefill=least, decode=decode))
+
+
+def _can_mix(view: SchedulerView) -> bool:
+    return view.knobs.mixed_chunk or view.bounds.movable(Knob.MIXED_CHUNK)
 
 
 def scaled(decode: BatchShape, requests: int) -> BatchShape:

@@ -35,7 +35,7 @@ class OutputLengths:
         self._older: Any = None
         self._newer = kll_floats_sketch(200)
         self._known: Any = None
-        self._least = 1
+        self._least = self._typical = 1
         self._count = self._sum = 0.0
         self._answers = 0
 
@@ -56,6 +56,7 @@ class OutputLengths:
                 known.merge(self._older)
                 known.merge(self._newer)
             self._known = known
+            self._typical = self.expected(0)
             self._least = max(1, int(known.get_quantile(QUANTILE)))
 
     def expected(self, tokens: int) -> int:
@@ -66,6 +67,10 @@ class OutputLengths:
             return tokens + 1
         longer = 1.0 - known.get_rank(float(tokens), True)
         return max(tokens + 1, int(known.get_quantile(1.0 - longer / 2.0)))
+
+    def typical(self) -> int:
+        """``expected`` of an answer that has none yet, ready to be read in every pass."""
+        return self._typical
 
     def least(self) -> int:
         """Tokens that all but one in fifty of the recent answers have; 1 before there were enough."""

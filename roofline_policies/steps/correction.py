@@ -213,6 +213,12 @@ class CorrectedSteps(NamedTuple):
         line = (self.mixed if decode else self.prefill) if prefill else self.decode
         return line.margin(rows)
 
+    def slow_s(self, *, prefill: BatchShape = EMPTY, decode: BatchShape = EMPTY, graph: bool = False) -> float:
+        """Seconds that the step hardly ever exceeds: those expected, with the margin of its kind and size."""
+        seconds = self.step_s(prefill=prefill, decode=decode, graph=graph)
+        rows = prefill.new_tokens + decode.new_tokens
+        return seconds * self.margin(prefill=prefill.requests > 0, decode=decode.requests > 0, rows=rows)
+
     def _line(self, prefill: BatchShape, decode: BatchShape) -> Line:
         if not prefill.requests:
             return self.decode

@@ -278,7 +278,7 @@ class Decider:
 
     def _answer_s(self, controller: Controller) -> float:
         """Seconds that an answer is expected to take from its first token to its last, as tokens come now."""
-        return (self._outputs.expected(0) - 1) * controller.token_s
+        return (self._outputs.typical() - 1) * controller.token_s
 
     def _judge(self, now_s: float, knobs: Knobs) -> Mapping[str, Rank]:
         """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""

@@ -31,6 +31,10 @@ class OutputWatch:
         """Tokens of an answer that has so many already; see OutputLengths.expected."""
         return self._lengths.expected(tokens)
 
+    def typical(self) -> int:
+        """Tokens that an answer is expected to have before its first; see OutputLengths.typical."""
+        return self._lengths.typical()
+
     def least(self) -> int:
         """Tokens that all but a few answers have; see OutputLengths.least."""
         return self._lengths.least()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,21 +19,10 @@ from bench.virtual.settings import Experiment, VirtualSettings
 from bench.virtual.task import run_and_summarise
 from roofline_policies.errors import InputError
 from roofline_policies.model.batch import BatchShape
+from tests.bench.virtual.test_device import Asked
 from tests.bench.virtual.test_settings import SLO
 
 NONE, PROMPT, ROW = BatchShape(), BatchShape.of(prefill=[(512, 0)]), BatchShape.of(decode_contexts=[700])
-
-
-@dataclass
-class Asked:
-    """Step times that note what they are asked."""
-
-    answer_s: float
-    asked: list[dict[str, Any]] = field(default_factory=list)
-
-    def step_s(self, **shapes: Any) -> float:
-        self.asked.append(shapes)
-        return self.answer_s
 
 
 def at(*moments: float) -> Callable[[], float]:

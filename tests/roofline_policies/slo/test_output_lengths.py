@@ -109,7 +109,8 @@ def test_before_there_were_enough_one_more_token_is_expected():
     known = OutputLengths()
     for _ in range(FEWEST - 1):
         known.add(700)
-    assert known.expected(0) == 1
+    assert known.expected(0) == known.typical() == 1
     assert known.expected(30) == 31
     known.add(700)
+    assert known.typical() == 700
     assert (known.expected(0), known.expected(699), known.expected(700)) == (700, 700, 701)
