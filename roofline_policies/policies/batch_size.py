@@ -11,7 +11,14 @@ from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal, Strength
 from roofline_policies.policies.looks import looks
-from roofline_policies.policies.room import beside_a_chunk_s, chunk_fits, scaled, within_capacities, within_graphs
+from roofline_policies.policies.room import (
+    beside_a_chunk_s,
+    chunk_fits,
+    next_least_chunk,
+    scaled,
+    within_capacities,
+    within_graphs,
+)
 from roofline_policies.policies.shapes import DRAFTS, NOT_PREDICTED, running_shape
 
 LOWEST_FILL, MIDDLE_FILL = 0.65, 0.8
@@ -99,8 +106,9 @@ class BatchSize:
         each_s = max(0.0, steps.step_s(decode=double, graph=True) - now_s) / running
         alone_s = now_s - each_s * (running - 1)
         most_s, lowest_fill, fill = self.headroom * target_s, LOWEST_FILL, MIDDLE_FILL
-        if target_s == view.queue.gap_s and chunk_fits(view, target_s, scaled(decode, 1)):
-            beside_s = beside_a_chunk_s(view, target_s, decode, now_s)
+        least = next_least_chunk(view)
+        if target_s == view.queue.gap_s and chunk_fits(view, target_s, scaled(decode, 1), least):
+            beside_s = beside_a_chunk_s(view, target_s, decode, now_s, least)
             if MIDDLE_FILL * most_s > beside_s:
                 most_s, lowest_fill, fill = beside_s, MIDDLE_FILL, ROOM_FILL
         if each_s == 0 or alone_s > most_s:

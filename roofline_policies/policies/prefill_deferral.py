@@ -11,7 +11,7 @@ from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal
 from roofline_policies.policies.looks import looks
-from roofline_policies.policies.room import chunk_fits, scaled
+from roofline_policies.policies.room import chunk_fits, least_chunk, scaled
 from roofline_policies.policies.shapes import DRAFTS, NOT_PREDICTED, prompt_shape, running_shape
 from roofline_policies.slo.capacity import more_requests
 from roofline_policies.steps.correction import CorrectedSteps
@@ -184,14 +184,14 @@ class PrefillDeferral:
         """Seconds between two tokens while prompts wait: the target, where the least chunk fits into it before the
         decode step or beside its rows. Where it does not, no chunk is small enough, and prefill and decode halve the
         time."""
-        both_s = 2.0 * slow_decode_s
-        return target_s if both_s <= target_s or chunk_fits(view, target_s, decode, self.min_chunk_tokens) else both_s
+        both_s, least = 2.0 * slow_decode_s, least_chunk(view, self.min_chunk_tokens)
+        return target_s if both_s <= target_s or chunk_fits(view, target_s, decode, least) else both_s
 
     def _every_gap_s(self, view: SchedulerView, target_s: float, decode: BatchShape, slow_decode_s: float) -> float:
         """The same where each gap counts. Where the least chunk would fit beside a smaller batch, prompts wait until it
         is that small; a mean can make up for a long gap instead."""
         gap_s = self._gap_s(view, target_s, decode, slow_decode_s)
-        if gap_s > target_s and chunk_fits(view, target_s, scaled(decode, 1), self.min_chunk_tokens):
+        if gap_s > target_s and chunk_fits(view, target_s, scaled(decode, 1), least_chunk(view, self.min_chunk_tokens)):
             return target_s
         return gap_s
 

@@ -60,20 +60,27 @@ def least_chunk(view: SchedulerView, tokens: int = LEAST_CHUNK_TOKENS) -> BatchS
     return prompt_shape(view, min(tokens, view.queue.next_prefill_tokens or tokens))
 
 
-def chunk_fits(view: SchedulerView, target_s: float, decode: BatchShape, tokens: int = LEAST_CHUNK_TOKENS) -> bool:
-    """Whether the least chunk fits into a gap between two tokens of this batch, with margins: before its decode step,
-    or beside its rows where the server can mix. False where step times are not predicted."""
+def next_least_chunk(view: SchedulerView) -> BatchShape:
+    """The least chunk that the batch should leave room for from now on: what is left of a prompt in flight may be a few
+    tokens, and says nothing of the chunks that follow it."""
+    return prompt_shape(view, LEAST_CHUNK_TOKENS) if view.queue.chunk_in_flight else least_chunk(view)
+
+
+def chunk_fits(view: SchedulerView, target_s: float, decode: BatchShape, least: BatchShape) -> bool:
+    """Whether this chunk fits into a gap between two tokens of this batch, with margins: before its decode step, or
+    beside its rows where the server can mix. False where step times are not predicted."""
     steps = view.steps
     if steps is None:
         return False
-    least = least_chunk(view, tokens)
     if steps.slow_s(prefill=least) + steps.slow_s(decode=decode, graph=True) <= target_s:
         return True
     return _can_mix(view) and steps.slow_s(prefill=least, decode=decode) <= target_s
 
 
-def beside_a_chunk_s(view: SchedulerView, target_s: float, decode: BatchShape, decode_s: float) -> float:
-    """Expected seconds that a decode step may take so that the least chunk has room in the gap with it.
+def beside_a_chunk_s(
+    view: SchedulerView, target_s: float, decode: BatchShape, decode_s: float, least: BatchShape
+) -> float:
+    """Expected seconds that a decode step may take so that this chunk has room in the gap with it.
 
     decode, decode_s: a batch and what it takes. Where the server can mix, a mixed step is taken to grow with the batch
     as the decode step does: in some kernels a row costs many times as much there.
@@ -81,7 +88,6 @@ def beside_a_chunk_s(view: SchedulerView, target_s: float, decode: BatchShape, d
     steps = view.steps
     if steps is None:
         return target_s
-    least = least_chunk(view)
     margin = steps.margin(prefill=False, decode=True, rows=decode.new_tokens)
     apart_s = (target_s - steps.slow_s(prefill=least)) / margin
     if not _can_mix(view):

@@ -130,6 +130,20 @@ def test_a_gap_leaves_room_for_the_least_chunk_of_the_next_prompt(prefix, bounds
     assert value == pytest.approx((MIDDLE_FILL * 0.9 * 0.05 - 0.002) / 1e-4, abs=1)
 
 
+def test_what_is_left_of_a_prompt_in_flight_does_not_move_the_cap():
+    """A chunk of 128 tokens has no room beside any batch, the last 20 of a prompt in flight would: the cap must not
+    follow each prompt to its end. Whole prompts of 20 tokens do have room, beside fewer requests."""
+    times = Affine(base_s=0.002, token_s=1.2e-3, row_s=1e-4)
+    whole = BUSY._replace(next_prompts=((900, 0),), next_prefill_tokens=900, chunk_in_flight=True)
+    rest = whole._replace(next_prompts=((20, 880),), next_prefill_tokens=20)
+    at_rest, at_end, short = (
+        only(BatchSize().propose(crowded(steps=exact(times), queue=queue))).value
+        for queue in (whole, rest, rest._replace(chunk_in_flight=False, next_prompts=((20, 0),)))
+    )
+    assert at_rest == at_end == pytest.approx((MIDDLE_FILL * 0.9 * 0.05 - 0.002) / 1e-4, abs=1)
+    assert short == pytest.approx((ROOM_FILL * (0.05 - 0.024) - 0.002) / 1e-4, rel=0.1)
+
+
 def test_without_a_target_nothing_is_gained_by_fewer():
     proposal = only(BatchSize().propose(seen(exact(Affine(row_s=1.0)), BUSY._replace(gap_s=None))))
     assert proposal.value == 512

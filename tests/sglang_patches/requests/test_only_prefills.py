@@ -1,18 +1,11 @@
 """The queue of a server that only prefills, and chunks where nobody can enter. Stand-ins as in ``test_waiting``."""
 
-import pytest
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
-from sglang_patches.requests import waiting as waiting_module
 from sglang_patches.requests.promises import Promises
 from sglang_patches.requests.waiting import Waiting
-from tests.sglang_patches.requests.test_waiting import OBJECTIVES, Request, Times, Tree, match, names, scheduler_of
+from tests.sglang_patches.requests.test_waiting import OBJECTIVES, Request, Times, Tree, names, scheduler_of
 from tests.sglang_patches.stand_ins import pools, request_table
-
-
-@pytest.fixture(autouse=True)
-def _prefix_cache(monkeypatch):
-    monkeypatch.setattr(waiting_module, "match_kv_cache", match)
 
 
 def only_prefills(queue):

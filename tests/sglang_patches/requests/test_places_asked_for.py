@@ -5,17 +5,15 @@ import pytest
 from roofline_policies.slo.admission import NO_TARGET_S, Rank
 from roofline_policies.slo.asking import Asking
 from roofline_policies.slo.objectives import Objectives
-from sglang_patches.requests import waiting as waiting_module
 from sglang_patches.requests.promises import Promises
 from sglang_patches.requests.waiting import Waiting
-from tests.sglang_patches.requests.test_waiting import OBJECTIVES, SERVER, Request, Times, match, names, scheduler_of
+from tests.sglang_patches.requests.test_waiting import OBJECTIVES, SERVER, Request, Times, names, scheduler_of
 
 WIDE = Asking(ttft_s=[0.001, None])
 
 
 @pytest.fixture
-def queue(monkeypatch):
-    monkeypatch.setattr(waiting_module, "match_kv_cache", match)
+def queue():
     return []
 
 

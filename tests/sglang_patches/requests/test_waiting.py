@@ -9,7 +9,6 @@ from roofline_policies.slo.admission import LEAST_IN_FLIGHT, NO_TARGET_S, Rank
 from roofline_policies.slo.asking import Asking
 from roofline_policies.slo.objectives import Objectives, Slo
 from sglang_patches import hooks
-from sglang_patches.requests import waiting as waiting_module
 from sglang_patches.requests.promises import Promises
 from sglang_patches.requests.waiting import Waiting
 from tests.sglang_patches.stand_ins import StandInTree, stand_in_scheduler
@@ -55,19 +54,8 @@ class Tree(StandInTree):
         self.matched = []
 
 
-def match(request, tree):
-    """As SGLang's: the hit becomes the request's prefix."""
-    tree.matched.append(request.rid)
-    request.prefix_len = request.cached
-
-
 def scheduler_of(queue, **fields):
     return stand_in_scheduler(**{"waiting_queue": queue, "tree_cache": Tree(), "chunked_req": None, **fields})
-
-
-@pytest.fixture(autouse=True)
-def _prefix_cache(monkeypatch):
-    monkeypatch.setattr(waiting_module, "match_kv_cache", match)
 
 
 @pytest.fixture
