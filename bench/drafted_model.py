@@ -44,7 +44,7 @@ PAIRS: dict[str, Pair] = {
 }
 
 DRAFTS = ("standalone", "eagle", "eagle3")
-"""Folders beside ``target``, by the algorithm that takes them."""
+"""Folders beside ``target``, by the algorithm that takes them. ``mtp`` is the same target with its draft inside."""
 
 
 def is_recited(size: int) -> torch.Tensor:
@@ -156,6 +156,31 @@ def _eagle3(pair: Pair, head: torch.Tensor, seed: int) -> tuple[dict[str, Any], 
     return config, tensors
 
 
+def _mtp(
+    shape: DemoShape, target: dict[str, torch.Tensor], seed: int
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The target as a model of MiMo's kind, which is Llama's with biases (here 0), and one layer that predicts ahead.
+
+    That layer hands the word's own state on, as the head for EAGLE does.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    hidden, ahead = shape.hidden, "model.mtp_layers.0."
+    tensors = {
+        name.replace("model.layers.0.", ahead): _drawn(name, size, generator)
+        for name, size in parameter_shapes(replace(shape, layers=1), "llama").items()
+        if ".layers." in name
+    }
+    _silence(tensors)
+    tensors[f"{ahead}input_proj.weight"] = torch.cat([torch.zeros(hidden, hidden), torch.eye(hidden)], dim=1)
+    for norm in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
+        tensors[f"{ahead}{norm}.weight"] = torch.ones(hidden)
+    tensors |= target
+    for name in list(tensors):
+        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+            tensors[name.replace(".weight", ".bias")] = torch.zeros(len(tensors[name]))
+    return config_of(shape, "llama") | {"architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}, tensors
+
+
 def _silence(tensors: dict[str, torch.Tensor]) -> None:
     """What a layer would add to the state of a head is left out; it is computed all the same."""
     for name, tensor in tensors.items():
@@ -164,7 +189,7 @@ def _silence(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def build_drafted(directory: Path, *, seed: int = 0, preset: str = "demo") -> Path:
-    """Write ``target`` and each of `DRAFTS` below `directory`, unless they are there, and return `directory`.
+    """Write ``target``, each of `DRAFTS` and ``mtp`` below `directory`, unless they are there, and return it.
 
     Raises:
         FileExistsError: one of the folders holds something else.
@@ -177,6 +202,7 @@ def build_drafted(directory: Path, *, seed: int = 0, preset: str = "demo") -> Pa
         "standalone": (config_of(pair.draft, "llama"), _model(pair.draft, seed + 1)),
         "eagle": _eagle(pair.target, seed + 2),
         "eagle3": _eagle3(pair, target["lm_head.weight"].clone(), seed + 3),
+        "mtp": _mtp(pair.target, target, seed + 4),
     }
     for name, (config, tensors) in parts.items():
         record = {"drafted": name, "preset": preset, "seed": seed, "config": config}

@@ -156,9 +156,7 @@ def accepted(above: list[int], tokens: list[int], follows: list[int], deepest: i
     """The nodes of the path, the root first: of children that are right the first counts."""
     path = [0]
     while len(path) < deepest:
-        right = [
-            node for node in range(1, len(above)) if above[node] == path[-1] and tokens[node] == follows[path[-1]]
-        ]
+        right = [node for node in range(1, len(above)) if above[node] == path[-1] and tokens[node] == follows[path[-1]]]
         if not right:
             break
         path.append(right[0])
@@ -171,6 +169,7 @@ def test_acceptance(parents, data):
     deepest = data.draw(st.integers(1, n))
     some = st.lists(st.lists(st.integers(0, 2), min_size=n, max_size=n), min_size=batch, max_size=batch)
     tokens, follows = data.draw(some), data.draw(some)
+    places, child, sibling = map(torch.tensor, links(parents))
     predicts = torch.zeros(batch * n, dtype=torch.int32)
     index, number = torch.full((batch, deepest), -1, dtype=torch.int32), torch.empty(batch, dtype=torch.int32)
     trees.verify_tree_greedy_cpu(
@@ -178,7 +177,9 @@ def test_acceptance(parents, data):
         accept_index=index,
         accept_token_num=number,
         candidates=torch.tensor(tokens),
-        **dict(zip(["retrive_index", "retrive_next_token", "retrive_next_sibling"], map(torch.tensor, links(parents)))),
+        retrive_index=places,
+        retrive_next_token=child,
+        retrive_next_sibling=sibling,
         target_predict=torch.tensor(follows),
     )
     for tree in range(batch):
