@@ -11,6 +11,7 @@ other for the whole answer. Nothing is simulated: drafts are proposed, verified 
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def _drawn(name: str, size: tuple[int, ...], generator: torch.Generator) -> torc
     """Random weights scaled by their fan-in, with norms of one; blind to element 0 of the state."""
     if name.endswith("norm.weight"):
         return torch.ones(size)
-    drawn = torch.randn(size, generator=generator) / size[1] ** 0.5
+    drawn = torch.randn(size, generator=generator) / math.sqrt(size[1])
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         drawn[0] = 0
     else:
