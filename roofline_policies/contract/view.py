@@ -171,8 +171,12 @@ class SchedulerView(NamedTuple):
     steps: prices iterations that have not run, corrected by those that have; None where steps are not predicted.
     predictor: the same without the correction.
     decisions: how many there were before this one.
-    acceptance: for each draft position, the share accepted of the drafts that got there; None without drafts.
+    acceptance: for each draft position, the share accepted of the drafts that got there, of requests such as run now;
+        None before the first verify step.
     rows_per_request: rows that a decode step runs per request; more than one where drafts are verified.
+    tokens_per_request: tokens that a decode step is expected to yield per request; 1 where nothing drafts, None where
+        drafts are verified and nothing is known of acceptance.
+    since_drafts_s: seconds since the result of a step with drafts was seen; None before the first.
     """
 
     now_s: float
@@ -196,3 +200,5 @@ class SchedulerView(NamedTuple):
     decisions: int = 0
     acceptance: tuple[float, ...] | None = None
     rows_per_request: int = 1
+    tokens_per_request: float | None = 1.0
+    since_drafts_s: float | None = None
