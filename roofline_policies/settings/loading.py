@@ -34,6 +34,7 @@ _SHIPPED_DIR = Path(roofline_policies.conf.__path__[0])
 
 
 DEFAULT_OBJECTIVES = Objectives()
+DEFAULT_SPECULATION = SpeculationRequest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class Settings:
     log_interval_s: float = 10.0
     record: str | None = None
     learned: str | None = AUTO
-    speculation: SpeculationRequest = SpeculationRequest()
+    speculation: SpeculationRequest = DEFAULT_SPECULATION
 
     def bounds_for(
         self,

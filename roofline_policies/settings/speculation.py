@@ -32,10 +32,11 @@ class SpeculationRequest:
         windows = self.windows
         if windows is None or windows == DERIVED:
             return
-        numbers = isinstance(windows, tuple) and all(type(one) is int and one >= 0 for one in windows)
-        if not numbers or not windows or list(windows) != sorted(set(windows)):
-            allowed = f"{DERIVED}, null, or whole numbers, 0 or more, ascending, such as [0, 1, 3]"
-            raise FieldError("windows", windows if isinstance(windows, str) else list(windows), allowed)
+        allowed = f"{DERIVED}, null, or whole numbers, 0 or more, ascending, the last above 0, such as [0, 1, 3]"
+        if not isinstance(windows, tuple) or any(type(one) is not int or one < 0 for one in windows):
+            raise FieldError("windows", windows if not isinstance(windows, tuple) else list(windows), allowed)
+        if list(windows) != sorted(set(windows)) or windows[-1:] in ((), (0,)):
+            raise FieldError("windows", list(windows), allowed)
 
     def of_launch(self, launched: int) -> tuple[int, ...]:
         """The windows to make a server ready for that was launched with so many drafts per step."""

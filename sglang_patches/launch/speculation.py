@@ -192,17 +192,15 @@ def planned(server_args: ServerArgs, settings: Settings) -> DraftPlan:
         flag = f"--speculative-num-draft-tokens {launched + 1}" if ngram else f"--speculative-num-steps {launched}"
         raise _listed(f"lacks the {launched} drafts that the server is launched with ({flag})", settings)
     if not ngram:
-        declare_resolution(
-            server_args, SOURCE, speculative_adaptive=True, speculative_adaptive_config=written(windows)
-        )
+        declare_resolution(server_args, SOURCE, speculative_adaptive=True, speculative_adaptive_config=written(windows))
     return DraftPlan(windows)
 
 
 def reason_not_to_move(server_args: ServerArgs) -> str | None:
     """Why the number of drafts cannot be moved on this layout, whatever is asked; None where it can.
 
-    Source: SGLang 0.5.23, ``adaptive_unsupported_reason``, ``check_pipeline_parallel``, ``lora_hook``, ``hisparse_hook``
-    and the workers of ``SpeculativeAlgorithm.create_worker``.
+    Source: SGLang 0.5.23, ``adaptive_unsupported_reason``, ``validation_hook``, ``lora_hook``, ``hisparse_hook``, and
+    the workers of ``SpeculativeAlgorithm.create_worker``.
     """
     settled, effective = resolving_view(server_args), resolved_view(server_args)
     algorithm = str(settled.speculative_algorithm)

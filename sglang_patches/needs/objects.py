@@ -259,6 +259,7 @@ class StepResult(Protocol):
     """The result of a step."""
 
     can_run_cuda_graph: bool  # it replayed a CUDA graph
+    num_correct_drafts_per_req_cpu: list[int] | None  # drafts accepted of each request, once it was processed
 
 
 class TimeStats(Protocol):

@@ -36,7 +36,8 @@ class WidthNgramWorker(NGRAMWorker):  # type: ignore[misc]  # SGLang is not type
 
     def __init__(self, server_args: ServerArgs, gpu_id: int, nccl_port: int, target_worker: TargetWorker) -> None:
         super().__init__(server_args, gpu_id, nccl_port, target_worker)
-        self.launched_width: int = self.draft_token_num
+        self.draft_token_num: int  # the width that holds now
+        self.launched_width = self.draft_token_num
         self.speculative_num_steps = self.launched_width - 1
         self._tensors: dict[int, dict[str, Any]] = {}
         plan = plan_of(server_args)
