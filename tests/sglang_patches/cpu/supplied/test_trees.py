@@ -156,9 +156,7 @@ def accepted(above: list[int], tokens: list[int], follows: list[int], deepest: i
     """The nodes of the path, the root first: of children that are right the first counts."""
     path = [0]
     while len(path) < deepest:
-        right = [
-            node for node in range(1, len(above)) if above[node] == path[-1] and tokens[node] == follows[path[-1]]
-        ]
+        right = [node for node in range(1, len(above)) if above[node] == path[-1] and tokens[node] == follows[path[-1]]]
         if not right:
             break
         path.append(right[0])
