@@ -25,6 +25,8 @@ from sglang_patches.loop.loaded import Loaded
 from sglang_patches.loop.reports import Reports
 from sglang_patches.needs.objects import Batch, Request, Scheduler, StepResult
 from sglang_patches.observe.counters import InlineWork
+from sglang_patches.observe.drafts import DraftTotals
+from sglang_patches.observe.drafts import shown as drafts_shown
 from sglang_patches.observe.observer import Observer
 from sglang_patches.observe.recorder import Recorder, of_rank
 from sglang_patches.requests.capacities import Capacities
@@ -72,6 +74,7 @@ class Decider:
         self.applier = Applier(scheduler, settings.objectives, times, self.fall_back)
         self._service = PrefillWatch(self.applier.waiting.ticket)
         self._accepted = DraftWatch()
+        self._drafts = None if drafts is None else DraftTotals(launched_rows(scheduler) - 1)
         slo_of = self.applier.promises.slo_of
         self._progress = Progress(settings.objectives.server, slo_of, drafts=drafts is not None)
         self.observer = Observer(
@@ -110,8 +113,9 @@ class Decider:
         self._most_tokens = launch_knobs(scheduler).prefill_chunk_tokens or scheduler.max_prefill_tokens
         series = scheduler.metrics_reporter.enable_metrics
         self._reports = Reports(
-            self.controller, settings, time.monotonic(), device_uuid=served.device_uuid, series=series
-        )
+            self.controller, settings, time.monotonic(), device_uuid=served.device_uuid, series=series,
+            drafts=self._drafts,
+        )  # fmt: skip
         self._recorder = _recorder(settings)
         self._wrap_forward()
         work = "counted by the attention kernels" if served.counters is not None else served.model.provenance.value
@@ -234,6 +238,8 @@ class Decider:
             if launch is not None and launch.window is not None:
                 accepted, classes = self._accepted.finished(batch, result)
                 tokens += sum(accepted) / max(1, len(accepted))
+                if self._drafts is not None:
+                    self._drafts.add(launch.window, accepted)
                 if launch.window and accepted:
                     controller.observe_drafts(now_s, launch.window, accepted, classes)
             self._progress.finished(batch, tokens)
@@ -321,6 +327,9 @@ class Decider:
         page["waits_for"] = None if self._company is None else self._company.problem
         page["precision"] = self.observer.precision.value
         page["model"] = dict(self._known)
+        page["drafts"] = None
+        if self._drafts is not None:
+            page["drafts"] = drafts_shown(self.controller, self.controller.view(now_s, queue), self._drafts)
         page["asked_slo"] = self.applier.promises.shown()
         page["policy_time_s"] = self.timer.to_dict()
         page["device_now"] = self._reports.device_now()
