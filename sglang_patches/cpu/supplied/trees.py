@@ -34,7 +34,7 @@ def build_tree_kernel_efficient_cpu(
 ) -> None:
     """Link the drafts that were selected, say where each lies and which of them it sees; all in place.
 
-    selected_index: int64 [b, n - 1], ascending numbers of drafts; number // topk is the group of `topk` in which a draft
+    selected_index: int64 [b, n - 1], ascending numbers of drafts; number // topk is the group of `topk` in which one
     was proposed, and `parent_list` (int64 [b, groups]) has the number of the draft that a group follows, group 0 the
     root. verified_seq_len: int [b]. tree_mask: bool [b n n], whether a node sees another. positions: int64 [b n]. A
     draft whose parent was not selected hangs in the air: nothing links to it.

@@ -169,6 +169,7 @@ def test_acceptance(parents, data):
     deepest = data.draw(st.integers(1, n))
     some = st.lists(st.lists(st.integers(0, 2), min_size=n, max_size=n), min_size=batch, max_size=batch)
     tokens, follows = data.draw(some), data.draw(some)
+    places, child, sibling = map(torch.tensor, links(parents))
     predicts = torch.zeros(batch * n, dtype=torch.int32)
     index, number = torch.full((batch, deepest), -1, dtype=torch.int32), torch.empty(batch, dtype=torch.int32)
     trees.verify_tree_greedy_cpu(
@@ -176,7 +177,9 @@ def test_acceptance(parents, data):
         accept_index=index,
         accept_token_num=number,
         candidates=torch.tensor(tokens),
-        **dict(zip(["retrive_index", "retrive_next_token", "retrive_next_sibling"], map(torch.tensor, links(parents)))),
+        retrive_index=places,
+        retrive_next_token=child,
+        retrive_next_sibling=sibling,
         target_predict=torch.tensor(follows),
     )
     for tree in range(batch):
