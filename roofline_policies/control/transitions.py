@@ -111,9 +111,10 @@ class Transitions:
         if now_s - self._last_change_s.get(knob, float("-inf")) < dwell_s:
             return False
         # Reaching a bound is always worth it: otherwise a small last step could never be taken.
-        at_bound = knob in self._bounds.ranges and new in (
-            self._bounds.ranges[knob].low,
-            self._bounds.ranges[knob].high,
+        limits = self._bounds.ranges.get(knob)
+        at_bound = limits is not None and new in (
+            self._bounds.clamp(knob, limits.low),
+            self._bounds.clamp(knob, limits.high),
         )
         return at_bound or abs(new - old) >= self._settings.hysteresis * old
 

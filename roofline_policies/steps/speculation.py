@@ -66,6 +66,8 @@ class Speculation:
 
     draft: step times of what drafts. steps: K, drafts per step. acceptance: which of them the target accepts.
     head: what drafts reads the target's hidden states (EAGLE) rather than being a model of its own.
+    extends_at_zero: whether the draft model keeps up where K is 0, as SGLang has it unless
+        ``SGLANG_SPEC_SKIP_ZERO_STEP_DRAFT_EXTEND`` is set.
 
     The prices take K anew each time, 0 included: there a step is a decode step of the target and a draft-extend.
 
@@ -77,6 +79,7 @@ class Speculation:
     steps: int
     acceptance: Acceptance
     head: bool = False
+    extends_at_zero: bool = True
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -96,13 +99,12 @@ class Speculation:
             middle = BatchShape(requests, requests, context, context, context, requests)
             draft_s = (steps - 1) * self.draft.step_s(prefill=NOTHING, decode=middle, graph=graph)
         rows = verify_shape(requests, context_tokens, steps)
+        verify_s = target.step_s(prefill=NOTHING, decode=rows, graph=graph)
+        if steps == 0 and not self.extends_at_zero:
+            return SpeculativeTime(0.0, verify_s, 0.0)
         # The next draft follows the last accepted token, so one row per request goes through the draft's head.
         extend = rows._replace(logit_rows=requests)
-        return SpeculativeTime(
-            draft_s,
-            target.step_s(prefill=NOTHING, decode=rows, graph=graph),
-            self.draft.step_s(prefill=NOTHING, decode=extend, graph=graph),
-        )
+        return SpeculativeTime(draft_s, verify_s, self.draft.step_s(prefill=NOTHING, decode=extend, graph=graph))
 
     def prefill(
         self, target: StepTimes, prefill: BatchShape, decode: BatchShape = NOTHING, graph: bool = False
