@@ -60,6 +60,10 @@ class IterationRecord(NamedTuple):
         are not predicted. margin: the factor by which it was hardly to exceed that.
     gap: the gap that it ends, as planned; None where it gives running requests no token.
     told_s: monotonic time at which its result was processed, when its tokens leave the scheduler; None: at ``done_s``.
+    window: drafts per request that a decode step verified, 0 where there were none; None where nothing drafts, and of
+        steps with prompts. accepted: drafts that were correct, summed over requests, the target's own token not among
+        them; None where it is not known. Of a step with drafts new_tokens are all rows, useful work that of the tokens
+        it yielded.
     """
 
     iteration: int
@@ -79,6 +83,8 @@ class IterationRecord(NamedTuple):
     margin: float | None = None
     gap: PlannedGap | None = None
     told_s: float | None = None
+    window: int | None = None
+    accepted: int | None = None
 
 
 MOST_TOLD = 16

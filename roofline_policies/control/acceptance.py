@@ -45,6 +45,11 @@ class AcceptanceTracker:
         """Positions of which something is known: the longest window so far."""
         return len(self._all.slow)
 
+    @property
+    def classes(self) -> tuple[int | None, ...]:
+        """Those that were seen drafting."""
+        return tuple(self._classes)
+
     def observe(self, now_s: float, window: int, accepted: Sequence[int], classes: Sequence[int | None]) -> None:
         """Count one verify step; see ``Controller.observe_drafts``. Without drafts or requests it says nothing."""
         if window < 1 or not accepted:

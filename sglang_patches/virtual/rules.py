@@ -9,32 +9,8 @@ from pathlib import Path
 
 from sglang.srt.speculative.adaptive_spec_params import DEFAULT_ADAPTIVE_CONFIG, AdaptiveSpeculativeParams
 
+from sglang_patches.server.drafts import Window as Window  # the rule of a policy that decides
 from sglang_patches.virtual.speculative import WindowRule
-
-
-class HeldWindow:
-    """A rule that stays at ``steps``, which whoever holds it may set."""
-
-    def __init__(self, windows: Sequence[int], steps: int) -> None:
-        self.candidate_steps = list(windows)
-        self.steps = steps
-        self._captured: list[int] | None = None
-
-    def set_cuda_graph_bs(self, cuda_graph_bs: list[int] | None) -> None:
-        """See WindowRule."""
-        self._captured = cuda_graph_bs
-
-    def get_steps_for_batch(self, batch_size: int) -> int:
-        """What was set last."""
-        return self.steps
-
-    def on_verify_complete(self, num_correct_drafts_per_req: list[int], batch_size: int) -> int | None:
-        """Nothing follows from a result."""
-        return None
-
-    def cuda_graph_bs_for_step(self, step: int) -> list[int] | None:
-        """All of them."""
-        return self._captured
 
 
 def by_table(start: int) -> tuple[WindowRule, tuple[int, ...]]:
