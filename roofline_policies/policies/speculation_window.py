@@ -14,6 +14,7 @@ from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal, Strength
 from roofline_policies.policies.room import least_chunk
+from roofline_policies.policies.shapes import NO_ACCEPTANCE
 from roofline_policies.steps.acceptance import Acceptance
 from roofline_policies.steps.correction import CorrectedSteps
 from roofline_policies.steps.speculation import NOTHING, verify_shape
@@ -30,7 +31,6 @@ PROBE_S = 0.1
 """Seconds for which a probe drafts: a server that only decodes decides ten times a second."""
 
 FIXED = "the server drafts nothing, or always as many"
-NO_ACCEPTANCE = "nothing is known of acceptance yet"
 NO_STEPS = "step times are not predicted"
 
 
