@@ -11,7 +11,7 @@ from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal
 from roofline_policies.policies.looks import looks
-from roofline_policies.policies.room import chunk_fits, least_chunk, scaled
+from roofline_policies.policies.room import chunk_fits, fits_no_gap, least_chunk, scaled
 from roofline_policies.policies.shapes import DRAFTS, NOT_PREDICTED, prompt_shape, running_shape
 from roofline_policies.slo.capacity import more_requests
 from roofline_policies.steps.correction import CorrectedSteps
@@ -85,7 +85,9 @@ class PrefillDeferral:
 
     Of the two kinds of step, mixed (decode rows ride along) and exclusive (a decode step follows), it finds the largest
     chunk whose predicted time, with the margin that the predictor's residuals ask for, fits before the next token is
-    due, and takes the kind with the fewer seconds per prompt token. Where nothing fits, requests decode first.
+    due, and takes the kind with the fewer seconds per prompt token. Where nothing fits, requests decode first. Where
+    no batch leaves room for the least chunk, as behind a long prefix, each makes a gap late. So that few are, chunks
+    are as large as the longest stall and the other targets allow then, and a prompt part-way holds nobody up.
 
     min_chunk_tokens: chunks are not cut below this.
     tile_tokens: chunks are multiples of this where they are longer: half-empty tiles of a matrix product cost as much
@@ -139,7 +141,11 @@ class PrefillDeferral:
         decode_s = steps.step_s(decode=decode, graph=True)
         slow_decode_s = decode_s * steps.margin(prefill=False, decode=True, rows=decode.new_tokens)
         left_s, due = self._left_s(view, decode, slow_decode_s)
-        plan = self._plan(_Moment(view, steps, limits, decode, decode_s, slow_decode_s, left_s))
+        now = _Moment(view, steps, limits, decode, decode_s, slow_decode_s, left_s)
+        plan = self._plan(now)
+        if plan is None and self._late_anyway(now):
+            left_s, due = self._left_s(view._replace(queue=queue._replace(gap_s=None)), decode, slow_decode_s)
+            plan = self._plan(now._replace(left_s=left_s))
         if plan is None:
             return self._nothing_fits(view, limits, left_s, due)
         kind = "with decode rows" if plan.mixed else "and a decode step"
@@ -194,6 +200,15 @@ class PrefillDeferral:
         if gap_s > target_s and chunk_fits(view, target_s, scaled(decode, 1), least_chunk(view, self.min_chunk_tokens)):
             return target_s
         return gap_s
+
+    def _late_anyway(self, now: _Moment) -> bool:
+        """Whether the gap that runs had better be late, for many tokens, than each one for a few: no batch leaves room
+        for the least chunk, and waiting for more prompts to share it would cost the next one its time."""
+        view, target_s = now.view, now.view.queue.gap_s
+        if target_s is None or (view.token_age_s > 0.0 and now.left_s >= now.slow_decode_s):
+            return False
+        waits = not view.queue.chunk_in_flight and self._calm(view) and view.since_prefill_s <= self.longest_defer_s
+        return not waits and fits_no_gap(view, target_s, now.decode, least_chunk(view, self.min_chunk_tokens))
 
     @staticmethod
     def _calm(view: SchedulerView) -> bool:
