@@ -13,6 +13,7 @@ from roofline_policies.policies.base import Proposal
 from roofline_policies.policies.looks import looks
 from roofline_policies.policies.room import chunk_fits, fits_no_gap, least_chunk, scaled
 from roofline_policies.policies.shapes import DRAFTS, NOT_PREDICTED, prompt_shape, running_shape
+from roofline_policies.slo.admission import least_beside
 from roofline_policies.slo.capacity import more_requests
 from roofline_policies.steps.correction import CorrectedSteps
 
@@ -314,6 +315,9 @@ class PrefillDeferral:
                 guess = self._tiled(low + int((high - low) * (most_s - low_s) / (high_s - low_s)), rows)
             if guess <= low or (high and guess >= high):
                 break
+        beside_tokens = self._for_those_beside(view, limits, rows)
+        if low < beside_tokens <= most and (seconds := slow_s(beside_tokens)) <= most_s:
+            low, low_s = beside_tokens, seconds
         if not low:
             return None
         expected_s = low_s / margin(low)
@@ -322,6 +326,16 @@ class PrefillDeferral:
         # Chunks go in steps: one that takes all that waits must not cut off its last tokens.
         up = limits.step - 1 if low == most else 0
         return _Plan(mixed, limits.clamp(low + rows + up), low, cost_s, takes_s)
+
+    @staticmethod
+    def _for_those_beside(view: SchedulerView, limits: Range, rows: int) -> int:
+        """Tokens of the smallest chunk that has room for the next prompt that is due before the one part-way; 0 without
+        one. Less of the latter is in it than in a smaller chunk, so it may take less time."""
+        queue = view.queue
+        if not queue.due_before:
+            return 0
+        tokens = least_beside(queue.next_prompts[1][0]) + rows
+        return min(limits.high, -(-tokens // limits.step) * limits.step) - rows
 
     def _tiled(self, tokens: int, rows: int) -> int:
         """Fewer tokens, so that they and the decode rows fill whole tiles."""
