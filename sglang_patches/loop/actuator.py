@@ -9,6 +9,7 @@ from roofline_policies.control.chunk import chunk_of_pass
 from sglang_patches.loop.layout import launch_knobs
 from sglang_patches.needs.objects import Batch, Scheduler
 from sglang_patches.requests.batches import running_batches
+from sglang_patches.server.drafts import window_of
 
 
 class Actuator:
@@ -17,6 +18,7 @@ class Actuator:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._launch = launch_knobs(scheduler)
+        self._window = window_of(scheduler)
         self.knobs = self._launch
         self._least_prompt_tokens = max(scheduler.page_size, scheduler.truncation_align_size or 1)
         self._stages = scheduler.server_args.pp_size  # no resolution changes it
@@ -33,6 +35,8 @@ class Actuator:
         if self._only_decodes:
             # Nothing asks there how many may enter: what was prefilled elsewhere joins up to this attribute.
             scheduler.max_running_requests = knobs.max_running_requests
+        if self._window is not None and knobs.speculation_window is not None:
+            self._window.steps = knobs.speculation_window
         self.apply_chunk(scheduler.running_batch)
 
     def apply_chunk(self, running_batch: Batch) -> None:

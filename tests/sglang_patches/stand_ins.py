@@ -125,5 +125,6 @@ def stand_in_scheduler(running=4, **fields):
         "enable_priority_scheduling": False, "policy": SimpleNamespace(),
         "model_config": SimpleNamespace(is_multimodal=False), "req_to_token_pool": request_table(),
         "pool_stats_observer": pools(), "tp_worker": SimpleNamespace(forward_batch_embedding=lambda batch: None),
-        "running_batch": StandInRunningBatch(running), **fields,
+        "running_batch": StandInRunningBatch(running),
+        "model_worker": SimpleNamespace(forward_batch_generation=lambda batch: None), **fields,
     })  # fmt: skip
