@@ -27,7 +27,8 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     "ngram": ("target", "NGRAM", "", "--speculative-num-draft-tokens", str(WINDOW + 1)),
     "standalone": ("target", "STANDALONE", "standalone", *CHAIN),
     "eagle": ("target", "EAGLE", "eagle", *CHAIN),
-    "eagle tree on pages": ("target", "EAGLE", "eagle", *TREE, "--page-size", "4"),
+    "eagle on pages": ("target", "EAGLE", "eagle", *CHAIN, "--page-size", "4"),
+    "eagle tree": ("target", "EAGLE", "eagle", *TREE),
     "eagle3": ("target", "EAGLE3", "eagle3", *CHAIN),
     "mtp": ("mtp", "NEXTN", "mtp", *CHAIN),
 }
