@@ -77,7 +77,8 @@ def ask(
     """Greedy answers to every prompt, all sent at once; those at the places `aborted` are left after some tokens."""
 
     async def one(session: aiohttp.ClientSession, place: int) -> Answer:
-        sampling = {"temperature": 0, "max_new_tokens": output_tokens, "ignore_eos": True}
+        # No answer ends by itself. With ignore_eos SGLang would keep room for all of it, and nothing be retracted.
+        sampling = {"temperature": 0, "max_new_tokens": output_tokens}
         body = {"input_ids": token_ids[place], "sampling_params": sampling, "stream": True, **more}
         last: dict[str, Any] = {}
         async with session.post(f"{base_url}/generate", json=body) as response:

@@ -48,5 +48,5 @@ def test_tokens_stay_the_same_and_what_is_recited_is_drafted(pair, asked, expect
     whole = [answer for place, answer in enumerate(answers) if place not in ABORTED]
     recited, invented = ([answer.share_right for answer in whole if recites(answer) == said] for said in (True, False))
     # An answer's first round has to be said once before it can be looked up.
-    assert statistics.mean(recited) > (0.5 if algorithm == "ngram" else 0.95)
+    assert statistics.mean(recited) > (0.4 if algorithm == "ngram" else 0.95)
     assert statistics.mean(invented) < 0.15
