@@ -40,7 +40,7 @@ def test_answers_part_only_where_the_two_best_are_one_ulp_apart(pair, tmp_path):
         (best, first, _), (second, runner_up, _) = one.told["output_top_logprobs"][at]
         with torch.no_grad():
             logit = float(exact(torch.tensor([prompt + one.token_ids[:at]])).logits[0, -1].max())
-        assert (one.token_ids[at], other.token_ids[at]) == (first, runner_up)
+        assert {one.token_ids[at], other.token_ids[at]} == {first, runner_up}
         parted.append((best - second) / ulp(logit))
     print(f"{len(parted)} of {REQUESTS} answers part, at gaps of {sorted(parted)} ULP")
     assert all(gap < 1.01 for gap in parted)
