@@ -130,9 +130,8 @@ class Bounds:
         limits = self.ranges[knob]
         if knob in self.choices:
             return [value for value in self.choices[knob] if limits.low <= value <= limits.high]
-        if limits.step == 1:
-            return range(limits.low, limits.high + 1)
-        return sorted({limits.clamp(value) for value in range(limits.low, limits.high + limits.step, limits.step)})
+        multiples = range(-(-limits.low // limits.step) * limits.step, limits.high, limits.step)
+        return sorted({limits.low, *multiples, limits.high})
 
     def clamp(self, knob: Knob, value: KnobValue) -> KnobValue:
         """``value`` brought to the nearest allowed one not above it, or the lowest; booleans are their own range."""

@@ -182,6 +182,7 @@ class SchedulerView(NamedTuple):
     rows_per_request: rows that a decode step runs per request; more than one where drafts are verified.
     tokens_per_request: tokens that a decode step is expected to yield per request; 1 where nothing drafts, None where
         drafts are verified and nothing is known of acceptance.
+    windows_run: numbers of drafts that ran often enough to know what they take; empty where they do not move.
     since_drafts_s: seconds since the result of a step with drafts was seen; None before the first.
     """
 
@@ -207,4 +208,5 @@ class SchedulerView(NamedTuple):
     acceptance: tuple[float, ...] | None = None
     rows_per_request: int = 1
     tokens_per_request: float | None = 1.0
+    windows_run: tuple[int, ...] = ()
     since_drafts_s: float | None = None

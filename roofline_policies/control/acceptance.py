@@ -13,6 +13,9 @@ a position was like for longer while nothing drafts as far."""
 BELIEF = 16.0
 """Chains that a belief counts for beside those that were seen. A judgement: 16 chains of 70% are known to 11%."""
 
+ALIKE = 48.0
+"""The same for how much harder a position is than the one before: it takes more than a few chains to say that it is."""
+
 PRIOR = 0.6
 """Share accepted at the first position before anything was seen: one chain that fails is no reason to draft no more."""
 
@@ -150,16 +153,15 @@ class _Chains:
         found: list[float] = []
         for place in range(max(len(self.slow), len(of_all))):
             before, here, accepted = self.slow[place] if place < len(self.slow) else (0.0, 0.0, 0.0)
-            if of_all:
-                believed = of_all[place]
-            elif place:
-                believed = here / before if before else found[-1]
-            else:
-                believed = PRIOR
-            usual = (accepted + BELIEF * believed) / (here + BELIEF)
-            if place and before and here:
-                # What is usual, moved by how far the position before is now from what it was in those steps.
-                usual = _moved(usual, found[-1], here / before)
+            then = None
+            if place:
+                # What the position before was like in the steps that drafted this one, as far as they tell.
+                then = (here + ALIKE * found[-1]) / (before + ALIKE)
+            believed = of_all[place] if of_all else PRIOR if then is None else then
+            belief = BELIEF if of_all or then is None else ALIKE
+            usual = (accepted + belief * believed) / (here + belief)
+            if then is not None and here:
+                usual = _moved(usual, found[-1], then)
             _, here, accepted = self.fast[place] if place < len(self.fast) else (0.0, 0.0, 0.0)
             found.append((accepted + BELIEF * usual) / (here + BELIEF))
         return tuple(found)

@@ -25,6 +25,7 @@ from roofline_policies.policies.base import Policy, Proposal
 from roofline_policies.policies.compose import merged
 from roofline_policies.slo.objectives import ItlKind, Slo
 from roofline_policies.steps.acceptance import Acceptance
+from roofline_policies.steps.speculation import GuessedDrafts
 from roofline_policies.steps.times import StepTimes
 
 EMPTY = BatchShape()
@@ -178,8 +179,10 @@ class Controller:
         self.last_record: IterationRecord | None = None
         self.last_change: tuple[QueueState, Decision] | None = None
         self.rows_per_request = rows_per_request
-        drafts = rows_per_request > 1 or launch.speculation_window is not None
-        self.in_flight = StepsInFlight(predictor, drafts=drafts)
+        moving = launch.speculation_window is not None and bounds.movable(Knob.SPECULATION_WINDOW)
+        if predictor is not None and moving:
+            predictor = self.predictor = GuessedDrafts(predictor)
+        self.in_flight = StepsInFlight(predictor, drafts=rows_per_request > 1, moving=moving)
         self.acceptance = AcceptanceTracker()
         self.decisions = 0
         self.lateness = Lateness(settings.tighten)
@@ -249,6 +252,13 @@ class Controller:
         """Recent mean seconds between a running request's tokens, 0 before the first gap."""
         return self._gaps.mean_s or 0.0
 
+    @property
+    def room_s(self) -> float:
+        """Seconds that the tightest gap of a running request leaves beside a decode step of late; infinite without a
+        target per gap."""
+        gap_s = self.queue.gap_s
+        return math.inf if gap_s is None else gap_s - (self.decode.step_s or 0.0)
+
     def place_under(self, ceilings: Ceilings) -> None:
         """Measure what comes from now on against these ceilings, as when the device's clock has changed."""
         self.ceilings = ceilings
@@ -310,6 +320,7 @@ class Controller:
             acceptance=acceptance,
             rows_per_request=rows,
             tokens_per_request=tokens,
+            windows_run=tuple(sorted(self.in_flight.windows_run)),
             since_drafts_s=None if self._drafted_s is None else max(0.0, now_s - self._drafted_s),
         )
 

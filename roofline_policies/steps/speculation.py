@@ -60,6 +60,31 @@ class ShareOf:
         return self.share * self.times.step_s(prefill=prefill, decode=decode, graph=graph)
 
 
+FIRST_GUESS = 0.03
+"""Of what one draft takes, as a share of the target's plain step on the same batch, before any was seen: one layer of
+32. Low on purpose: what is thought to be cheaper than it is gets tried, and known; what is thought dearer would not."""
+
+
+class GuessedDrafts:
+    """Step times of a target whose drafts nobody priced: each draft of a decode step takes FIRST_GUESS of a plain one
+    beside it. What it gets wrong is learned from the steps."""
+
+    def __init__(self, times: StepTimes, share: float = FIRST_GUESS) -> None:
+        self._times = times
+        self._share = share
+        self._plain: tuple[BatchShape, float] = (NOTHING, 0.0)
+
+    def step_s(self, *, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
+        seconds = self._times.step_s(prefill=prefill, decode=decode, graph=graph)
+        if prefill.requests or decode.new_tokens <= decode.requests:
+            return seconds
+        drafts = decode.new_tokens // decode.requests - 1
+        plain = verify_shape(decode.requests, decode.context_tokens - decode.new_tokens, 0)
+        if plain != self._plain[0]:  # policies ask for several numbers of drafts of one batch
+            self._plain = (plain, self._times.step_s(prefill=NOTHING, decode=plain, graph=graph))
+        return seconds + drafts * self._share * self._plain[1]
+
+
 @dataclass(frozen=True, slots=True)
 class Speculation:
     """Speculative decoding with chains of drafts, as it is configured.

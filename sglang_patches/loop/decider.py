@@ -25,7 +25,6 @@ from sglang_patches.loop.layout import launch_knobs, launch_ranges, not_counted
 from sglang_patches.loop.loaded import Loaded
 from sglang_patches.loop.reports import Reports
 from sglang_patches.needs.objects import Batch, Request, Scheduler, StepResult
-from sglang_patches.observe.counters import InlineWork
 from sglang_patches.observe.observer import Observer
 from sglang_patches.observe.recorder import Recorder, of_rank
 from sglang_patches.requests.capacities import Capacities
@@ -77,7 +76,7 @@ class Decider:
             interval=served.interval,
             graph_sizes=served.graph_sizes,
             drafts=self._drafted.of_step,
-            inline=_inline(served, scheduler.device),
+            inline=served.inline_work(scheduler.device),
             tree_cache=scheduler.tree_cache,
             attention=served.attention,
             linear=served.linear,
@@ -287,8 +286,11 @@ class Decider:
         """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""
         if not knobs.deadline_order or knobs.defer_prefill:
             return {}
-        ahead_s, pace = self._service.ahead_s(self.scheduler.chunked_req), self._service.pace
-        return self.applier.waiting.judged(now_s, ahead_s, pace, knobs.relegate_for_s, knobs.defended_s)
+        service = self._service
+        return self.applier.waiting.judged(
+            now_s, service.ahead_s(self.scheduler.chunked_req), service.pace, knobs.relegate_for_s, knobs.defended_s,
+            soon_s=service.ahead_s(None), chunk_tokens=self._most_tokens, room_s=self.controller.room_s,
+        )  # fmt: skip
 
     @contained
     def joined(self, batch: Batch) -> None:
@@ -394,10 +396,3 @@ def _recorder(settings: Settings) -> Recorder | None:
     if settings.record is None:
         return None
     return Recorder(of_rank(settings.record, scheduler_index()))
-
-
-def _inline(served: Served, device: str) -> InlineWork | None:
-    """What turns counted totals into Work; kernels count only under models whose rest is known from shapes."""
-    if served.counters is None:
-        return None
-    return InlineWork(served.model, served.counters, device)
