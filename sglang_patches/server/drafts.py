@@ -23,12 +23,11 @@ class DraftPlan:
     """What the launch came to.
 
     windows: numbers of drafts per step that the server is made ready for, ascending; empty where the number cannot be
-    moved. reason: why it cannot, None where it can. notes: what else is to be said of drafts, one sentence each.
+    moved. reason: why it cannot, None where it can.
     """
 
     windows: tuple[int, ...] = ()
     reason: str | None = None
-    notes: tuple[str, ...] = ()
 
 
 def plan_of(server_args: ServerArgs) -> DraftPlan | None:
