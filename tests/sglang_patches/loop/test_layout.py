@@ -157,7 +157,7 @@ ROWS = {
     "`--schedule-policy` other": [
         {"server_args": arguments(schedule_policy="lpm")}, {"enable_priority_scheduling": True},
     ],
-    "drafts that need": [{"spec_algorithm": StandInSpeculation("ngram")}],
+    "`--speculative-algorithm` STANDALONE, NGRAM": [{"spec_algorithm": StandInSpeculation("ngram")}],
     "`--enable-two-batch-overlap`": [
         {"server_args": arguments(**{name: value})} for name, value in (
             ("enable_two_batch_overlap", True), ("enable_hisparse", True), ("attn_cp_size", 2),
