@@ -20,9 +20,8 @@ from bench.virtual.price import PricedSteps
 from bench.virtual.settings import Experiment
 from roofline_policies.steps.speculation import Speculation
 from roofline_policies.steps.times import StepTimes
-from sglang_patches.server.drafts import Window
 from sglang_patches.virtual.clock import VirtualClock
-from sglang_patches.virtual.rules import by_average, by_table
+from sglang_patches.virtual.rules import by_average, by_table, held
 from sglang_patches.virtual.server import Sample, VirtualDevice, VirtualServer
 from sglang_patches.virtual.speculative import MovingWindow, WindowRule, speculative_args
 from sglang_patches.virtual.stand_ins import VOCABULARY
@@ -125,7 +124,7 @@ def _moving(arm: VirtualArm, speculation: Speculation, times: StepTimes) -> Movi
         return None
     rule: WindowRule | None = None
     if arm.rule == POLICY:
-        rule = Window(windows, start)
+        rule = held(windows, start)
     elif arm.rule == AVERAGE:
         rule = by_average(start, windows)
     elif arm.rule == TABLE:

@@ -9,8 +9,13 @@ from pathlib import Path
 
 from sglang.srt.speculative.adaptive_spec_params import DEFAULT_ADAPTIVE_CONFIG, AdaptiveSpeculativeParams
 
-from sglang_patches.server.drafts import Window as Window  # the rule of a policy that decides
+from sglang_patches.server.drafts import Window
 from sglang_patches.virtual.speculative import WindowRule
+
+
+def held(windows: Sequence[int], start: int) -> WindowRule:
+    """Stays at ``start`` until a policy that decides moves it, among ``windows``."""
+    return Window(windows, start)
 
 
 def by_table(start: int) -> tuple[WindowRule, tuple[int, ...]]:
