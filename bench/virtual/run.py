@@ -24,7 +24,7 @@ from sglang_patches.server.drafts import Window
 from sglang_patches.virtual.clock import VirtualClock
 from sglang_patches.virtual.rules import by_average, by_table
 from sglang_patches.virtual.server import Sample, VirtualDevice, VirtualServer
-from sglang_patches.virtual.speculative import MovingWindow, WindowRule, speculative_args
+from sglang_patches.virtual.speculative import MovingWindow, SpeculativeWorker, WindowRule, speculative_args
 from sglang_patches.virtual.stand_ins import VOCABULARY
 from sglang_patches.virtual.traffic import Delivery, Loop, TimeIsUp, VirtualRequest, VirtualTraffic
 
@@ -115,7 +115,9 @@ def run_arm(
     ]
     begin_s = 0.0 if loop is None else min(record.scheduled_s for record in records)
     samples = tuple(_sample(sample) for sample in server.samples if sample.t_s >= begin_s)
-    return ArmRun(arm.name, 0, tuple(records), samples, deferrals=worker.deferrals), worker.iterations
+    drafts = worker.counted if isinstance(worker, SpeculativeWorker) else None
+    run = ArmRun(arm.name, 0, tuple(records), samples, deferrals=worker.deferrals, drafts=drafts)
+    return run, worker.iterations
 
 
 def _moving(arm: VirtualArm, speculation: Speculation, times: StepTimes) -> MovingWindow | None:
