@@ -22,7 +22,7 @@ ROUND = 16
 
 _LAST_RECITED = "l"
 _LOUD, _QUIET = 32.0, 0.25  # how much a recited, and an invented, word weighs against what the layers add to it
-_SHARP, _ATTENTION = 4.0, 2.0  # of what is invented, as much as possible hangs on far words
+_GAINS = {"q_proj": 4.0, "o_proj": 2.0}  # attention is sharp and weighs: what is invented hangs on far words as well
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ def _drawn(name: str, size: tuple[int, ...], generator: torch.Generator) -> torc
     drawn = torch.randn(size, generator=generator) / size[1] ** 0.5
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         drawn[0] = 0
-        return drawn * _ATTENTION if "o_proj" in name else drawn
-    drawn[:, 0] = 0
-    return drawn * _SHARP if "q_proj" in name else drawn
+    else:
+        drawn[:, 0] = 0
+    return drawn.mul_(next((gain for part, gain in _GAINS.items() if part in name), 1.0))
 
 
 def _eagle(shape: DemoShape, seed: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

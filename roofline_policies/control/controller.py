@@ -252,6 +252,13 @@ class Controller:
         """Recent mean seconds between a running request's tokens, 0 before the first gap."""
         return self._gaps.mean_s or 0.0
 
+    @property
+    def room_s(self) -> float:
+        """Seconds that the tightest gap of a running request leaves beside a decode step of late; infinite without a
+        target per gap."""
+        gap_s = self.queue.gap_s
+        return math.inf if gap_s is None else gap_s - (self.decode.step_s or 0.0)
+
     def place_under(self, ceilings: Ceilings) -> None:
         """Measure what comes from now on against these ceilings, as when the device's clock has changed."""
         self.ceilings = ceilings

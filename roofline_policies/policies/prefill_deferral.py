@@ -11,8 +11,9 @@ from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal
 from roofline_policies.policies.looks import looks
-from roofline_policies.policies.room import chunk_fits, least_chunk, scaled
+from roofline_policies.policies.room import chunk_fits, fits_no_gap, least_chunk, scaled
 from roofline_policies.policies.shapes import NO_ACCEPTANCE, NOT_PREDICTED, prompt_shape, running_shape
+from roofline_policies.slo.admission import least_beside
 from roofline_policies.slo.capacity import more_requests
 from roofline_policies.steps.correction import CorrectedSteps
 
@@ -85,7 +86,9 @@ class PrefillDeferral:
 
     Of the two kinds of step, mixed (decode rows ride along) and exclusive (a decode step follows), it finds the largest
     chunk whose predicted time, with the margin that the predictor's residuals ask for, fits before the next token is
-    due, and takes the kind with the fewer seconds per prompt token. Where nothing fits, requests decode first.
+    due, and takes the kind with the fewer seconds per prompt token. Where nothing fits, requests decode first. Where
+    no batch leaves room for the least chunk, as behind a long prefix, each makes a gap late. So that few are, chunks
+    are as large as the longest stall and the other targets allow then, and a prompt part-way holds nobody up.
 
     min_chunk_tokens: chunks are not cut below this.
     tile_tokens: chunks are multiples of this where they are longer: half-empty tiles of a matrix product cost as much
@@ -139,7 +142,11 @@ class PrefillDeferral:
         decode_s = steps.step_s(decode=decode, graph=True)
         slow_decode_s = decode_s * steps.margin(prefill=False, decode=True, rows=decode.new_tokens)
         left_s, due = self._left_s(view, decode, slow_decode_s)
-        plan = self._plan(_Moment(view, steps, limits, decode, decode_s, slow_decode_s, left_s))
+        now = _Moment(view, steps, limits, decode, decode_s, slow_decode_s, left_s)
+        plan = self._plan(now)
+        if plan is None and self._late_anyway(now):
+            left_s, due = self._left_s(view._replace(queue=queue._replace(gap_s=None)), decode, slow_decode_s)
+            plan = self._plan(now._replace(left_s=left_s))
         if plan is None:
             return self._nothing_fits(view, limits, left_s, due)
         kind = "with decode rows" if plan.mixed else "and a decode step"
@@ -195,6 +202,15 @@ class PrefillDeferral:
         if gap_s > target_s and chunk_fits(view, target_s, scaled(decode, 1), least_chunk(view, self.min_chunk_tokens)):
             return target_s
         return gap_s
+
+    def _late_anyway(self, now: _Moment) -> bool:
+        """Whether the gap that runs had better be late, for many tokens, than each one for a few: no batch leaves room
+        for the least chunk, and waiting for more prompts to share it would cost the next one its time."""
+        view, target_s = now.view, now.view.queue.gap_s
+        if target_s is None or (view.token_age_s > 0.0 and now.left_s >= now.slow_decode_s):
+            return False
+        waits = not view.queue.chunk_in_flight and self._calm(view) and view.since_prefill_s <= self.longest_defer_s
+        return not waits and fits_no_gap(view, target_s, now.decode, least_chunk(view, self.min_chunk_tokens))
 
     @staticmethod
     def _calm(view: SchedulerView) -> bool:
@@ -300,6 +316,9 @@ class PrefillDeferral:
                 guess = self._tiled(low + int((high - low) * (most_s - low_s) / (high_s - low_s)), rows)
             if guess <= low or (high and guess >= high):
                 break
+        beside_tokens = self._for_those_beside(view, limits, rows)
+        if low < beside_tokens <= most and (seconds := slow_s(beside_tokens)) <= most_s:
+            low, low_s = beside_tokens, seconds
         if not low:
             return None
         expected_s = low_s / margin(low)
@@ -308,6 +327,16 @@ class PrefillDeferral:
         # Chunks go in steps: one that takes all that waits must not cut off its last tokens.
         up = limits.step - 1 if low == most else 0
         return _Plan(mixed, limits.clamp(low + rows + up), low, cost_s, takes_s)
+
+    @staticmethod
+    def _for_those_beside(view: SchedulerView, limits: Range, rows: int) -> int:
+        """Tokens of the smallest chunk that has room for the next prompt that is due before the one part-way; 0 without
+        one. Less of the latter is in it than in a smaller chunk, so it may take less time."""
+        queue = view.queue
+        if not queue.due_before:
+            return 0
+        tokens = least_beside(queue.next_prompts[1][0]) + rows
+        return min(limits.high, -(-tokens // limits.step) * limits.step) - rows
 
     def _tiled(self, tokens: int, rows: int) -> int:
         """Fewer tokens, so that they and the decode rows fill whole tiles."""

@@ -77,6 +77,16 @@ def chunk_fits(view: SchedulerView, target_s: float, decode: BatchShape, least: 
     return _can_mix(view) and steps.slow_s(prefill=least, decode=decode) <= target_s
 
 
+def fits_no_gap(view: SchedulerView, target_s: float, decode: BatchShape, least: BatchShape) -> bool:
+    """Whether this chunk has no room in a gap of this target beside a batch of one, and takes longer than a step of
+    ``decode``, so that they cannot share the time of two such steps either. False where step times are not predicted.
+    """
+    steps = view.steps
+    if steps is None or chunk_fits(view, target_s, scaled(decode, 1), least):
+        return False
+    return not chunk_fits(view, 2.0 * steps.slow_s(decode=decode, graph=True), decode, least)
+
+
 def beside_a_chunk_s(
     view: SchedulerView, target_s: float, decode: BatchShape, decode_s: float, least: BatchShape
 ) -> float:

@@ -81,6 +81,11 @@ def beside(sizes: Iterable[int], budget: int, page: int = 1) -> list[int]:
     return found
 
 
+def least_beside(tokens: int) -> int:
+    """The smallest chunk that has room for a prompt of so many tokens ``beside`` the one part-way."""
+    return tokens + -(-tokens // (LEAST_IN_FLIGHT - 1))
+
+
 class Admission(Generic[T]):
     """Keeps one waiting queue in order.
 
@@ -115,11 +120,11 @@ class Admission(Generic[T]):
         sizes = beside((tokens(entry) for entry in due), budget, page)
         return sum(sizes[: entering(capacities, sizes)] if capacities else sizes)
 
-    def due_before(self, now_s: float, part_way: T, queue: Iterable[T]) -> int:
+    def due_before(self, now_s: float, part_way: T, queue: Iterable[T], ahead_s: float = 0.0) -> int:
         """How many at the head of the queue are due before the prompt that is part-way, LOOKED_AT at most. One part-way
-        that is late is due after everybody."""
+        that is late, or passed over, is due after everybody. ahead_s: seconds that it needs at least."""
         own = self._ticket(part_way)
-        due_s = inf if own.due_s < now_s else own.due_s
+        due_s = inf if own.due_s < now_s + ahead_s or own.rank is Rank.RELEGATED else own.due_s
         count = 0
         for entry in islice(queue, LOOKED_AT):
             ticket = self._ticket(entry)
@@ -127,6 +132,28 @@ class Admission(Generic[T]):
                 break
             count += 1
         return count
+
+    def beside(
+        self, now_s: float, part_way: T, queue: Sequence[T], budget: int, *, room_s: float = inf, ahead_s: float = 0.0
+    ) -> int:
+        """How many at the head of the queue go beside the prompt that is part-way, in this chunk or in the next ones.
+
+        They are due before it, and each fits whole into a chunk of ``budget`` tokens that takes ``room_s`` at most. Who
+        does not fit waits for the prompt that is part-way, and nobody passes it. ahead_s: as in ``due_before``.
+        """
+        count = self.due_before(now_s, part_way, queue, ahead_s)
+        for place in range(count):
+            ticket = self._ticket(queue[place])
+            takes_s = ticket.prefill_s * LEAST_IN_FLIGHT / (LEAST_IN_FLIGHT - 1)
+            if takes_s > room_s or not beside((ticket.tokens,), budget):
+                return place
+        return count
+
+    def steps_back(self, now_s: float, part_way: T, ahead_s: float) -> bool:
+        """Whether the prompt that is part-way should be passed over from now on: it will be late even if all that is
+        computed is of it, as ``ahead_s`` says. It goes on with what others leave it, which is a share at least."""
+        ticket = self._ticket(part_way)
+        return ticket.rank is Rank.IN_TIME and now_s + ahead_s > ticket.due_s
 
     def insert(self, queue: MutableSequence[T], entry: T) -> None:
         """Put an entry where it belongs; O(log n) comparisons."""
@@ -155,7 +182,10 @@ class Admission(Generic[T]):
         self.insert(queue, entry)
         return True
 
-    def hopeless(self, queue: list[T], now_s: float, ahead_s: float, pace: float, defended_s: float = 0.0) -> list[T]:
+    def hopeless(
+        self, queue: list[T], now_s: float, ahead_s: float, pace: float, defended_s: float = 0.0, *,
+        beside: int = 0, soon_s: float = 0.0,
+    ) -> list[T]:  # fmt: skip
         """Entries in time at the head of the queue to pass over so that the others can be in time.
 
         Where somebody would be late behind entries that asked for an earlier time than their classes have, it is these,
@@ -164,7 +194,8 @@ class Admission(Generic[T]):
 
         ahead_s: seconds before the first of them can start. pace: seconds that pass for each predicted second of
         prefill, decoding included. defended_s: the tightest target between tokens that is kept; who has a tighter one
-        is given up, in time or not.
+        is given up, in time or not. beside: so many at the head of the queue go beside a prompt that is part-way, and
+        can start after ``soon_s`` already; for all others ``ahead_s`` holds what is left of that one.
 
         Taken in the order of due times; where one would be late, those so far that are given up go, the longest first;
         then the longest of the others: that leaves the most jobs in time. Source of the latter: J. M. Moore, "An n job,
@@ -176,13 +207,15 @@ class Admission(Generic[T]):
         given_up: list[T] = []
         asked: list[T] = []
         longest: list[tuple[bool, float, int]] = []  # those kept so far, by who goes first
-        done_s = now_s + ahead_s
+        starts_s = done_s = now_s + (soon_s if start < beside else ahead_s)
         for index in range(start, min(start + LOOKED_AT, len(queue))):
             ticket = self._ticket(queue[index])
             if ticket.rank is not Rank.IN_TIME:
                 break
+            if index == beside and index > start:
+                starts_s, done_s = now_s + ahead_s, done_s + ahead_s - soon_s
             cost_s = ticket.prefill_s * pace
-            if now_s + ahead_s + cost_s > ticket.due_s:
+            if starts_s + cost_s > ticket.due_s:
                 given_up.append(queue[index])  # late even if it were the next
                 continue
             done_s += cost_s

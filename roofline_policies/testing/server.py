@@ -168,10 +168,21 @@ class Server:
         """Put those that cannot be in time behind the others, and those that were there for long enough first."""
         moved = dict.fromkeys(self.admission.aged(self.waiting, self.now_s, relegate_for_s), Rank.AGED)
         if relegate_for_s > 0:
-            part_way = self.part_way
+            part_way, beside = self.part_way, 0
             left = 0.0 if part_way is None else 1.0 - part_way.prompt_done / part_way.request.prompt_tokens
             ahead_s = self.pace.ahead_s(0.0 if part_way is None else part_way.ticket.prefill_s * left)
-            for job in self.admission.hopeless(self.waiting, self.now_s, ahead_s, self.pace.pace, defended_s):
+            if part_way is not None:
+                if self.admission.steps_back(self.now_s, part_way, ahead_s):
+                    part_way.ticket.rank, part_way.relegated = Rank.RELEGATED, True
+                most = self.machine.prefill_chunk_tokens
+                beside = self.admission.beside(
+                    self.now_s, part_way, self.waiting, most, room_s=self.controller.room_s, ahead_s=ahead_s
+                )
+            late = self.admission.hopeless(
+                self.waiting, self.now_s, ahead_s, self.pace.pace, defended_s,
+                beside=beside, soon_s=self.pace.ahead_s(0.0),
+            )  # fmt: skip
+            for job in late:
                 moved[job] = Rank.RELEGATED
                 job.relegated = True
         for job, rank in moved.items():

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from sglang.srt.arg_groups.overrides import declare_resolution, resolved_view, resolving_view
 from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 from sglang.srt.runtime_context import attn_dp_enabled_of
 
 from roofline_policies.device.calibration_file import folder
@@ -193,6 +194,12 @@ def planned(server_args: ServerArgs, settings: Settings) -> DraftPlan:
         raise _listed(f"lacks the {launched} drafts that the server is launched with ({flag})", settings)
     if not ngram:
         declare_resolution(server_args, SOURCE, speculative_adaptive=True, speculative_adaptive_config=written(windows))
+    graphs = settled.cuda_graph_config
+    if settled.device == "cpu" and graphs is not None:
+        # A CPU captures nothing at the start. What makes each window ready asks the configuration, not the device.
+        declare_resolution(
+            server_args, SOURCE, cuda_graph_config=with_phase(graphs, Phase.DECODE, backend=Backend.DISABLED)
+        )
     return DraftPlan(windows)
 
 

@@ -299,8 +299,11 @@ class Decider:
         """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""
         if not knobs.deadline_order or knobs.defer_prefill:
             return {}
-        ahead_s, pace = self._service.ahead_s(self.scheduler.chunked_req), self._service.pace
-        return self.applier.waiting.judged(now_s, ahead_s, pace, knobs.relegate_for_s, knobs.defended_s)
+        service = self._service
+        return self.applier.waiting.judged(
+            now_s, service.ahead_s(self.scheduler.chunked_req), service.pace, knobs.relegate_for_s, knobs.defended_s,
+            soon_s=service.ahead_s(None), chunk_tokens=self._most_tokens, room_s=self.controller.room_s,
+        )  # fmt: skip
 
     @contained
     def joined(self, batch: Batch) -> None:

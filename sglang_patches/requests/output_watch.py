@@ -8,7 +8,7 @@ from sglang_patches.needs.objects import Batch
 LOOK_EVERY = 8
 """Every so many batches are looked through. In which batch a request ends does not depend on how long its answer was,
 so the endings that are seen are a fair sample. A judgement between cost (a look reads every request of the batch) and
-how soon lengths are known."""
+how soon lengths are followed. Until they are known at all every batch is."""
 
 
 class OutputWatch:
@@ -19,13 +19,19 @@ class OutputWatch:
         self._batches = 0
 
     def finished(self, batch: Batch) -> None:
-        """Look through every eighth batch, once its result was processed."""
+        """Look through a batch, once its result was processed; through every eighth when lengths are known."""
         self._batches += 1
-        if self._batches % LOOK_EVERY:
+        known = self._lengths.known
+        if known and self._batches % LOOK_EVERY:
             return
+        running = []
         for request in batch.reqs:
             if request.finished():
                 self._lengths.add(len(request.output_ids))
+            elif not known:
+                running.append(len(request.output_ids))
+        if not known:
+            self._lengths.running(running)
 
     def expected(self, tokens: int) -> int:
         """Tokens of an answer that has so many already; see OutputLengths.expected."""

@@ -65,7 +65,10 @@ class Waiting:
     def in_flight_is_late(self) -> bool:
         """Whether there is a prompt in flight that is late, so that whoever is not goes before it."""
         in_flight = self._scheduler.chunked_req
-        return in_flight is not None and self._ordered and self.ticket(in_flight).due_s < self.clock_s
+        if in_flight is None or not self._ordered:
+            return False
+        ticket = self.ticket(in_flight)
+        return ticket.due_s < self.clock_s or ticket.rank is Rank.RELEGATED
 
     @property
     def relegated(self) -> int:
@@ -165,25 +168,38 @@ class Waiting:
             queue.sort(key=lambda request: self.ticket(request).arrival_s)
 
     def judged(
-        self, now_s: float, ahead_s: float, pace: float, relegate_for_s: float, defended_s: float = 0.0
-    ) -> dict[str, Rank]:
+        self, now_s: float, ahead_s: float, pace: float, relegate_for_s: float, defended_s: float = 0.0, *,
+        soon_s: float = 0.0, chunk_tokens: int = 0, room_s: float = inf,
+    ) -> dict[str, Rank]:  # fmt: skip
         """Requests whose place in the queue should change, by id, with their new rank. Changes nothing.
 
-        defended_s: the tightest target between tokens that is kept."""
+        ahead_s: until the next prompt can start behind the one in flight. soon_s: until one can that goes beside it,
+        whole in a chunk of ``chunk_tokens`` that takes ``room_s``, both at most. defended_s: the tightest target
+        between tokens that is kept.
+        """
         if not self._ordered or self._times is None:
             return {}
         queue = self._scheduler.waiting_queue
         moved = {request.rid: Rank.AGED for request in self._admission.aged(queue, now_s, relegate_for_s)}
         if relegate_for_s > 0:
-            for request in self._admission.hopeless(queue, now_s, ahead_s, pace, defended_s):
+            in_flight, beside = self._scheduler.chunked_req, 0
+            if in_flight is not None:
+                beside = self._admission.beside(now_s, in_flight, queue, chunk_tokens, room_s=room_s, ahead_s=ahead_s)
+                if self._admission.steps_back(now_s, in_flight, ahead_s):
+                    moved[in_flight.rid] = Rank.RELEGATED
+            late = self._admission.hopeless(queue, now_s, ahead_s, pace, defended_s, beside=beside, soon_s=soon_s)
+            for request in late:
                 moved[request.rid] = Rank.RELEGATED
         return moved
 
     def move(self, moved: Mapping[str, Rank]) -> None:
-        """Give waiting requests their new places; requests that have left the queue are skipped."""
+        """Give waiting requests their new places, and the one in flight its rank; requests that have left the queue are
+        skipped."""
         if not moved or not self._ordered:
             return
-        queue = self._scheduler.waiting_queue
+        queue, in_flight = self._scheduler.waiting_queue, self._scheduler.chunked_req
+        if in_flight is not None and in_flight.rid in moved:
+            self.ticket(in_flight).rank = moved[in_flight.rid]
         for request in [request for request in queue if request.rid in moved]:
             self._admission.move(queue, request, moved[request.rid])
 

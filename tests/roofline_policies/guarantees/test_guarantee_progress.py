@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from roofline_policies.contract.decision import Knob
 from roofline_policies.device.roofline import Bound
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import PrefillDeferral, RidgePrefillDeferral
 from roofline_policies.slo.objectives import Objectives, Slo
-from roofline_policies.testing import Machine, fake_point, fake_view
+from roofline_policies.testing import LinearSteps, Machine, fake_point, fake_view
 from tests.roofline_policies.guarantees.guarantee_plants import (
     DEFERRAL,
     POLICIES,
@@ -132,3 +133,24 @@ def test_a_short_prompt_is_not_kept_behind_long_ones_that_can_wait(machine, long
     assert short.ttft_s <= 4 * longest_step_s(done)
     still = [answer for answer in done.answers[1:-1] if answer.started_s > at_s]
     assert all(answer.token_s[0] > short.token_s[0] for answer in still)
+
+
+DEEP = LinearSteps(pair_s=1e-8)
+"""Behind 31,000 tokens a chunk of 128 takes 50 ms, whatever runs beside it."""
+
+
+@pytest.mark.parametrize("movable", [True, False])
+@pytest.mark.parametrize("tokens", [40_000, 60_000])
+def test_a_prompt_whose_least_chunk_fits_into_no_gap_holds_nobody_up_for_long(movable, tokens):
+    """It is part-way, so whoever comes waits for it. Put off a second for each 128 tokens, it would take minutes."""
+    asked = [(0.0, 100, 4000, None)] * 8 + [(1.0, tokens, 5, None), (5.0, 200, 100, None)]
+    machine = Machine(kv_tokens=400_000, immovable={} if movable else EXCLUSIVE)
+    done = run("predictive", machine, Objectives(Slo(ttft_s=2.0, itl_s=0.05)), asked, times=DEEP, predictor=DEEP)
+    alone_s = DEEP.step_s(prefill=BatchShape.of([(tokens, 0)]))
+    *running, deep, short = done.answers
+    assert deep.ttft_s <= 2.0 * alone_s
+    assert short.ttft_s <= deep.ttft_s
+    for answer in running:
+        # Two late gaps for each stall that is full, and one for each second in which a smaller batch would do.
+        assert sum(gap_s > 0.05 for gap_s in answer.gaps_s) <= 2.0 * alone_s / DEFERRAL.longest_stall_s + 3
+        assert max(answer.gaps_s) <= DEFERRAL.longest_stall_s

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roofline_policies.contract.decision import Knob
 from roofline_policies.slo.objectives import Objectives, Slo
-from roofline_policies.testing import Machine
+from roofline_policies.testing import LinearSteps, Machine
 from tests.roofline_policies.guarantees.guarantee_plants import (
     drawn,
     examples,
@@ -50,3 +52,20 @@ def test_requests_are_relegated_in_these_runs_at_all():
     waited_s = [answer.started_s - answer.request.arrival_s for answer in done.answers if answer.relegated]
     assert len(waited_s) > 5
     assert max(waited_s) > RELEGATE_FOR_S
+
+
+@pytest.mark.parametrize("movable", [True, False])
+@pytest.mark.parametrize("pair_s", [5e-10, 1e-8])
+@pytest.mark.parametrize("tokens", [200, 900])
+def test_short_prompts_are_in_time_beside_one_in_flight_that_cannot_be(movable, pair_s, tokens):
+    """https://github.com/sgl-project/sglang/issues/34623
+
+    It takes 2 to 14 s where 1.5 s are promised, and goes first where nothing else waits."""
+    times = LinearSteps(pair_s=pair_s)
+    machine = Machine(immovable={} if movable else {Knob.MIXED_CHUNK: "it was launched so"})
+    shorts = [(1.1 + 0.2 * place, tokens, 40, None) for place in range(8)]
+    asked = [(0.0, 100, 2000, None)] * 4 + [(1.0, 60_000 if pair_s < 1e-9 else 30_000, 5, None), *shorts]
+    done = run("predictive", machine, Objectives(Slo(ttft_s=1.5, itl_s=0.1)), asked, times=times, predictor=times)
+    assert all(answer.ttft_s <= 1.5 for answer in done.answers[5:])
+    assert done.answers[4].relegated
+    assert done.finished

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.slo.admission import LOOKED_AT, Admission, Rank, Ticket
+from roofline_policies.slo.admission import LOOKED_AT, Admission, Rank, Ticket, beside, least_beside
 
 
 @dataclass(eq=False)
@@ -315,3 +315,57 @@ def test_as_many_that_are_given_up_go_as_one_of_the_others_needs():
     found = admission.hopeless([*lost, long], 0.0, 0.0, 1.0, 0.1)
     assert len(found) == 2
     assert long not in found
+
+
+@settings(deadline=None, max_examples=200)
+@given(jobs, st.integers(0, 9), st.integers(0, 4), st.integers(0, 4), st.sampled_from([0.5, 1.0, 2.0]))
+def test_who_goes_beside_the_prompt_part_way_does_not_wait_for_the_rest_of_it(jobs, first, soon_s, rest_s, pace):
+    order, queue = admission(), []
+    for job in jobs:
+        order.insert(queue, job)
+    first = min(first, len(queue))
+    given_up = order.hopeless(queue, 0.0, float(soon_s + rest_s), pace, beside=first, soon_s=float(soon_s))
+    done_s, kept = float(soon_s), [job for job in queue if all(job is not other for other in given_up)]
+    for place, job in enumerate(queue):
+        if place == first:
+            done_s += rest_s
+        if job in kept:
+            done_s += job.prefill_s * pace
+            assert done_s <= job.due_s
+    if first == len(queue):
+        assert given_up == order.hopeless(queue, 0.0, float(soon_s), pace)
+    if first == 0:
+        assert given_up == order.hopeless(queue, 0.0, float(soon_s + rest_s), pace)
+
+
+def test_who_is_due_before_the_one_part_way_and_fits_whole_goes_beside_it():
+    order = admission()
+    queue = [Entry(0.0, due_s) for due_s in (1.0, 2.0, 3.0, 9.0)]
+    for entry, tokens in zip(queue, (100, 800, 100, 100), strict=True):
+        entry.ticket.tokens = tokens
+    part_way = Entry(0.0, 5.0, 20.0)
+    assert order.beside(0.0, part_way, queue, 1024) == 3
+    assert order.beside(0.0, part_way, queue, 900) == 1  # 800 do not fit, and nobody passes them
+    assert order.beside(0.0, part_way, queue, 64) == 0
+    assert order.beside(0.0, part_way, queue, 1024, room_s=1.2) == 3
+    assert order.beside(0.0, part_way, queue, 1024, room_s=1.1) == 0  # 1 s is at most 7 of 8 parts of a chunk
+    assert order.beside(0.0, part_way, queue, 1024, ahead_s=5.1) == 4  # it will be late
+    part_way.ticket.rank = Rank.RELEGATED
+    assert order.beside(0.0, part_way, queue, 1024) == 4
+    assert order.due_before(0.0, part_way, queue) == 4
+
+
+def test_one_part_way_that_will_be_late_steps_back():
+    order, part_way = admission(), Entry(0.0, 5.0)
+    assert not order.steps_back(1.0, part_way, 4.0)
+    assert order.steps_back(1.0, part_way, 4.1)
+    part_way.ticket.rank = Rank.RELEGATED
+    assert not order.steps_back(1.0, part_way, 4.1)  # it has
+    part_way.ticket.rank = Rank.AGED
+    assert not order.steps_back(1.0, part_way, 4.1)
+
+
+@given(st.integers(1, 10_000))
+def test_the_smallest_chunk_with_room_beside_is_known(tokens):
+    assert beside([tokens], least_beside(tokens)) == [tokens]
+    assert beside([tokens], least_beside(tokens) - 2) == []

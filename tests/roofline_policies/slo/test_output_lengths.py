@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline_policies.slo.output_lengths import FEWEST, KEPT, QUANTILE, OutputLengths
+from roofline_policies.slo.output_lengths import DOUBT, FEWEST, FEWEST_EARLY, KEPT, QUANTILE, OutputLengths
 
 ERROR = 0.017
 """Of ranks, that the sketch states, with 99% confidence."""
@@ -57,10 +57,13 @@ def test_before_the_first_answer_one_token_is_counted_on():
 
 def test_few_answers_are_no_sample_of_which_one_in_fifty_could_be_told():
     known = OutputLengths()
-    for _ in range(FEWEST - 1):
+    for count in range(FEWEST):
+        known.running([])
+        assert known.least() == (1 if count < FEWEST_EARLY else 700 * count // (count + DOUBT))
+        known.running([700] * 10)
+        assert known.least() == 700 * (count + 10) // (count + 10 + DOUBT)
         known.add(700)
-        assert known.least() == 1
-    known.add(700)
+    assert known.known
     assert known.least() == 700
 
 
@@ -69,6 +72,37 @@ def test_what_came_before_there_were_enough_counts_once_there_are():
     assert known.least() == 1
     known.add(700)
     assert known.least() == 5
+    known.running([9000] * 40)
+    assert known.least() == 5
+
+
+@given(st.lists(st.integers(1, 5000), max_size=FEWEST - 1), st.lists(st.integers(0, 5000), max_size=80))
+def test_before_there_were_enough_none_was_as_short_as_what_is_counted_on(ended, running):
+    """And the more have shown it, the nearer it is."""
+    known = learned(ended)
+    known.running(running)
+    assert 1 <= known.least() <= min([*ended, 10**6]) or known.least() == 1
+    reached = sum(tokens >= known.least() for tokens in running) + len(ended)
+    assert known.least() == 1 or reached >= FEWEST_EARLY
+    known.running([*running, *[6000] * 5])
+    more = known.least()
+    known.running([*running, *[6000] * 50])
+    assert known.least() >= more
+
+
+@pytest.mark.parametrize("sigma", [0.35, 0.7, 1.0])
+@pytest.mark.parametrize("ended", [0, 4, 16, 40])
+def test_few_answers_are_shorter_than_what_is_counted_on_early(sigma, ended):
+    """Log-normal lengths, one token a step. ``ended`` of 30 at a time have, the short ones first."""
+    draw, shorter = random.Random(1), []
+    for _ in range(200):
+        lengths = [1 + int(500 * draw.lognormvariate(0.0, sigma)) for _ in range(30 + ended)]
+        lasting = sorted(lengths)
+        now = lasting[ended] if ended else lasting[0]
+        known = learned(lasting[:ended])
+        known.running([now - 1] * 30)
+        shorter.append(sum(draw.lognormvariate(0.0, sigma) * 500 < known.least() - 1 for _ in range(50)) / 50)
+    assert sum(shorter) / len(shorter) < 0.03
 
 
 def test_once_there_were_enough_there_always_are():

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.arg_groups.overrides import max_speculative_num_draft_tokens, resolving_view
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs, prepare_server_args
 from sglang.srt.speculative.adaptive_spec_params import resolve_candidate_steps_from_config
@@ -79,8 +79,7 @@ def test_sglang_is_given_the_windows_of_the_policy_as_its_candidates(model, step
         "1": {"candidate_steps": list(windows)}
     }
     assert (settled.speculative_num_steps, settled.speculative_num_draft_tokens) == (steps, steps + 1)
-    from sglang.srt.arg_groups.overrides import max_speculative_num_draft_tokens
-
+    assert settled.cuda_graph_config.decode.backend == "disabled"  # nothing is captured on a CPU, for no window
     assert max_speculative_num_draft_tokens(server_args) == max(windows) + 1  # what buffers are sized for
 
 

@@ -312,6 +312,25 @@ def test_prompts_due_before_the_one_in_flight_have_room_beside_it(waiting, come,
     assert waiting.chunk_limit(in_flight, 2048, 16) == 2048 - 112 - 208  # whole pages, without what is cached
 
 
+def test_one_in_flight_that_will_be_late_steps_back_and_is_not_waited_for(waiting, queue, come, in_flight):
+    """90 s of prefill, due at 10 s. Who does not fit beside it would be late behind it."""
+    waiting._scheduler.chunked_req = in_flight
+    waiting.ticket(in_flight)
+    come(1.0, Request("fits", tokens=100), Request("long", tokens=300))
+    moved = waiting.judged(1.0, 90.0, 1.0, 30, soon_s=1.0, chunk_tokens=256)
+    assert moved == {"in flight": Rank.RELEGATED, "long": Rank.RELEGATED}
+    other = Waiting(scheduler_of([], chunked_req=Request("in flight", tokens=9000)), Promises(OBJECTIVES), None)
+    other.order(True)
+    for rank in (waiting, other):
+        rank.move({"in flight": Rank.RELEGATED})
+        assert rank.ticket(rank._scheduler.chunked_req).rank is Rank.RELEGATED
+        assert rank.in_flight_is_late
+    assert waiting.due_before() == 2
+    assert waiting.judged(1.0, 90.0, 1.0, 30, soon_s=1.0, chunk_tokens=256) == {"long": Rank.RELEGATED}
+    assert waiting.judged(1.0, 90.0, 1.0, 30, soon_s=1.0, chunk_tokens=2048) == {}
+    assert waiting.chunk_limit(in_flight, 2048, 16) == 2048 - 112 - 304
+
+
 def test_prompts_that_do_not_fit_beside_it_get_no_room(waiting, come, in_flight):
     waiting.ticket(in_flight)
     come(0.0, Request("short", tokens=160, priority=10), Request("long", tokens=5000, priority=10))
