@@ -47,7 +47,7 @@ ROOMS = {
         {"gpu", "report"},
         {"fit", "live", "models"},
         {"virtual"},
-        {"storm", "fairness", "sweep"},
+        {"storm", "fairness", "sweep", "drafting"},
         {"silicon"},
     ],
 }
