@@ -253,8 +253,11 @@ class Decider:
         self._take_records()
         self._decided_s = now_s
         was = controller.state
+        moved = self._judge(now_s, controller.knobs) if was is State.ACTIVE else {}
+        if self._alone:  # now: a chunk is planned for those who go before, and who is passed over does not
+            self.applier.waiting.move(moved)
+            moved = {}
         decision = controller.decide(now_s, self._queue(now_s, controller) if was is State.ACTIVE else controller.queue)
-        moved = self._judge(now_s, decision.knobs) if controller.state is State.ACTIVE else {}
         if controller.state is not was:
             logger.error(f"Roofline: {controller.fallback_reason}. The launch settings hold from now on.")
         if any(change.knob in COSTLY_KNOBS for change in decision.changes):
@@ -281,8 +284,8 @@ class Decider:
         return (self._outputs.typical() - 1) * controller.token_s
 
     def _judge(self, now_s: float, knobs: Knobs) -> Mapping[str, Rank]:
-        """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""
-        if not knobs.deadline_order or knobs.defer_prefill:
+        """Waiting requests that should wait elsewhere."""
+        if not knobs.deadline_order:
             return {}
         service = self._service
         return self.applier.waiting.judged(
