@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any
 
-from roofline_policies.contract.decision import Bounds, Knobs
+from roofline_policies.contract.decision import Bounds
 from roofline_policies.contract.view import ForwardMode, QueueState
 from roofline_policies.control.controller import DECIDE_AT_LEAST_EVERY_S, STALLED_AFTER, Controller, State
 from roofline_policies.control.status import LoopTimer, explain, status
@@ -253,8 +253,8 @@ class Decider:
         self._take_records()
         self._decided_s = now_s
         was = controller.state
-        moved = self._judge(now_s, controller.knobs) if was is State.ACTIVE else {}
-        if self._alone:  # now: a chunk is planned for those who go before, and who is passed over does not
+        moved = self._judge(now_s) if was is State.ACTIVE else {}
+        if self._alone:  # before a chunk is planned for those who enter
             self.applier.waiting.move(moved)
             moved = {}
         decision = controller.decide(now_s, self._queue(now_s, controller) if was is State.ACTIVE else controller.queue)
@@ -283,11 +283,9 @@ class Decider:
         """Seconds that an answer is expected to take from its first token to its last, as tokens come now."""
         return (self._outputs.typical() - 1) * controller.token_s
 
-    def _judge(self, now_s: float, knobs: Knobs) -> Mapping[str, Rank]:
+    def _judge(self, now_s: float) -> Mapping[str, Rank]:
         """Waiting requests that should wait elsewhere."""
-        if not knobs.deadline_order:
-            return {}
-        service = self._service
+        service, knobs = self._service, self.controller.knobs
         return self.applier.waiting.judged(
             now_s, service.ahead_s(self.scheduler.chunked_req), service.pace, knobs.relegate_for_s, knobs.defended_s,
             soon_s=service.ahead_s(None), chunk_tokens=self._most_tokens, room_s=self.controller.room_s,
@@ -392,13 +390,9 @@ class Decider:
 
 
 def _recorder(settings: Settings) -> Recorder | None:
-    if settings.record is None:
-        return None
-    return Recorder(of_rank(settings.record, scheduler_index()))
+    return None if settings.record is None else Recorder(of_rank(settings.record, scheduler_index()))
 
 
 def _inline(served: Served, device: str) -> InlineWork | None:
     """What turns counted totals into Work; kernels count only under models whose rest is known from shapes."""
-    if served.counters is None:
-        return None
-    return InlineWork(served.model, served.counters, device)
+    return None if served.counters is None else InlineWork(served.model, served.counters, device)
