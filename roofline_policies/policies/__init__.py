@@ -1,5 +1,6 @@
 """Policies: view in, proposals out. Each is a frozen dataclass in a file of its own."""
 
+from roofline_policies.policies.answer_room import AnswerRoom
 from roofline_policies.policies.base import Kind, Policy, Proposal, Strength
 from roofline_policies.policies.batch_size import BatchSize, RidgeBatchSize
 from roofline_policies.policies.compose import Composition, When, compose, when
@@ -12,6 +13,7 @@ from roofline_policies.policies.speculation_window import RidgeSpeculationWindow
 from roofline_policies.policies.static import Static
 
 __all__ = [
+    "AnswerRoom",
     "BatchSize",
     "Composition",
     "Defence",

@@ -188,13 +188,14 @@ class Orders:
 
 
 class Waits:
+    output_ids = ()
     """A request that waits; each token of it takes 10 ms."""
 
     prefix_len, is_retracted, positional_embed_overrides = 0, False, None
 
     def __init__(self, rid, tokens, ttft_s, priority=None):
         self.rid, self.seqlen, self.priority = rid, tokens, priority
-        self.sampling_params = SimpleNamespace(custom_params={"slo": {"ttft_s": ttft_s}})
+        self.sampling_params = SimpleNamespace(max_new_tokens=16, custom_params={"slo": {"ttft_s": ttft_s}})
 
 
 class PerToken:
