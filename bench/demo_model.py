@@ -1,6 +1,9 @@
 """Builds a small checkpoint with random weights and a readable tokenizer: a server can be tried with no download.
 
 python -m bench.demo_model DIR [--preset demo|tiny] [--family llama|qwen3] [--seed 0]
+python -m bench.demo_model DIR --drafts [--preset demo|tiny] [--seed 0]
+
+With --drafts: a target and a draft for each algorithm of speculative decoding, see bench.drafted_model.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -48,7 +52,7 @@ PRESETS: dict[str, DemoShape] = {
 }
 
 
-def _config(shape: DemoShape, family: Family) -> dict[str, Any]:
+def config_of(shape: DemoShape, family: Family) -> dict[str, Any]:
     """Contents of config.json: the keys that transformers and SGLang read."""
     config: dict[str, Any] = {
         "architectures": [_ARCHITECTURES[family]],
@@ -122,7 +126,7 @@ def _weights(shape: DemoShape, family: Family, seed: int) -> dict[str, torch.Ten
     return tensors
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -135,20 +139,38 @@ def build(directory: Path, *, seed: int = 0, family: Family = "llama", preset: s
         FileExistsError: `directory` holds something else.
         KeyError: no such preset.
     """
-    record = {"family": family, "preset": preset, "seed": seed, "shape": vars(PRESETS[preset])}
+    shape = PRESETS[preset]
+    record = {"family": family, "preset": preset, "seed": seed, "shape": vars(shape)}
+    return write_checkpoint(directory, config_of(shape, family), lambda: _weights(shape, family, seed), record)
+
+
+def write_checkpoint(
+    directory: Path,
+    config: Mapping[str, Any],
+    weights: Callable[[], Mapping[str, torch.Tensor]],
+    record: Mapping[str, Any],
+) -> Path:
+    """Write a checkpoint with the readable tokenizer to `directory` unless it is already there; return `directory`.
+
+    weights: by name, stored in bf16. record: what tells this checkpoint from others; equal records, equal bytes.
+
+    Raises:
+        FileExistsError: `directory` holds something else.
+    """
     if directory.exists() and any(directory.iterdir()):
         existing = directory / _RECORD
         if existing.is_file() and json.loads(existing.read_text()) == record:
             return directory
-        raise FileExistsError(f"{directory} exists and is not this demo model ({family}, {preset}, seed {seed})")
-    shape = PRESETS[preset]
+        told = ", ".join(str(value) for value in record.values() if not isinstance(value, dict))
+        raise FileExistsError(f"{directory} exists and is not this demo model ({told})")
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        _write_json(staging / "config.json", _config(shape, family))
+        _write_json(staging / "config.json", config)
         _write_json(staging / "generation_config.json", {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID})
-        write_tokenizer(staging, size=shape.vocabulary, context=shape.context)
-        save_file(_weights(shape, family, seed), staging / "model.safetensors", metadata={"format": "pt"})
+        write_tokenizer(staging, size=config["vocab_size"], context=config["max_position_embeddings"])
+        stored = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights().items()}
+        save_file(stored, staging / "model.safetensors", metadata={"format": "pt"})
         _write_json(staging / _RECORD, record)
         staging.chmod(0o755)
         _publish(staging, directory, record)
@@ -157,7 +179,7 @@ def build(directory: Path, *, seed: int = 0, family: Family = "llama", preset: s
     return directory
 
 
-def _publish(staging: Path, directory: Path, record: dict[str, Any]) -> None:
+def _publish(staging: Path, directory: Path, record: Mapping[str, Any]) -> None:
     """Rename `staging` to `directory`; an equal folder that another process published first is as good."""
     try:
         os.rename(staging, directory)
@@ -174,7 +196,16 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="demo")
     parser.add_argument("--family", choices=FAMILIES, default="llama")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drafts", action="store_true", help="DIR/target, and beside it a draft for each algorithm")
     args = parser.parse_args()
+    if args.drafts:
+        from bench.drafted_model import DRAFTS, build_drafted
+
+        if args.family != "llama":
+            parser.error(f"--family = {args.family}: a target with drafts is llama")
+        folder = build_drafted(args.directory, seed=args.seed, preset=args.preset)
+        print(f"{folder}/target, its drafts {', '.join(DRAFTS)}, and mtp with a draft inside; bf16, seed {args.seed}")
+        return
     path = build(args.directory, seed=args.seed, family=args.family, preset=args.preset)
     millions = parameter_count(PRESETS[args.preset], args.family) / 1e6
     print(f"{path}: {args.family}, {millions:.1f}M parameters, bf16, seed {args.seed}")

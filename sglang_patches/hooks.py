@@ -29,11 +29,13 @@ from sglang_patches.requests import part_way
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import KnobsUpdate, decides_here
 from sglang_patches.server.company import of_this_rank
+from sglang_patches.server.drafts import worker_that_moves
 from sglang_patches.server.facts import of_server, tell
 from sglang_patches.server.learned import learned_file
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
+SPECULATION = "sglang.srt.speculative.spec_info.SpeculativeAlgorithm"
 SCHEDULE_POLICY = "sglang.srt.managers.schedule_policy.SchedulePolicy"
 
 SETTINGS = "_roofline_settings"
@@ -80,6 +82,11 @@ def watch_modules(result: None, runner: ModelRunner) -> None:
     """Behind loading, before graphs are captured: see which modules run."""
     if getattr(runner.server_args, SETTINGS, None) is not None:
         served_model.watch(runner)
+
+
+def create_worker(worker: type, algorithm: object, server_args: ServerArgs) -> type:
+    """Before it is built: a worker whose number of drafts moves, where SGLang has none."""
+    return worker_that_moves(worker, server_args) or worker
 
 
 def attach(result: None, scheduler: Scheduler, server_args: ServerArgs, port_args: object) -> None:
@@ -210,6 +217,7 @@ SCHEDULER_HOOKS = (
     Hook(f"{SCHEDULER}.__init__", HookType.AFTER, attach, ("server_args", "port_args")),
     Hook(f"{SCHEDULER}.init_model_config", HookType.AFTER, count_attention, ()),
     Hook(f"{RUNNER}.load_model", HookType.AFTER, watch_modules, ()),
+    Hook(f"{SPECULATION}.create_worker", HookType.AFTER, create_worker, ("server_args",)),
     Hook(f"{SCHEDULER}.run_batch", HookType.AROUND, run_batch, ("batch", "pp_proxy_tensors")),
     Hook(f"{SCHEDULER}.process_batch_result", HookType.AFTER, process_batch_result, ("batch", "result")),
     Hook(f"{SCHEDULER}._poll_timeout_aborts", HookType.AFTER, poll_timeout_aborts, ()),

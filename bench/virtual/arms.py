@@ -12,17 +12,22 @@ from typing import Any
 
 import yaml
 
-from bench.checks import only, optional_count, section, texts
+from bench.checks import choice, only, optional_count, section, texts
 from bench.composition import EXPERIMENT_CONF, choices
 from bench.slo import JudgedSlo
 from roofline_policies.errors import InputError
 from roofline_policies.settings.loading import SHIPPED, Settings, load
 
 GROUP = "arm"
-KEYS = ("server_args", "policy", "policy_set", "told_price", "grid", "speculation_steps", "oracle")
+KEYS = ("server_args", "policy", "policy_set", "told_price", "grid", "speculation_steps", "windows", "rule", "oracle")
 GRID_KEYS = ("prefill_chunk_tokens", "max_running_requests", "mixed_chunk", "prefill_decode_interval")
 FIXED = "fixed"
 """The oracle that everything is held against: the best setting of SGLang's own that nothing moves."""
+
+POLICY, AVERAGE, TABLE, PROFILE, FORESIGHT = "policy", "average", "table", "profile", "foresight"
+RULES = (POLICY, AVERAGE, TABLE, PROFILE, FORESIGHT)
+"""What moves the number of drafts: the arm's policy; SGLang's moving average, with any number at any batch or with the
+table that it ships; a profile of costs; the true price and acceptance of each step."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -33,7 +38,8 @@ class VirtualArm:
 
     server_args: added to the common ones. policy, policy_set: as for --policy and --policy-set; None: no policy.
     told_price: the policy is told the price of steps too, noise apart: no server knows it, others are held against it.
-    speculation_steps: drafts per step of speculative decoding; None: none.
+    speculation_steps: drafts per step of speculative decoding, the first where they move; None: none. windows: numbers
+        of drafts that they move among; empty: they stay. rule: one of RULES, by which they move.
     oracle: name of the oracle that may pick this setting; None: none may.
     """
 
@@ -44,6 +50,13 @@ class VirtualArm:
     speculation_steps: int | None = None
     oracle: str | None = None
     told_price: bool = False
+    windows: tuple[int, ...] = ()
+    rule: str = POLICY
+
+    @property
+    def most_steps(self) -> int | None:
+        """Most drafts of any step; None without any."""
+        return max(self.windows, default=self.speculation_steps)
 
     @property
     def fixed(self) -> bool:
@@ -57,7 +70,8 @@ class VirtualArm:
         chosen = ["--policy-set", " ".join(self.policy_set)] if self.policy_set else []
         told = ["told_price"] if self.told_price else []
         drafts = [] if self.speculation_steps is None else [f"speculation_steps={self.speculation_steps}"]
-        return [*self.server_args, *policy, *chosen, *told, *drafts]
+        moving = [f"windows={list(self.windows)} by {self.rule}"] if self.windows else []
+        return [*self.server_args, *policy, *chosen, *told, *drafts, *moving]
 
     def settings(self, slo: JudgedSlo) -> Settings | None:
         """The arm's policy, aimed at the SLO it will be judged by; None without one.
@@ -122,11 +136,28 @@ def _arms(name: str, entry: Mapping[str, Any]) -> list[VirtualArm]:
         raise InputError("is not a choice", where=where, key="told_price", value=told_price, allowed=[False, True])
     if told_price and policy is None:
         raise InputError("needs a policy", where=where, key="told_price", value=told_price)
-    steps = optional_count(entry, "speculation_steps", where)
-    oracle = entry.get("oracle", None if entry.get("grid") is None else FIXED)
+    given = entry.get("speculation_steps")
+    fixed_windows = _windows(entry, "speculation_steps", where) if isinstance(given, list) else ()
+    steps = None if fixed_windows else optional_count(entry, "speculation_steps", where)
+    windows, rule = _windows(entry, "windows", where) if entry.get("windows") is not None else (), POLICY
+    if windows:
+        rule = choice(entry, "rule", where, RULES)
+        if steps not in windows or not max(windows):
+            first = f"one of the windows {list(windows)}, the first"
+            raise InputError("is none of them", where=where, key="speculation_steps", value=steps, allowed=first)
+        if rule == POLICY and policy is None:
+            raise InputError("needs a policy", where=where, key="rule", value=rule)
+    elif entry.get("rule") is not None:
+        raise InputError("needs windows", where=where, key="rule", value=entry["rule"])
+    several = entry.get("grid") is not None or fixed_windows
+    oracle = entry.get("oracle", FIXED if several else None)
     if oracle is not None and not (isinstance(oracle, str) and _NAME.fullmatch(oracle)):
         raise InputError("is no name", where=where, key="oracle", value=oracle, allowed="letters, digits, _ and -")
-    arm = VirtualArm(name, texts(entry, "server_args", where), policy, overrides, steps, oracle, told_price)
+    arm = VirtualArm(
+        name, texts(entry, "server_args", where), policy, overrides, steps, oracle, told_price, windows, rule
+    )
+    if fixed_windows:
+        return [replace(arm, name=f"{name}_{steps}", speculation_steps=steps or None) for steps in fixed_windows]
     return [arm] if entry.get("grid") is None else _grids(arm, entry["grid"], f"{where}.grid")
 
 
@@ -167,6 +198,16 @@ def _grid(arm: VirtualArm, grid: Mapping[str, Any], where: str) -> list[VirtualA
         )
         for (name, flags), chunk, cap in product(ways, chunks, caps)
     ]  # fmt: skip
+
+
+def _windows(entry: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
+    """Numbers of drafts, ascending; 0 is none."""
+    given = entry.get(key)
+    numbers = isinstance(given, list) and given and all(type(one) is int and one >= 0 for one in given)
+    if not isinstance(given, list) or not numbers or given != sorted(set(given)):
+        allowed = "ascending whole numbers, 0 or more"
+        raise InputError("are not numbers of drafts", where=where, key=key, value=given, allowed=allowed)
+    return tuple(given)
 
 
 def _sizes(grid: Mapping[str, Any], key: str, where: str) -> Sequence[int]:

@@ -13,16 +13,23 @@ from typing import Protocol
 
 from bench.live.prompts import PromptBuilder
 from bench.report.records import ArmRun, RequestRecord, ServerSample
+from bench.rivals.cost_profile import CostProfile
 from bench.traffic import Request
-from bench.virtual.arms import VirtualArm
+from bench.virtual.arms import AVERAGE, POLICY, PROFILE, TABLE, VirtualArm
 from bench.virtual.price import PricedSteps
 from bench.virtual.settings import Experiment
+from roofline_policies.steps.speculation import Speculation
 from roofline_policies.steps.times import StepTimes
+from sglang_patches.server.drafts import Window
 from sglang_patches.virtual.clock import VirtualClock
+from sglang_patches.virtual.rules import by_average, by_table
 from sglang_patches.virtual.server import Sample, VirtualDevice, VirtualServer
-from sglang_patches.virtual.speculative import speculative_args
+from sglang_patches.virtual.speculative import MovingWindow, WindowRule, speculative_args
 from sglang_patches.virtual.stand_ins import VOCABULARY
 from sglang_patches.virtual.traffic import Delivery, Loop, TimeIsUp, VirtualRequest, VirtualTraffic
+
+PROFILED_CONTEXT = 1024
+"""Tokens that each request of a profile of costs attends to."""
 
 WARMUP = "warmup-"
 """Begins the ids of requests that only warm the server up."""
@@ -56,10 +63,10 @@ def run_arm(
     traffic = VirtualTraffic(clock, requests, most_s=last_s + experiment.drain_s, closed=progress, loop=loop)
     speculation = None
     drafting: list[str] = []
-    if arm.speculation_steps is not None:
+    if arm.most_steps is not None:
         assert experiment.draft is not None
-        speculation = experiment.draft.speculation(device, arm.speculation_steps)
-        drafting = speculative_args(arm.speculation_steps, head=speculation.head)
+        speculation = experiment.draft.speculation(device, arm.most_steps)
+        drafting = speculative_args(arm.most_steps, head=speculation.head)
     with tempfile.TemporaryDirectory(prefix="roofline-virtual-") as folder:
         server = VirtualServer(
             Path(folder),
@@ -85,11 +92,12 @@ def run_arm(
         if journal is not None:
             steps = journal.watched(steps)
         priced = PricedSteps(steps, experiment.price, experiment.seed, traffic.next_step_s)
-        worker = server.start(priced, experiment.host, speculation, device.backends)
+        moving = None if speculation is None else _moving(arm, speculation, steps)
+        worker = server.start(priced, experiment.host, speculation, device.backends, moving, steps)
         settings = arm.settings(experiment.slo)
         if settings is not None:
-            # As on a live server: a predictor of plain steps would price drafting at one row per request.
-            told = device.told(settings, server.graph_sizes) if speculation is None else None
+            # As on a live server: the target's steps are predicted, and what drafting takes beside them is learned.
+            told = device.told(settings, server.graph_sizes)
             if arm.told_price and told is not None:
                 told = PricedSteps(told, experiment.price.without_chance(), experiment.seed, traffic.next_step_s)
             server.attach(
@@ -108,6 +116,27 @@ def run_arm(
     begin_s = 0.0 if loop is None else min(record.scheduled_s for record in records)
     samples = tuple(_sample(sample) for sample in server.samples if sample.t_s >= begin_s)
     return ArmRun(arm.name, 0, tuple(records), samples, deferrals=worker.deferrals), worker.iterations
+
+
+def _moving(arm: VirtualArm, speculation: Speculation, times: StepTimes) -> MovingWindow | None:
+    """How the arm moves its number of drafts; None where it stays."""
+    start, windows = arm.speculation_steps, arm.windows
+    if not windows or start is None:
+        return None
+    rule: WindowRule | None = None
+    if arm.rule == POLICY:
+        rule = Window(windows, start)
+    elif arm.rule == AVERAGE:
+        rule = by_average(start, windows)
+    elif arm.rule == TABLE:
+        rule, windows = by_table(start)
+    elif arm.rule == PROFILE:
+
+        def cost_s(batch: int, window: int) -> float:
+            return speculation.decode(times, batch, batch * PROFILED_CONTEXT, window).total_s
+
+        rule = CostProfile(windows, cost_s)
+    return MovingWindow(windows, start, rule)
 
 
 def virtual_requests(experiment: Experiment) -> list[VirtualRequest]:

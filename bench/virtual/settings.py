@@ -105,11 +105,11 @@ class Experiment:
                         "is of times that its policy is not told", where=f"arms.{arm.name}", key="told_price",
                         value=True, allowed=allowed,
                     )  # fmt: skip
-            if arm.speculation_steps is not None:
+            if arm.most_steps is not None:
                 drafts = None if self.draft is None else self.draft.model.rank(1)
                 check_draft(self.device.model.rank(1), drafts, where=f"arms.{arm.name}")
                 assert self.draft is not None
-                self.draft.speculation(self.device, arm.speculation_steps)
+                self.draft.speculation(self.device, arm.most_steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from roofline_policies.errors import FieldError
@@ -44,9 +44,10 @@ class Knobs:
     defended_from_us: tightest target between tokens that is kept, microseconds; requests with a tighter one are given
         up and served as best they can. 0: none is given up.
     new_token_permille: of the tokens that running requests may still generate, the most for which room is kept while
-        others enter, thousandths. The server's own estimate holds where it is less. Whom room is lacking for later goes
-        back to the queue (is retracted).
-    speculation_window: draft tokens per step; None where the server drafts nothing, or always as many.
+        others enter, thousandths; the server's own estimate holds where it is less, and where this is 0. Whom room is
+        lacking for later goes back to the queue (is retracted).
+    speculation_window: K, draft tokens per request of the next decode step; 0: none. None where the server drafts
+        nothing, or always as many.
     quant_tier: index of the precision that matrix products run in, 0 is the launch's; None where there is only one.
     """
 
@@ -57,7 +58,7 @@ class Knobs:
     deadline_order: bool = False
     relegate_for_s: int = 0
     defended_from_us: int = 0
-    new_token_permille: int = 1000
+    new_token_permille: int = 0
     speculation_window: int | None = None
     quant_tier: int | None = None
 
@@ -105,16 +106,43 @@ class Bounds:
     """What the server can do, from how it was launched and what the configuration narrows.
 
     A knob without an entry cannot be moved; ``immovable`` says why, by name.
+
+    choices: where a server can only run some values of a range, such as the windows that it captured graphs for: those,
+        ascending, at least one of them within the range. A value between two of them goes down to the lower one, a
+        value below all of them up to the lowest.
+
+    Raises:
+        FieldError: choices that are not ascending, or none of them within the range.
     """
 
     ranges: Mapping[Knob, Range]
     immovable: Mapping[Knob, str]
+    choices: Mapping[Knob, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for knob, values in self.choices.items():
+            if list(values) != sorted(set(values)):
+                raise FieldError(knob.value, values, "ascending values")
+            if knob in self.ranges and not self.values(knob):
+                limits = self.ranges[knob]
+                raise FieldError(knob.value, values, f"one value or more from {limits.low} to {limits.high}")
 
     def movable(self, knob: Knob) -> bool:
         return knob not in self.immovable
 
+    def values(self, knob: Knob) -> Sequence[int]:
+        """All that a numeric knob can be, ascending."""
+        limits = self.ranges[knob]
+        if knob in self.choices:
+            return [value for value in self.choices[knob] if limits.low <= value <= limits.high]
+        multiples = range(-(-limits.low // limits.step) * limits.step, limits.high, limits.step)
+        return sorted({limits.low, *multiples, limits.high})
+
     def clamp(self, knob: Knob, value: KnobValue) -> KnobValue:
-        """``value`` brought within the knob's range; booleans are their own range."""
+        """``value`` brought to the nearest allowed one not above it, or the lowest; booleans are their own range."""
+        if knob in self.choices and knob in self.ranges:
+            allowed = self.values(knob)
+            return max((one for one in allowed if one <= value), default=allowed[0])
         if knob in self.ranges:
             return self.ranges[knob].clamp(value)
         return bool(value)

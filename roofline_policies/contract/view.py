@@ -60,6 +60,10 @@ class IterationRecord(NamedTuple):
         are not predicted. margin: the factor by which it was hardly to exceed that.
     gap: the gap that it ends, as planned; None where it gives running requests no token.
     told_s: monotonic time at which its result was processed, when its tokens leave the scheduler; None: at ``done_s``.
+    window: drafts per request that a decode step verified, 0 where there were none; None where nothing drafts, and of
+        steps with prompts. accepted: drafts that were correct, summed over requests, the target's own token not among
+        them; None where it is not known. Of a step with drafts new_tokens are all rows, useful work that of the tokens
+        it yielded.
     """
 
     iteration: int
@@ -79,6 +83,8 @@ class IterationRecord(NamedTuple):
     margin: float | None = None
     gap: PlannedGap | None = None
     told_s: float | None = None
+    window: int | None = None
+    accepted: int | None = None
 
 
 MOST_TOLD = 16
@@ -175,8 +181,13 @@ class SchedulerView(NamedTuple):
     steps: prices iterations that have not run, corrected by those that have; None where steps are not predicted.
     predictor: the same without the correction.
     decisions: how many there were before this one.
-    acceptance: for each draft position, the share accepted of the drafts that got there; None without drafts.
+    acceptance: for each draft position, the share accepted of the drafts that got there, of requests such as run now;
+        None before the first verify step.
     rows_per_request: rows that a decode step runs per request; more than one where drafts are verified.
+    tokens_per_request: tokens that a decode step is expected to yield per request; 1 where nothing drafts, None where
+        drafts are verified and nothing is known of acceptance.
+    windows_run: numbers of drafts that ran often enough to know what they take; empty where they do not move.
+    since_drafts_s: seconds since the result of a step with drafts was seen; None before the first.
     """
 
     now_s: float
@@ -200,3 +211,6 @@ class SchedulerView(NamedTuple):
     decisions: int = 0
     acceptance: tuple[float, ...] | None = None
     rows_per_request: int = 1
+    tokens_per_request: float | None = 1.0
+    windows_run: tuple[int, ...] = ()
+    since_drafts_s: float | None = None

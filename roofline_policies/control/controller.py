@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from roofline_policies.contract.decision import Bounds, Decision, Knob, KnobChange, Knobs
 from roofline_policies.contract.view import ForwardMode, IterationRecord, PlannedGap, QueueState, SchedulerView
+from roofline_policies.control.acceptance import AcceptanceTracker
 from roofline_policies.control.lateness import MOST_TIGHTENING, Lateness
 from roofline_policies.control.steps_in_flight import StepsInFlight, Told
 from roofline_policies.control.transitions import Transitions, TransitionSettings
@@ -23,6 +24,8 @@ from roofline_policies.plain import described, plain, type_name
 from roofline_policies.policies.base import Policy, Proposal
 from roofline_policies.policies.compose import merged
 from roofline_policies.slo.objectives import ItlKind, Slo
+from roofline_policies.steps.acceptance import Acceptance
+from roofline_policies.steps.speculation import GuessedDrafts
 from roofline_policies.steps.times import StepTimes
 
 EMPTY = BatchShape()
@@ -134,7 +137,8 @@ class Controller:
     Call ``observe`` with every finished iteration, ``launched`` with every iteration that starts, ``decide`` before a
     scheduling pass that can admit something; times are monotonic seconds of the caller's clock.
 
-    predictor: of step times, None where there is none. rows_per_request: see SchedulerView.
+    predictor: of step times, None where there is none. rows_per_request: see SchedulerView; where the knob
+        speculation_window moves, of the launch.
     """
 
     def __init__(
@@ -175,7 +179,11 @@ class Controller:
         self.last_record: IterationRecord | None = None
         self.last_change: tuple[QueueState, Decision] | None = None
         self.rows_per_request = rows_per_request
-        self.in_flight = StepsInFlight(predictor, drafts=rows_per_request > 1)
+        moving = launch.speculation_window is not None and bounds.movable(Knob.SPECULATION_WINDOW)
+        if predictor is not None and moving:
+            predictor = self.predictor = GuessedDrafts(predictor)
+        self.in_flight = StepsInFlight(predictor, drafts=rows_per_request > 1, moving=moving)
+        self.acceptance = AcceptanceTracker()
         self.decisions = 0
         self.lateness = Lateness(settings.tighten)
         self._gaps = GapWindow(settings.gaps)
@@ -183,6 +191,7 @@ class Controller:
         self._last_token_s: float | None = None
         self._decode_launched_s: float | None = None
         self._prefilled_s: float | None = None
+        self._drafted_s: float | None = None
         self._decided_s = float("-inf")
         self._prefills_since_decode = 0
         self._overruns = 0
@@ -202,6 +211,16 @@ class Controller:
         if self._last_token_s is not None:
             self._gaps.add(record.done_s - self._last_token_s)
         self._last_token_s = record.done_s
+
+    def observe_drafts(self, now_s: float, window: int, accepted: Sequence[int], classes: Sequence[int | None]) -> None:
+        """Count the drafts of a verify step whose result was processed.
+
+        window: drafts per request of that step, 1 or more; chains, no trees. accepted: of each request how many were
+        correct, 0 to ``window``, the target's own token not among them. classes: priority of each request, None where
+        it sent none. Requests that are known to have ended before the step count for nothing and are left out.
+        """
+        self.acceptance.observe(now_s, window, accepted, classes)
+        self._drafted_s = now_s
 
     def launched(
         self, mode: ForwardMode, now_s: float, prefill: BatchShape = EMPTY, decode: BatchShape = EMPTY
@@ -273,6 +292,11 @@ class Controller:
         if rate is not None and last_rate is not None and queue.chunk_in_flight:
             # A chunk late in a prompt attends to more: the next one takes after the last one, not after the mean.
             rate = min(rate, last_rate)
+        window, acceptance = self.knobs.speculation_window, self.acceptance.of_mix() or None
+        rows = self.rows_per_request if window is None else window + 1
+        tokens: float | None = 1.0
+        if rows > 1:
+            tokens = None if acceptance is None else 1.0 + Acceptance(acceptance).mean_accepted(rows - 1)
         return SchedulerView(
             now_s=now_s,
             queue=self.lateness.tightened(queue),
@@ -293,7 +317,11 @@ class Controller:
             steps=self.in_flight.steps,
             predictor=self.predictor,
             decisions=self.decisions,
-            rows_per_request=self.rows_per_request,
+            acceptance=acceptance,
+            rows_per_request=rows,
+            tokens_per_request=tokens,
+            windows_run=tuple(sorted(self.in_flight.windows_run)),
+            since_drafts_s=None if self._drafted_s is None else max(0.0, now_s - self._drafted_s),
         )
 
     def adopt(

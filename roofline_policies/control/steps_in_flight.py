@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from roofline_policies.contract.view import ForwardMode
 from roofline_policies.model.batch import BatchShape
-from roofline_policies.steps.correction import CorrectedSteps, Line, sums_of
+from roofline_policies.steps.correction import ROW_SUMS, CorrectedSteps, Line, sums_of
 from roofline_policies.steps.evidence import FADES_EVERY, Whole
 from roofline_policies.steps.learned import LearnedKind, Shown
 from roofline_policies.steps.times import StepTimes
@@ -18,8 +18,13 @@ MOST_IN_FLIGHT = 512
 oldest steps are forgotten."""
 
 
-OF_PROMPTS, OF_BOTH, OF_ROWS, OF_DRAFTS = 2, 4, 2, 3
+OF_PROMPTS, OF_BOTH, OF_ROWS, OF_DRAFTS, OF_MOVING_DRAFTS = 2, 4, 2, 3, 7
 """How many of ``sums_of`` a step depends on. Without drafts a request has one row: there is nothing to tell apart."""
+
+TRIED = 3
+"""Steps after which it is known what a number of drafts takes. A judgement: the first may have compiled something."""
+
+DRAFTS = ROW_SUMS.index("drafts")
 
 
 PLANNED = 6
@@ -55,16 +60,17 @@ class _Step(NamedTuple):
 class StepsInFlight:
     """Follows steps from their launch to their end. O(1), ``token_age_s`` O(steps whose end was not told yet).
 
-    drafts: whether decode steps run several rows per request. Without a predictor (times), ``steps`` is None and no age
-    is known.
+    drafts: whether decode steps run several rows per request. moving: whether their number moves. Without a predictor
+    (times), ``steps`` is None and no age is known.
 
     Under the overlap schedule the next step is decided while one still runs, so what matters is not the clock but when
     that one ends.
     """
 
-    def __init__(self, times: StepTimes | None, *, drafts: bool = False) -> None:
+    def __init__(self, times: StepTimes | None, *, drafts: bool = False, moving: bool = False) -> None:
         self._times = times
         self._drafts = drafts
+        self._moving = moving
         self._whole, self.kinds = self._untaught()
         self._until_fade = FADES_EVERY
         self._in_flight: deque[_Step] = deque(maxlen=MOST_IN_FLIGHT)
@@ -75,9 +81,12 @@ class StepsInFlight:
 
     def _untaught(self) -> tuple[Whole, dict[ForwardMode, LearnedKind]]:
         whole = Whole()
+        of_decode = LearnedKind(OF_DRAFTS if self._drafts else OF_ROWS, whole)
+        if self._moving:
+            of_decode = LearnedKind(OF_MOVING_DRAFTS, whole, DRAFTS)
         return whole, {
             ForwardMode.PREFILL: LearnedKind(OF_PROMPTS, whole),
-            ForwardMode.DECODE: LearnedKind(OF_DRAFTS if self._drafts else OF_ROWS, whole),
+            ForwardMode.DECODE: of_decode,
             ForwardMode.MIXED: LearnedKind(OF_BOTH, whole),
         }
 
@@ -103,6 +112,11 @@ class StepsInFlight:
         if self._steps is None and self._times is not None:
             self._steps = self._corrected(self._times)
         return self._steps
+
+    @property
+    def windows_run(self) -> list[int]:
+        """Numbers of drafts of which as many steps ran as tell what they take; empty where the number does not move."""
+        return [window for window, steps in self.kinds[ForwardMode.DECODE].groups.items() if steps >= TRIED]
 
     @property
     def lines(self) -> dict[ForwardMode, Line]:

@@ -26,6 +26,12 @@ lost for the rest of its answer, which takes seconds; a choice that does not las
 judgement: higher follows traffic that shifts later."""
 
 
+DWELL_AT_MOST_S = {Knob.SPECULATION_WINDOW: 0.05}
+"""Seconds between two changes of a knob at most. What another number of drafts needs was captured at the start: a
+switch swaps attributes between two steps, and no request waits for it. A judgement: about as long as the few steps
+after which its result is seen."""
+
+
 @dataclass(frozen=True, slots=True)
 class TransitionSettings:
     """dwell_s: least seconds between two changes of a costly knob. hysteresis: least relative change worth making.
@@ -110,12 +116,14 @@ class Transitions:
 
     def _worth_it(self, now_s: float, knob: Knob, old: KnobValue, new: KnobValue) -> bool:
         dwell_s = max(self._settings.dwell_s, DWELL_AT_LEAST_S.get(knob, 0.0))
+        dwell_s = min(dwell_s, DWELL_AT_MOST_S.get(knob, dwell_s))
         if now_s - self._last_change_s.get(knob, float("-inf")) < dwell_s:
             return False
         # Reaching a bound is always worth it: otherwise a small last step could never be taken.
-        at_bound = knob in self._bounds.ranges and new in (
-            self._bounds.ranges[knob].low,
-            self._bounds.ranges[knob].high,
+        limits = self._bounds.ranges.get(knob)
+        at_bound = limits is not None and new in (
+            self._bounds.clamp(knob, limits.low),
+            self._bounds.clamp(knob, limits.high),
         )
         return at_bound or abs(new - old) >= self._settings.hysteresis * old
 

@@ -56,7 +56,7 @@ class AnswerRoom:
         room = self._room_tokens(view, steps, pool, queue.demand.output_tokens)
         kept = max(0.0, room - queue.next_unwritten_tokens) / queue.unwritten_tokens
         step = view.bounds.ranges[Knob.NEW_TOKEN_PERMILLE].step
-        value = min(1000, ceil(kept * 1000 / step) * step)
+        value = min(1000, max(1, ceil(kept * 1000 / step)) * step)
         reason = (
             f"room for {room:.0f} tokens costs least with answers of {queue.demand.output_tokens:.0f}; the next prompt "
             f"keeps {queue.next_unwritten_tokens} of them free"

@@ -19,7 +19,11 @@ from roofline_policies.policies.room import (
     within_capacities,
     within_graphs,
 )
-from roofline_policies.policies.shapes import DRAFTS, NOT_PREDICTED, running_shape
+from roofline_policies.policies.shapes import NO_ACCEPTANCE, NOT_PREDICTED, running_shape
+from roofline_policies.policies.speculation_window import windows
+from roofline_policies.slo.objectives import ItlKind
+from roofline_policies.steps.acceptance import Acceptance
+from roofline_policies.steps.correction import CorrectedSteps
 
 LOWEST_FILL, MIDDLE_FILL = 0.65, 0.8
 """A cap stays while a step at the cap fills at least LOWEST_FILL of its time, and moves to MIDDLE_FILL: what requests
@@ -66,8 +70,8 @@ class BatchSize:
         """Why nothing is decided on this server, None where it is."""
         if not view.bounds.movable(Knob.MAX_RUNNING_REQUESTS):
             return view.bounds.immovable[Knob.MAX_RUNNING_REQUESTS]
-        if view.rows_per_request > 1:
-            return DRAFTS
+        if view.tokens_per_request is None:
+            return NO_ACCEPTANCE
         return NOT_PREDICTED if view.steps is None else None
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
@@ -76,7 +80,7 @@ class BatchSize:
             not looks(view.decisions, LOOK_EVERY)
             or view.queue.running == 0
             or view.steps is None
-            or view.rows_per_request > 1
+            or view.tokens_per_request is None
         ):
             return ()
         found, now = self._wanted(view), view.knobs.max_running_requests
@@ -94,10 +98,11 @@ class BatchSize:
         limits, steps, running = view.bounds.ranges.get(Knob.MAX_RUNNING_REQUESTS), view.steps, view.queue.running
         if limits is None or steps is None:
             return None
-        targets_s = [target for target in (view.queue.gap_s, view.queue.mean_s) if target is not None]
-        target_s = min(targets_s, default=view.slo.itl_s)
-        if target_s is None:
+        if _target_s(view) is None:
             return self._target(limits.high, "no running request has a target between its tokens")
+        view = self._with_drafts(view, limits.high, steps)
+        target_s = _target_s(view)
+        assert target_s is not None
         cap = view.knobs.max_running_requests
         decode = running_shape(view)
         now_s = steps.step_s(decode=decode, graph=True)
@@ -126,9 +131,46 @@ class BatchSize:
         )
         return self._target(value, reason)
 
+    def _with_drafts(self, view: SchedulerView, most: int, steps: CorrectedSteps) -> SchedulerView:
+        """The view with the number of drafts under which the batch that keeps the target yields most tokens a second.
+
+        Fewer drafts leave room for more requests; while the batch is as small as many drafts have it, nobody would see
+        that. SpeculationWindow comes to that number as the batch grows.
+        """
+        knob, running = Knob.SPECULATION_WINDOW, view.queue.running
+        if knob not in view.bounds.ranges or view.acceptance is None:
+            return view
+        chain, best, fastest = Acceptance(view.acceptance), view, 0.0
+        before = view.queue.decode_context_tokens - running * view.rows_per_request
+        for window in windows(view.bounds, view.rows_per_request - 1):
+            tokens = 1.0 + chain.mean_accepted(window)
+            queue = view.queue._replace(decode_context_tokens=max(0, before) + running * (window + 1))
+            told = view._replace(queue=queue, rows_per_request=window + 1, tokens_per_request=tokens)
+            target_s, decode = _target_s(told), running_shape(told)
+            assert target_s is not None
+            now_s = steps.step_s(decode=decode, graph=True)
+            each_s = max(0.0, steps.step_s(decode=scaled(decode, 2 * running), graph=True) - now_s) / running
+            fits = running + (self.headroom * target_s - now_s) / each_s if each_s else float(most)
+            fits = min(max(fits, 1.0), float(most))
+            speed = fits * tokens / max(1e-9, now_s + each_s * (fits - running))
+            if speed > fastest:
+                best, fastest = told, speed
+        return best
+
     @staticmethod
     def _target(value: int, reason: str) -> Proposal:
         return Proposal("BatchSize", Knob.MAX_RUNNING_REQUESTS, value, reason)
+
+
+def _target_s(view: SchedulerView) -> float | None:
+    """The tightest target as the time that a step may take: a mean is kept by several tokens in as many times of it."""
+    tokens = view.tokens_per_request or 1.0
+    mean_s = None if view.queue.mean_s is None else view.queue.mean_s * tokens
+    targets_s = [target for target in (view.queue.gap_s, mean_s) if target is not None]
+    own_s = view.slo.itl_s
+    if own_s is not None and view.slo.itl_kind is ItlKind.MEAN_TPOT:
+        own_s *= tokens
+    return min(targets_s, default=own_s)
 
 
 @dataclass(frozen=True, slots=True)

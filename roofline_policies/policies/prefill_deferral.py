@@ -12,7 +12,7 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal
 from roofline_policies.policies.looks import looks
 from roofline_policies.policies.room import chunk_fits, fits_no_gap, least_chunk, scaled
-from roofline_policies.policies.shapes import DRAFTS, NOT_PREDICTED, prompt_shape, running_shape
+from roofline_policies.policies.shapes import NO_ACCEPTANCE, NOT_PREDICTED, prompt_shape, running_shape
 from roofline_policies.slo.admission import least_beside
 from roofline_policies.slo.capacity import more_requests
 from roofline_policies.steps.correction import CorrectedSteps
@@ -127,14 +127,14 @@ class PrefillDeferral:
         """Why nothing is decided on this server, None where it is."""
         if not view.bounds.movable(Knob.PREFILL_CHUNK_TOKENS):
             return view.bounds.immovable[Knob.PREFILL_CHUNK_TOKENS]
-        if view.rows_per_request > 1:
-            return DRAFTS
+        if view.tokens_per_request is None:
+            return NO_ACCEPTANCE
         return NOT_PREDICTED if view.steps is None else None
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """Targets for prefill_chunk_tokens, mixed_chunk and defer_prefill, or nothing while no request decodes."""
         limits, steps, queue = view.bounds.ranges.get(Knob.PREFILL_CHUNK_TOKENS), view.steps, view.queue
-        if limits is None or steps is None or view.rows_per_request > 1:
+        if limits is None or steps is None or view.tokens_per_request is None:
             return ()
         if queue.running == 0:
             return self._beside_peers(view, steps, limits)
@@ -176,7 +176,8 @@ class PrefillDeferral:
         if queue.due_s is not None:
             # A gap of the mean keeps the mean; what requests are ahead of it can be spent on prompts at once. But an
             # answer may end with any token, right behind a gap that was to be made up for: not where nobody needs it.
-            least_s = self._gap_s(view, queue.mean_s or 0.0, decode, slow_decode_s) - age_s
+            mean_s = (queue.mean_s or 0.0) * (view.tokens_per_request or 1.0)
+            least_s = self._gap_s(view, mean_s, decode, slow_decode_s) - age_s
             ahead_s = max(queue.due_s - view.free_in_s, least_s)
             if queue.mean_s is not None and self._calm(view):
                 ahead_s = min(ahead_s, least_s)

@@ -11,6 +11,9 @@ NOT_PREDICTED = "step times are not predicted here (efficiency)"
 """Why a policy that asks a predictor idles where there is none."""
 
 
+NO_ACCEPTANCE = "nothing is known of acceptance yet"
+"""Why a policy idles that has to know how many tokens a step of drafts yields."""
+
 DRAFTS = "a step of drafts yields several tokens, and neither how many nor when they are due is known"
 """Why a policy idles that would let a step take as long as a token may."""
 

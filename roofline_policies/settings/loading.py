@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -18,6 +19,7 @@ from roofline_policies.fields import build
 from roofline_policies.policies.base import Policy
 from roofline_policies.settings.overrides import SHIPPED_GROUPS, composed
 from roofline_policies.settings.policy_loader import instantiate, resolve
+from roofline_policies.settings.speculation import WINDOW_STAYS, SpeculationRequest, asked
 from roofline_policies.slo.asking import TARGETS, Asking
 from roofline_policies.slo.objectives import Objectives, Slo
 from roofline_policies.steps.efficiency import ROOFLINE, Efficiency, load_efficiency
@@ -32,6 +34,7 @@ _SHIPPED_DIR = Path(roofline_policies.conf.__path__[0])
 
 
 DEFAULT_OBJECTIVES = Objectives()
+DEFAULT_SPECULATION = SpeculationRequest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Settings:
     record: path of the file that finished iterations are appended to, None for none.
     learned: path of the file that keeps what was learned of step times; AUTO: one for this model, device and layout
         beside the calibrations; None: it is learned anew at each launch.
+    speculation: what is asked of drafts.
     """
 
     name: str
@@ -114,18 +118,43 @@ class Settings:
     log_interval_s: float = 10.0
     record: str | None = None
     learned: str | None = AUTO
+    speculation: SpeculationRequest = DEFAULT_SPECULATION
 
-    def bounds_for(self, launch: Mapping[Knob, Range], immovable: Mapping[Knob, str]) -> Bounds:
-        """The launch ranges, narrowed by the configuration.
+    def bounds_for(
+        self,
+        launch: Mapping[Knob, Range],
+        immovable: Mapping[Knob, str],
+        choices: Mapping[Knob, tuple[int, ...]] = MappingProxyType({}),
+    ) -> Bounds:
+        """The launch ranges and choices, narrowed by the configuration.
 
         Raises:
-            InputError: a requested range does not meet the launch range.
+            InputError: a requested range does not meet the launch range, or a choice is none of the launch's.
         """
         ranges = {knob: self.bounds.narrow(knob, r, where=self.source) for knob, r in launch.items()}
-        return Bounds(ranges, dict(immovable))
+        return self._with_choices(ranges, immovable, choices)
+
+    def _with_choices(
+        self,
+        ranges: Mapping[Knob, Range],
+        immovable: Mapping[Knob, str],
+        choices: Mapping[Knob, tuple[int, ...]],
+    ) -> Bounds:
+        window = Knob.SPECULATION_WINDOW
+        if window not in choices:
+            return Bounds(ranges, dict(immovable), dict(choices))
+        if self.speculation.windows is None:
+            others = {knob: limits for knob, limits in ranges.items() if knob is not window}
+            return Bounds(others, {**immovable, window: WINDOW_STAYS})
+        among = self.speculation.among(choices[window], where=self.source)
+        limits = Range(among[0], among[-1])
+        return Bounds({**ranges, window: limits}, dict(immovable), {**choices, window: among})
 
     def bounds_near(
-        self, launch: Mapping[Knob, Range], immovable: Mapping[Knob, str]
+        self,
+        launch: Mapping[Knob, Range],
+        immovable: Mapping[Knob, str],
+        choices: Mapping[Knob, tuple[int, ...]] = MappingProxyType({}),
     ) -> tuple[Bounds, Sequence[InputError]]:
         """As ``bounds_for``, but where the two ranges of a knob do not meet, it keeps that of the launch; and why.
 
@@ -137,7 +166,7 @@ class Settings:
                 ranges[knob] = self.bounds.narrow(knob, whole, where=self.source)
             except InputError as error:
                 unmet.append(error)
-        return Bounds(ranges, dict(immovable)), unmet
+        return self._with_choices(ranges, immovable, choices), unmet
 
 
 def load(source: str | Policy, *, overrides: Sequence[str] = (), packages: Sequence[str] = ()) -> Settings:
@@ -170,7 +199,10 @@ def load(source: str | Policy, *, overrides: Sequence[str] = (), packages: Seque
 
 def _from_file(path: Path, shown: str, overrides: Sequence[str], packages: Sequence[str]) -> Settings:
     tree = _compose(path, shown, overrides)
-    known = ["hardware", "slo", "policy", "efficiency", "controller", "bounds", "log_interval_s", "record", "learned"]
+    known = [
+        "hardware", "slo", "policy", "efficiency", "controller", "bounds", "speculation", "log_interval_s", "record",
+        "learned",
+    ]  # fmt: skip
     for key in tree:
         if key not in known:
             raise InputError("unknown key", where=shown, key=str(key), allowed=known)
@@ -191,6 +223,7 @@ def _from_file(path: Path, shown: str, overrides: Sequence[str], packages: Seque
         log_interval_s=log.log_interval_s,
         record=log.record,
         learned=log.learned,
+        speculation=asked(tree.get("speculation") or {}, shown),
     )
 
 

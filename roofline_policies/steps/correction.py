@@ -97,18 +97,23 @@ def fewest_rows(place: int) -> int:
 
 
 PROMPT_SUMS = ("prompt_tokens", "pairs", "rows", "kv_tokens")
-ROW_SUMS = ("requests", "kv_tokens", "rows")
+ROW_SUMS = ("requests", "kv_tokens", "rows", "drafts", "drafts x kv_tokens", "catching up", "catching up x kv_tokens")
 
 
 def sums_of(prefill: BatchShape, decode: BatchShape) -> tuple[int, ...]:
     """What a step's time can depend on beside its prediction: PROMPT_SUMS of one with prompts, else ROW_SUMS.
 
     Pairs are scores of prompts that are not masked; rows and KV tokens are of requests that decode. Drafts make rows
-    more than requests. How many prompts share a chunk is left out: who asks before it runs does not know. States of
-    requests are as many as requests, and the experts that a batch reaches are in the prediction.
+    more than requests; they are made one after the other, so each is a pass over the KV cache of its own, and where any
+    are made the draft model catches up once. How many prompts share a chunk is left out: who asks before it runs does
+    not know. States of requests are as many as requests, and the experts that a batch reaches are in the prediction.
     """
     if not prefill.requests:
-        return (decode.requests, decode.context_tokens, decode.new_tokens)
+        drafts = decode.new_tokens // decode.requests - 1 if decode.requests else 0
+        kv_tokens = decode.context_tokens
+        catches_up = 1 if drafts else 0
+        of_drafts = (drafts, drafts * kv_tokens, catches_up, catches_up * kv_tokens)
+        return (decode.requests, kv_tokens, decode.new_tokens, *of_drafts)
     return (prefill.new_tokens, prefill.causal_pairs, decode.new_tokens, decode.context_tokens)
 
 

@@ -86,9 +86,14 @@ class LearnedKind:
     step, then of up to BLOCK.
 
     sums: how many of ``sums_of`` it depends on, from the first on. whole: what is known of all steps.
+    group: place in the sums of what tells groups of steps apart, such as the number of drafts: what was learned of a
+        group is kept while others run. Then the fit answers unless it is clearly the worse one: the start's scale is of
+        the group that runs, and says nothing of others. None: there are no groups.
     """
 
-    def __init__(self, sums: int, whole: Whole) -> None:
+    def __init__(self, sums: int, whole: Whole, group: int | None = None) -> None:
+        self._group = group
+        self.groups: dict[int, int] = {}
         self.start = StepCorrection()
         self.fit = NonNegativeFit(2 + sums, FIT_MEMORY)
         self.by_fit = False
@@ -115,6 +120,8 @@ class LearnedKind:
         self._pending.append(_Step(predicted_s, sums, rows, measured_s, start.line.seconds(predicted_s)))
         start.observe(predicted_s, measured_s)
         self.steps += 1
+        if self._group is not None:
+            self.groups[sums[self._group]] = self.groups.get(sums[self._group], 0) + 1
         if len(self._pending) >= min(BLOCK, self.steps // 2):
             self._judge()
             self._answer()
@@ -153,14 +160,22 @@ class LearnedKind:
         elif max(offs) > most or min(offs) < -most:
             offs = [min(max(off, -most), most) for off in offs]
         self._evidence.add(squares, judged, by_fit)
+        targets = [*map(mul, map(mul, fits, units), map(exp, offs))]
         predicted, of_sums, *_ = zip(*self._pending, strict=True)
         columns = [[*map(mul, column, units)] for column in (predicted, *[*zip(*of_sums, strict=True)][:used])]
         columns.insert(1, units)
         self._pending.clear()
-        self.fit.observe(columns, [*map(mul, map(mul, fits, units), map(exp, offs))])
+        groups = [0] * len(targets) if self._group is None else [sums[self._group] for sums in of_sums]
+        for group in dict.fromkeys(groups):
+            own = [at for at, one in enumerate(groups) if one == group]
+            whole = len(own) == len(groups)
+            of_group = columns if whole else [[column[at] for at in own] for column in columns]
+            self.fit.observe(of_group, targets if whole else [targets[at] for at in own], group)
         found = self.fit.coefficients
         self._fitted = Line(found[0], found[1], each_s=tuple(found[2:]))
         of_start, of_fit = self.errors
+        if self._group is not None:
+            of_start += self._evidence.judged_steps * LEAST_SPREAD**2
         self.by_fit = of_fit < (of_start if by_fit else BETTER * of_start)
 
     def _shifted(self, offs: list[float]) -> bool:
@@ -172,7 +187,8 @@ class LearnedKind:
         """What answers from now on, with its spreads."""
         of = self._fitted if self.by_fit else self.start.line
         spread, spreads = self._evidence.spreads(self.by_fit, self.steps)
-        self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads, self._near_start() if self.by_fit else None)
+        near = self._near_start() if self.by_fit and self._group is None else None
+        self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads, near)
 
     def _near_start(self) -> tuple[float, float, tuple[float, ...]]:
         """How far the fit may be below the start: by as much as that was above what was measured of batches as large.

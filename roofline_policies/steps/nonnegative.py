@@ -16,6 +16,37 @@ LEAST_SHARE = 0.1
 be theirs at the next."""
 
 
+RESTORED = -1
+"""The group of what another fit learned."""
+
+
+class _Sums:
+    """Decayed sums of the pairs of one group."""
+
+    __slots__ = ("products", "targets", "weight")
+
+    def __init__(self, features: int) -> None:
+        self.weight = 0.0
+        self.products = [[0.0] * features for _ in range(features)]
+        self.targets = [0.0] * features
+
+    def add(
+        self, columns: Sequence[Sequence[float]], targets: Sequence[float], weights: Sequence[float], keep: float
+    ) -> None:
+        self.weight = keep * self.weight + sum(weights)
+        for place, column in enumerate(columns):
+            weighted = [*map(mul, weights, column)]
+            self.targets[place] = keep * self.targets[place] + sum(map(mul, weighted, targets))
+            for other in range(place + 1):
+                product = keep * self.products[place][other] + sum(map(mul, weighted, columns[other]))
+                self.products[place][other] = self.products[other][place] = product
+
+    def fade(self, keep: float) -> None:
+        self.weight *= keep
+        self.products = [[keep * product for product in row] for row in self.products]
+        self.targets = [keep * target for target in self.targets]
+
+
 class NonNegativeFit:
     """Fits ``target = sum of coefficients * features`` with ``coefficients >= 0``, the first of which is believed in.
 
@@ -24,13 +55,14 @@ class NonNegativeFit:
     coordinate descent from the last solution, with the first coefficient at its best for the others: a few rounds after
     a change the solution is exact.
 
-    features: how many. memory: recent pairs that carry about two thirds of the weight.
+    features: how many. memory: recent pairs that carry about two thirds of the weight, of each group: pairs of a group
+    fade with pairs of the same group alone, so that what tells features apart is kept while only one group is seen.
 
     Source of the descent: Franc, Hlavac and Navara, "Sequential coordinate-wise algorithm for the non-negative least
     squares problem", CAIP 2005.
     """
 
-    __slots__ = ("coefficients", "features", "keep", "products", "targets", "weight")
+    __slots__ = ("_groups", "coefficients", "features", "keep", "products", "targets", "weight")
 
     def __init__(self, features: int, memory: float) -> None:
         self.features = features
@@ -39,31 +71,43 @@ class NonNegativeFit:
         self.coefficients = [1.0] + [0.0] * (features - 1)
         self.products = [[0.0] * features for _ in range(features)]
         self.targets = [0.0] * features
+        self._groups: dict[int, _Sums] = {}
 
-    def observe(self, columns: Sequence[Sequence[float]], targets: Sequence[float]) -> None:
-        """Count pairs, one or more.
+    def observe(self, columns: Sequence[Sequence[float]], targets: Sequence[float], group: int = 0) -> None:
+        """Count pairs of one group, one or more.
 
         columns: the values of each feature, oldest first; of the first above 0, of the others 0 or more; all finite.
         """
         # Pairs are counted together, column by column: one by one they would cost the loop three times as much.
         weights = [self.keep**age for age in range(len(targets) - 1, -1, -1)]
-        keep = weights[0] * self.keep
-        self.weight = keep * self.weight + sum(weights)
-        for place, column in enumerate(columns):
-            weighted = [*map(mul, weights, column)]
-            self.targets[place] = keep * self.targets[place] + sum(map(mul, weighted, targets))
-            for other in range(place + 1):
-                product = keep * self.products[place][other] + sum(map(mul, weighted, columns[other]))
-                self.products[place][other] = self.products[other][place] = product
+        own = self._groups.get(group)
+        if own is None:
+            own = self._groups[group] = _Sums(self.features)
+        own.add(columns, targets, weights, weights[0] * self.keep)
+        if len(self._groups) == 1:
+            self.weight, self.targets, self.products = own.weight, own.targets, own.products
+        else:
+            self._add_up()
         self.descend()
+
+    def _add_up(self) -> None:
+        groups = self._groups.values()
+        self.weight = sum(one.weight for one in groups)
+        self.targets = [sum(parts) for parts in zip(*(one.targets for one in groups), strict=True)]
+        self.products = [
+            [sum(parts) for parts in zip(*rows, strict=True)]
+            for rows in zip(*(one.products for one in groups), strict=True)
+        ]
 
     def forget(self, most: float) -> None:
         """Let all pairs so far count for no more than ``most``."""
         if self.weight <= most:
             return
-        keep, self.weight = most / self.weight, most
-        self.products = [[keep * product for product in row] for row in self.products]
-        self.targets = [keep * target for target in self.targets]
+        keep = most / self.weight
+        for one in self._groups.values():
+            one.fade(keep)
+        self._add_up()
+        self.weight = most
 
     def kept(self) -> list[float]:
         """What ``restore`` takes."""
@@ -77,6 +121,9 @@ class NonNegativeFit:
         (self.weight, *rest), features = kept, self.features
         self.coefficients, self.targets = rest[:features], rest[features : 2 * features]
         self.products = [rest[start : start + features] for start in range(2 * features, len(rest), features)]
+        restored = _Sums(features)
+        restored.weight, restored.targets, restored.products = self.weight, self.targets, self.products
+        self._groups = {RESTORED: restored}
         self.forget(most)
 
     def descend(self) -> None:

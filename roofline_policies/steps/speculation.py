@@ -60,12 +60,39 @@ class ShareOf:
         return self.share * self.times.step_s(prefill=prefill, decode=decode, graph=graph)
 
 
+FIRST_GUESS = 0.03
+"""Of what one draft takes, as a share of the target's plain step on the same batch, before any was seen: one layer of
+32. Low on purpose: what is thought to be cheaper than it is gets tried, and known; what is thought dearer would not."""
+
+
+class GuessedDrafts:
+    """Step times of a target whose drafts nobody priced: each draft of a decode step takes FIRST_GUESS of a plain one
+    beside it. What it gets wrong is learned from the steps."""
+
+    def __init__(self, times: StepTimes, share: float = FIRST_GUESS) -> None:
+        self._times = times
+        self._share = share
+        self._plain: tuple[BatchShape, float] = (NOTHING, 0.0)
+
+    def step_s(self, *, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
+        seconds = self._times.step_s(prefill=prefill, decode=decode, graph=graph)
+        if prefill.requests or decode.new_tokens <= decode.requests:
+            return seconds
+        drafts = decode.new_tokens // decode.requests - 1
+        plain = verify_shape(decode.requests, decode.context_tokens - decode.new_tokens, 0)
+        if plain != self._plain[0]:  # policies ask for several numbers of drafts of one batch
+            self._plain = (plain, self._times.step_s(prefill=NOTHING, decode=plain, graph=graph))
+        return seconds + drafts * self._share * self._plain[1]
+
+
 @dataclass(frozen=True, slots=True)
 class Speculation:
     """Speculative decoding with chains of drafts, as it is configured.
 
     draft: step times of what drafts. steps: K, drafts per step. acceptance: which of them the target accepts.
     head: what drafts reads the target's hidden states (EAGLE) rather than being a model of its own.
+    extends_at_zero: whether the draft model keeps up where K is 0, as SGLang has it unless
+        ``SGLANG_SPEC_SKIP_ZERO_STEP_DRAFT_EXTEND`` is set.
 
     The prices take K anew each time, 0 included: there a step is a decode step of the target and a draft-extend.
 
@@ -77,6 +104,7 @@ class Speculation:
     steps: int
     acceptance: Acceptance
     head: bool = False
+    extends_at_zero: bool = True
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -96,13 +124,12 @@ class Speculation:
             middle = BatchShape(requests, requests, context, context, context, requests)
             draft_s = (steps - 1) * self.draft.step_s(prefill=NOTHING, decode=middle, graph=graph)
         rows = verify_shape(requests, context_tokens, steps)
+        verify_s = target.step_s(prefill=NOTHING, decode=rows, graph=graph)
+        if steps == 0 and not self.extends_at_zero:
+            return SpeculativeTime(0.0, verify_s, 0.0)
         # The next draft follows the last accepted token, so one row per request goes through the draft's head.
         extend = rows._replace(logit_rows=requests)
-        return SpeculativeTime(
-            draft_s,
-            target.step_s(prefill=NOTHING, decode=rows, graph=graph),
-            self.draft.step_s(prefill=NOTHING, decode=extend, graph=graph),
-        )
+        return SpeculativeTime(draft_s, verify_s, self.draft.step_s(prefill=NOTHING, decode=extend, graph=graph))
 
     def prefill(
         self, target: StepTimes, prefill: BatchShape, decode: BatchShape = NOTHING, graph: bool = False

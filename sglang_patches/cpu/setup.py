@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sglang_patches.cpu import attention, branches, devices, padding
+from sglang_patches.cpu import attention, branches, devices, drafting, padding
 from sglang_patches.needs import hook
 
-HOOKS = (*attention.HOOKS, *branches.HOOKS)
+HOOKS = (*attention.HOOKS, *drafting.HOOKS, *branches.HOOKS)
 
 
 def prepare() -> None:

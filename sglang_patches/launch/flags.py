@@ -46,7 +46,9 @@ def from_cli_args(server_args: ServerArgs, cls: type, args: argparse.Namespace) 
     if getattr(args, "policy", None) is None:
         return server_args
     from sglang_patches.launch.prepare import prepare
+    from sglang_patches.launch.speculation import FROM_COMMAND_LINE
 
+    setattr(server_args, FROM_COMMAND_LINE, True)
     try:
         prepare(
             server_args,

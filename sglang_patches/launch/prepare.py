@@ -18,6 +18,7 @@ from roofline_policies.errors import InputError
 from roofline_policies.policies.base import Policy
 from roofline_policies.settings.loading import Settings, load
 from sglang_patches.hooks import SCHEDULER_HOOKS, SETTINGS
+from sglang_patches.launch import speculation
 from sglang_patches.launch.http import add_routes
 from sglang_patches.launch.policy_source import Launched, words
 from sglang_patches.launch.reload import MANAGER_HOOKS, pickled
@@ -46,6 +47,7 @@ def prepare(
     check_version(allow_untested)
     named = tuple(name for name in packages.split(",") if name)
     settings = load(policy, overrides=words(overrides), packages=named)
+    speculation.check_algorithm(server_args)
     check_server(server_args, settings)
     if settings.record is not None:
         recorder.check(settings.record, where=settings.source)
@@ -54,6 +56,7 @@ def prepare(
     pickled(settings)
     messages.register()
     apply((*SCHEDULER_HOOKS, *MANAGER_HOOKS))
+    speculation.register()
     setattr(server_args, SETTINGS, settings)
     os.environ[ACTIVE] = "1"
     add_routes(Launched(policy, overrides, named, settings, partial(check_server, server_args)))

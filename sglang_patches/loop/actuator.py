@@ -9,6 +9,7 @@ from roofline_policies.control.chunk import chunk_of_pass
 from sglang_patches.loop.layout import launch_knobs
 from sglang_patches.needs.objects import Batch, Scheduler
 from sglang_patches.requests.batches import running_batches
+from sglang_patches.server.drafts import window_of
 
 
 class Actuator:
@@ -18,6 +19,7 @@ class Actuator:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._launch = launch_knobs(scheduler)
+        self._window = window_of(scheduler)
         self.knobs = self._launch
         self._least_prompt_tokens = max(scheduler.page_size, scheduler.truncation_align_size or 1)
         self._stages = scheduler.server_args.pp_size  # no resolution changes it
@@ -34,13 +36,16 @@ class Actuator:
         if self._only_decodes:
             # Nothing asks there how many may enter: what was prefilled elsewhere joins up to this attribute.
             scheduler.max_running_requests = knobs.max_running_requests
+        if self._window is not None and knobs.speculation_window is not None:
+            self._window.steps = knobs.speculation_window
         self.apply_chunk(scheduler.running_batch)
 
     def apply_chunk(self, running_batch: Batch) -> None:
         """Set the prefill chunk and whether decode rows share it; called every pass, because both follow the batch. And
         the room that is kept for running requests, because SGLang's own estimate of it moves."""
-        ratio = self._scheduler.new_token_ratio_tracker
-        ratio.current = min(ratio.current, self.knobs.new_token_permille / 1000)
+        if self.knobs.new_token_permille:
+            ratio = self._scheduler.new_token_ratio_tracker
+            ratio.current = min(ratio.current, self.knobs.new_token_permille / 1000)
         chunk = chunk_of_pass(self.knobs, self._launch, running_batch.batch_size(), self._least_prompt_tokens)
         if chunk is not None:
             self._scheduler.is_mixed_chunk, self._scheduler.chunked_prefill_size = chunk

@@ -25,16 +25,19 @@ from sglang_patches.loop.loaded import Loaded
 from sglang_patches.loop.reports import Reports
 from sglang_patches.needs.objects import Batch, Request, Scheduler, StepResult
 from sglang_patches.observe.counters import InlineWork
+from sglang_patches.observe.drafts import DraftTotals
+from sglang_patches.observe.drafts import shown as drafts_shown
 from sglang_patches.observe.observer import Observer
 from sglang_patches.observe.recorder import Recorder, of_rank
 from sglang_patches.requests.capacities import Capacities
+from sglang_patches.requests.drafts import DraftWatch
 from sglang_patches.requests.output_watch import OutputWatch
 from sglang_patches.requests.prefill_rate import PrefillWatch
 from sglang_patches.requests.progress import Progress
 from sglang_patches.requests.queues import Queues
-from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import KnobsUpdate, alone, scheduler_index
 from sglang_patches.server.company import Company
+from sglang_patches.server.drafts import drafts_of_step, launched_rows
 from sglang_patches.server.facts import Served, roofline_times
 
 logger = logging.getLogger(__name__)
@@ -65,17 +68,20 @@ class Decider:
         self._company = company
         self._unreported = 0
         self._decided_s = float("-inf")
-        counters, rows_per_request = served.counters, served_model.rows_per_request(scheduler)
+        drafts = drafts_of_step(scheduler)
         self._outputs = OutputWatch()
         times = served.predictor if served.predictor is not None else roofline_times(served, settings)
         self.applier = Applier(scheduler, settings.objectives, times, self.fall_back)
         self._service = PrefillWatch(self.applier.waiting.ticket)
-        self._progress = Progress(settings.objectives.server, rows_per_request, self.applier.promises.slo_of)
+        self._accepted = DraftWatch()
+        self._drafts = None if drafts is None else DraftTotals(launched_rows(scheduler) - 1)
+        slo_of = self.applier.promises.slo_of
+        self._progress = Progress(settings.objectives.server, slo_of, drafts=drafts is not None)
         self.observer = Observer(
             served.model,
             interval=served.interval,
             graph_sizes=served.graph_sizes,
-            rows_per_request=rows_per_request,
+            drafts=drafts,
             inline=_inline(served, scheduler.device),
             tree_cache=scheduler.tree_cache,
             attention=served.attention,
@@ -98,7 +104,7 @@ class Decider:
             settings=settings.controller,
             started_s=time.monotonic(),
             predictor=times,
-            rows_per_request=rows_per_request,
+            rows_per_request=launched_rows(scheduler),
         )
         self._learned = served.learned
         if self._learned is not None:
@@ -107,11 +113,12 @@ class Decider:
         self._most_tokens = launch_knobs(scheduler).prefill_chunk_tokens or scheduler.max_prefill_tokens
         series = scheduler.metrics_reporter.enable_metrics
         self._reports = Reports(
-            self.controller, settings, time.monotonic(), device_uuid=served.device_uuid, series=series
-        )
+            self.controller, settings, time.monotonic(), device_uuid=served.device_uuid, series=series,
+            drafts=self._drafts,
+        )  # fmt: skip
         self._recorder = _recorder(settings)
         self._wrap_forward()
-        work = "counted by the attention kernels" if counters is not None else served.model.provenance.value
+        work = "counted by the attention kernels" if served.counters is not None else served.model.provenance.value
         told = f"Roofline: policy {settings.name} from {settings.source} decides; ceilings: {settings.ceilings.origin}"
         attention = "" if served.attention is None else f"; attention: {served.attention.name}"
         logger.info(plain(f"{told}; work: {work}{attention}"))
@@ -225,9 +232,17 @@ class Decider:
             self._settle = None
             model, self._known = settled
             self.observer.follow(model)
-        if self._active is not None:
-            self.observer.finish(batch, result, time.monotonic())
-            self._progress.finished(batch)
+        controller, now_s = self._active, time.monotonic()
+        if controller is not None:
+            launch, tokens = self.observer.finish(batch, result, now_s), 1.0
+            if launch is not None and launch.window is not None:
+                accepted, classes = self._accepted.finished(batch, result)
+                tokens += sum(accepted) / max(1, len(accepted))
+                if self._drafts is not None:
+                    self._drafts.add(launch.window, accepted)
+                if launch.window and accepted:
+                    controller.observe_drafts(now_s, launch.window, accepted, classes)
+            self._progress.finished(batch, tokens)
             self._outputs.finished(batch)
 
     @timed
@@ -281,7 +296,7 @@ class Decider:
 
     def _answer_s(self, controller: Controller) -> float:
         """Seconds that an answer is expected to take from its first token to its last, as tokens come now."""
-        return (self._outputs.typical() - 1) * controller.token_s
+        return (self._outputs.typical() - 1) * controller.token_s / self._accepted.tokens
 
     def _judge(self, now_s: float) -> Mapping[str, Rank]:
         """Waiting requests that should wait elsewhere."""
@@ -316,6 +331,9 @@ class Decider:
         page["waits_for"] = None if self._company is None else self._company.problem
         page["precision"] = self.observer.precision.value
         page["model"] = dict(self._known)
+        page["drafts"] = None
+        if self._drafts is not None:
+            page["drafts"] = drafts_shown(self.controller, self.controller.view(now_s, queue), self._drafts)
         page["asked_slo"] = self.applier.promises.shown()
         page["policy_time_s"] = self.timer.to_dict()
         page["device_now"] = self._reports.device_now()
@@ -361,8 +379,9 @@ class Decider:
 
     def _queue(self, now_s: float, controller: Controller) -> QueueState:
         outputs, waiting, decode_s = self._outputs, self.applier.waiting, controller.decode.step_s or 0.0
+        tokens = self._accepted.tokens
         need = self._progress.need(
-            now_s, controller.token_s, outputs.least(), expected=outputs.expected, fastest_s=decode_s,
+            now_s, controller.token_s / tokens, outputs.least(), expected=outputs.expected, fastest_s=decode_s / tokens,
             defended_s=controller.knobs.defended_s,
         )  # fmt: skip
         return self._queues.state(

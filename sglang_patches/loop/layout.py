@@ -14,6 +14,7 @@ from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from roofline_policies.contract.decision import Knob, Knobs, Range
 from sglang_patches.needs.objects import Scheduler, ServerArgs
+from sglang_patches.server.drafts import reason_not_to_move, window_of
 
 CHUNK_STEP_TOKENS = 64
 """Tokens; chunks are multiples of this where pages allow it. Matrix products run in tiles of 64 or 128 rows on common
@@ -32,25 +33,31 @@ PERMILLE_STEP = 10
 """Thousandths between two values of ``new_token_permille``; SGLang's own estimate moves by as much in ten passes."""
 
 _ORDER = (Knob.DEADLINE_ORDER, Knob.RELEGATE_FOR_S)
-_OF_DECODE = (Knob.MAX_RUNNING_REQUESTS, Knob.DEFENDED_FROM_US, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK,
-              Knob.NEW_TOKEN_PERMILLE)  # fmt: skip
-_OF_PREFILL = (*_ORDER, Knob.DEFENDED_FROM_US, Knob.PREFILL_CHUNK_TOKENS, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK,
-               Knob.NEW_TOKEN_PERMILLE)  # fmt: skip
+_OF_BOTH = (Knob.DEFENDED_FROM_US, Knob.NEW_TOKEN_PERMILLE, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK)
+_OF_DECODE = (Knob.MAX_RUNNING_REQUESTS, *_OF_BOTH, Knob.SPECULATION_WINDOW)
+_OF_PREFILL = (*_ORDER, Knob.PREFILL_CHUNK_TOKENS, *_OF_BOTH)
 
 
 def launch_knobs(scheduler: Scheduler) -> Knobs:
     """The setting the server was launched with."""
+    window = window_of(scheduler)
     return Knobs(
-        scheduler.max_running_requests, scheduler.chunked_prefill_size, mixed_chunk=bool(scheduler.is_mixed_chunk)
+        scheduler.max_running_requests,
+        scheduler.chunked_prefill_size,
+        mixed_chunk=bool(scheduler.is_mixed_chunk),
+        speculation_window=None if window is None else window.launched,
     )
 
 
-def launch_ranges(scheduler: Scheduler) -> tuple[dict[Knob, Range], dict[Knob, str]]:
-    """What can be moved, with its range, and what cannot, with the reason.
+def launch_ranges(scheduler: Scheduler) -> tuple[dict[Knob, Range], dict[Knob, str], dict[Knob, tuple[int, ...]]]:
+    """What can be moved, with its range; what cannot, with the reason; and where not every value of a range can be run,
+    those that can.
 
-    The launch setting is the upper end of each range: buffers, captured graphs and the KV pool were sized for it.
+    The launch setting is the upper end of each range but that of drafts: buffers, captured graphs and the KV pool were
+    sized for it.
     """
     immovable = reasons(scheduler)
+    choices = dict[Knob, tuple[int, ...]]()
     ranges = {
         Knob.RELEGATE_FOR_S: Range(0, MOST_RELEGATED_S), Knob.DEFENDED_FROM_US: Range(0, MOST_DEFENDED_US),
         Knob.NEW_TOKEN_PERMILLE: Range(0, 1000, PERMILLE_STEP),
@@ -64,7 +71,11 @@ def launch_ranges(scheduler: Scheduler) -> tuple[dict[Knob, Range], dict[Knob, s
         high = max(low, scheduler.chunked_prefill_size)
         step = step if step <= high else low
         ranges[Knob.PREFILL_CHUNK_TOKENS] = Range(step, high, step)
-    return {knob: limits for knob, limits in ranges.items() if knob not in immovable}, immovable
+    window = window_of(scheduler)
+    if window is not None and Knob.SPECULATION_WINDOW not in immovable:
+        ranges[Knob.SPECULATION_WINDOW] = Range(window.windows[0], window.windows[-1])
+        choices[Knob.SPECULATION_WINDOW] = window.windows
+    return {knob: limits for knob, limits in ranges.items() if knob not in immovable}, immovable, choices
 
 
 def reasons(scheduler: Scheduler) -> dict[Knob, str]:
@@ -78,6 +89,8 @@ def reasons(scheduler: Scheduler) -> dict[Knob, str]:
     def idle(reason: str, *knobs: Knob) -> None:
         found.update((knob, reason) for knob in knobs if knob not in found)
 
+    if (reason := reason_not_to_move(scheduler)) is not None:
+        idle(reason, Knob.SPECULATION_WINDOW)
     mode, switches = scheduler.disaggregation_mode, bool(arguments.enable_pd_role_switch)
     apart = mode is not DisaggregationMode.NULL or switches
     if apart and (mode is not DisaggregationMode.DECODE or switches):
@@ -104,7 +117,6 @@ def reasons(scheduler: Scheduler) -> dict[Knob, str]:
         idle(reason, Knob.MIXED_CHUNK)
     if scheduler.new_token_ratio_tracker.min >= scheduler.new_token_ratio_tracker.init:
         idle("SGLang's estimate was fixed at launch (SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR)", Knob.NEW_TOKEN_PERMILLE)
-    idle(_reason_not_to_draft(scheduler), Knob.SPECULATION_WINDOW)
     idle("the weights were loaded in one precision", Knob.QUANT_TIER)
     return found
 
@@ -126,13 +138,6 @@ def not_counted(scheduler: Scheduler) -> tuple[str, ...]:
         (bool(arguments.enable_pdmux), "prefill that shares the device with decode"),
     )
     return tuple(what for there, what in told if there)
-
-
-def _reason_not_to_draft(scheduler: Scheduler) -> str:
-    """Why the number of drafts per step cannot be moved."""
-    if scheduler.spec_algorithm.is_none():
-        return "nothing drafts (--speculative-algorithm)"
-    return "the number of drafts was fixed at launch (--speculative-num-steps)"
 
 
 def _reason_not_to_mix(scheduler: Scheduler) -> str | None:

@@ -9,6 +9,7 @@ from roofline_policies.control.controller import Controller, State
 from roofline_policies.control.status import log_line
 from roofline_policies.settings.loading import Settings
 from sglang_patches.observe.device_watch import DeviceWatch
+from sglang_patches.observe.drafts import DraftTotals
 from sglang_patches.observe.metrics import Metrics
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import scheduler_index
@@ -20,11 +21,13 @@ class Reports:
     """Tells where one controller stands. ``due`` is called in every pass that decides or idles, and costs little.
 
     device_uuid: the device whose clock the ceilings follow, None for none. series: whether /metrics is served.
+    drafts: what is counted of them, None where nothing drafts.
     """
 
     def __init__(
-        self, controller: Controller, settings: Settings, now_s: float, *, device_uuid: str | None, series: bool
-    ) -> None:
+        self, controller: Controller, settings: Settings, now_s: float, *, device_uuid: str | None, series: bool,
+        drafts: DraftTotals | None = None,
+    ) -> None:  # fmt: skip
         self._controller, self._settings = controller, settings
         self._next_s = now_s + settings.log_interval_s
         self._told: tuple[int, State] = (0, State.ACTIVE)
@@ -33,7 +36,7 @@ class Reports:
         self._metrics: Metrics | None = None
         if series:
             rank = scheduler_index()
-            self._metrics = Metrics(controller, model_name=served_model.name(), dp_rank=rank)
+            self._metrics = Metrics(controller, model_name=served_model.name(), dp_rank=rank, drafts=drafts)
 
     def adopt(self, settings: Settings) -> None:
         """Go on under other settings, with a line at once."""

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from sglang_patches.needs.layers import AttentionLayer, ForwardBatch, KvPool, NativeBackend, RowsOfRequests, WindowPool
+from sglang_patches.needs.layers import (
+    AttentionLayer,
+    DraftBackendFactory,
+    DraftRunner,
+    DraftsToVerify,
+    ForwardBatch,
+    KvPool,
+    NativeBackend,
+    RowsOfRequests,
+    WindowPool,
+)
 from sglang_patches.needs.objects import (
     Adder,
     Batch,
@@ -93,6 +103,9 @@ OTHER_CLASSES: Mapping[type, str] = MappingProxyType({
     RowsOfRequests: f"{SRT}.mem_cache.memory_pool.ReqToTokenPool",
     NativeBackend: f"{SRT}.layers.attention.torch_native_backend.TorchNativeAttnBackend",
     ForwardBatch: f"{SRT}.model_executor.forward_batch_info.ForwardBatch",
+    DraftsToVerify: f"{SRT}.speculative.eagle_info.EagleVerifyInput",
+    DraftRunner: f"{SRT}.model_executor.model_runner.ModelRunner",
+    DraftBackendFactory: f"{SRT}.speculative.draft_utils.DraftBackendFactory",
 })  # fmt: skip
 """Those that not every server needs: its ways to be started, the virtual one, and what a CPU runs.
 

@@ -58,15 +58,40 @@ class NativeBackend(Protocol):
     swa_out_cache_loc: torch.Tensor | None  # int [new rows], where a windowed layer stores them
 
 
+class DraftsToVerify(Protocol):
+    """Drafts of a batch that the target verifies, and of other batches that speculation runs."""
+
+    draft_token_num: int  # nodes of each request's tree, the settled token among them
+    tree_topk: int  # 1: every tree is a chain
+    custom_mask: torch.Tensor  # bool [requests x nodes x nodes], which nodes a node sees
+
+
 class ForwardBatch(Protocol):
     """A batch as a model's layers see it."""
 
+    forward_mode: Any  # a ForwardMode
+    batch_size: int  # requests
+    spec_info: Any  # a DraftsToVerify where the mode says so; None without speculation
     out_cache_loc: torch.Tensor  # int [new rows], where they are stored
     req_pool_indices: torch.Tensor  # int [requests]
     seq_lens: torch.Tensor  # int [requests], new rows included
     extend_prefix_lens: torch.Tensor | None  # int [requests]; None in decode
     extend_seq_lens: torch.Tensor | None  # int [requests], new rows; None in decode
     encoder_lens: torch.Tensor | None  # None: there is no encoder
+
+
+class DraftRunner(Protocol):
+    """What runs a draft model."""
+
+    req_to_token_pool: RowsOfRequests
+
+
+class DraftBackendFactory(Protocol):
+    """Makes the attention of a draft model."""
+
+    draft_model_runner: DraftRunner
+    topk: int  # branches of a tree at each step
+    speculative_num_steps: int  # tokens drafted in a row
 
 
 class QuantizedLayer(Protocol):

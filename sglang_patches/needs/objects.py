@@ -36,6 +36,7 @@ class ServerArgs(Protocol):
     enable_hisparse: bool  # sparse KV cache
     speculative_algorithm: str | None  # None: nothing drafts
     speculative_num_draft_tokens: int | None  # rows that a verify step runs per request
+    speculative_draft_model_path: str | None  # folder or name of the model that drafts
     speculative_num_steps: int | None  # drafts per chain
     speculative_eagle_topk: int | None  # branches per draft
     tp_size: int  # ranks of tensor parallelism
@@ -267,6 +268,7 @@ class StepResult(Protocol):
     """The result of a step."""
 
     can_run_cuda_graph: bool  # it replayed a CUDA graph
+    num_correct_drafts_per_req_cpu: list[int] | None  # drafts accepted of each request, once it was processed
 
 
 class TimeStats(Protocol):

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from roofline_policies.contract.decision import Knob
 from roofline_policies.contract.view import ForwardMode
 from roofline_policies.control.controller import Controller, State
+from sglang_patches.observe.drafts import DraftTotals, draft_s, prices, window_now
 
 PUBLISH_EVERY_S = 0.5
 """Most age in seconds of a gauge while the server is busy. When nothing is left to do they are set at once. Scrapes
@@ -44,7 +45,9 @@ class Metrics:
     shares; no colon, which is for recording rules.
     """
 
-    def __init__(self, controller: Controller, *, model_name: str, dp_rank: int) -> None:
+    def __init__(
+        self, controller: Controller, *, model_name: str, dp_rank: int, drafts: DraftTotals | None = None
+    ) -> None:
         from prometheus_client import Counter, Gauge, Histogram
 
         served = ("model_name", "dp_rank")
@@ -86,6 +89,18 @@ class Metrics:
         self._loop_s = Histogram(
             "roofline_loop_seconds", "Time the loop takes per iteration.", served, buckets=LOOP_BUCKETS_S
         ).labels(*values)
+        self._drafts = drafts
+        if drafts is not None:
+            moves = Knob.SPECULATION_WINDOW in controller.bounds.ranges
+            windows = controller.bounds.values(Knob.SPECULATION_WINDOW) if moves else (drafts.launched,)
+            ratio = gauge("draft_acceptance_ratio", "Share accepted of the drafts that got there.", "position")
+            steps = Counter("roofline_draft_steps_total", "Decode steps by drafts per request.", [*served, "window"])
+            self._positions = [ratio.labels(*values, str(place + 1)) for place in range(max(windows))]
+            self._steps = {window: steps.labels(*values, str(window)) for window in windows}
+            self._drafted = Counter("roofline_drafts_total", "Drafts verified.", served).labels(*values)
+            self._accepted = Counter("roofline_drafts_accepted_total", "Drafts accepted.", served).labels(*values)
+            self._draft_s = gauge("draft_seconds", "What a draft adds to a step now, predicted.").labels(*values)
+            self._yield = gauge("step_tokens", "Tokens that a decode step yields per request.").labels(*values)
         totals = {key: Counter(name, text, [*served, "phase"]) for key, (name, text) in TOTALS.items()}
         self._totals = {
             phase: {key: counter.labels(*values, phase.value) for key, counter in totals.items()} for phase in phases
@@ -122,6 +137,8 @@ class Metrics:
         for kind, shown_late in controller.lateness.shown(now_s).items():
             self._tightening[kind].set(shown_late.tightened)
             self._late[kind].set(shown_late.late or 0.0)
+        if self._drafts is not None:
+            self._set_drafts(self._drafts, controller, now_s, busy=busy)
         learned = controller.in_flight
         shown, lines = learned.shown, learned.lines
         for mode, phase in controller.phases.items():
@@ -133,6 +150,17 @@ class Metrics:
             self._intensity[mode].set(0.0 if point is None else point.intensity_flops_per_byte)
             for key, total in phase.totals().items():
                 self._up_to(self._totals[mode][key], (mode, key), total)
+
+    def _set_drafts(self, drafts: DraftTotals, controller: Controller, now_s: float, *, busy: bool) -> None:
+        for gauge, share in zip(self._positions, controller.acceptance.of_mix(), strict=False):
+            gauge.set(share)
+        for window, counter in self._steps.items():
+            self._up_to(counter, ("draft steps", window), drafts.by_window.get(window, 0))
+        self._up_to(self._drafted, "drafted", drafts.drafted)
+        self._up_to(self._accepted, "accepted", drafts.accepted)
+        view = controller.view(now_s, controller.queue) if busy else None
+        self._draft_s.set(0.0 if view is None else draft_s(prices(view), window_now(view, drafts)) or 0.0)
+        self._yield.set(0.0 if view is None else view.tokens_per_request or 0.0)
 
     def _up_to(self, counter: object, key: object, total: float) -> None:
         more = total - self._counted.get(key, 0)

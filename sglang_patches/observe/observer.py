@@ -35,6 +35,8 @@ class Launch:
     prefill, decode: its prompts, and its rows that decode. shape: both together.
     after_idle: nothing ran before it. interval: its time, once its forward pass has begun.
     alone: no prompts of another rank are in its time.
+    window: drafts per request that it verifies, None where it has none to speak of. lengths: tokens of each request
+        before it, where drafts are verified. accepted: drafts that were, per request, once its result was processed.
     reading, totals: what the attention kernels had counted when its forward pass ended; totals once it has arrived.
     predicted_s, margin, gap: see IterationRecord.
     """
@@ -52,6 +54,9 @@ class Launch:
     predicted_s: float | None = None
     margin: float | None = None
     gap: PlannedGap | None = None
+    window: int | None = None
+    lengths: Sequence[int] = ()
+    accepted: Sequence[int] | None = None
 
     def arrived(self) -> bool:
         """Whether what was counted is known, or nothing counts; a reading that came to nothing is ``lost``."""
@@ -69,7 +74,7 @@ class Observer:
 
     model: the shape that one rank of the server runs. interval: starts the time of a forward pass.
     graph_sizes: captured decode batch sizes, sorted.
-    rows_per_request: rows a decode step runs per request; more than one when drafts are verified.
+    drafts: how many drafts per request the next decode step of so many requests verifies; None where nothing drafts.
     inline: where the attention kernels count; without it work follows from shapes.
     tree_cache: SGLang's prefix cache, which knows what running requests share.
     attention: the kernels that run; without them the scores that are seen are all that is counted as issued.
@@ -83,7 +88,7 @@ class Observer:
         *,
         interval: Callable[[], Interval],
         graph_sizes: Sequence[int] = (),
-        rows_per_request: int = 1,
+        drafts: Callable[[int], int] | None = None,
         inline: InlineWork | None = None,
         tree_cache: TreeCache | None = None,
         attention: Backends | None = None,
@@ -94,7 +99,7 @@ class Observer:
         self._model = model
         self._interval = interval
         self._graph_sizes = graph_sizes
-        self._rows_per_request = rows_per_request
+        self._drafts = drafts
         self._inline = inline
         self._attention = attention
         self._linear = linear
@@ -155,10 +160,12 @@ class Observer:
         mode = _mode(batch)
         if mode is None:
             return None
-        prefill, decode = self._shapes(batch, mode)
+        window = self._drafts(len(batch.reqs)) if self._drafts is not None and mode is ForwardMode.DECODE else None
+        lengths = _lengths(batch) if mode is ForwardMode.DECODE else ()
+        prefill, decode = self._shapes(batch, mode, lengths, (window or 0) + 1)
         # Tuples of sums add slowly; most steps are of one kind.
         shape = decode if not prefill.requests else prefill if not decode.requests else prefill + decode
-        self._current = Launch(mode, prefill, decode, shape)
+        self._current = Launch(mode, prefill, decode, shape, window=window, lengths=lengths if window else ())
         stats = batch.prefill_stats
         if mode is not ForwardMode.DECODE and stats is not None:
             self._hit_tokens += stats.log_hit_tokens
@@ -185,16 +192,19 @@ class Observer:
             self._launched[batch.forward_iter] = launch
         return launch
 
-    def finish(self, batch: Batch, result: StepResult, now_s: float) -> None:
-        """Note that the result of a batch was processed, which is when its forward pass is over."""
+    def finish(self, batch: Batch, result: StepResult, now_s: float) -> Launch | None:
+        """Note that the result of a batch was processed, which is when its forward pass is over. Returns what
+        ``launch`` did, None where it was not followed."""
         launched = self._launched.pop(batch.forward_iter, None)
         if launched is not None and launched.interval is not None:
+            launched.accepted = None if launched.window is None else result.num_correct_drafts_per_req_cpu
             graph = bool(getattr(result, "can_run_cuda_graph", False))
             # Readings share a little memory, so they are taken as they arrive; records may wait for a decision.
             self._unread.append(launched)
             while self._unread and self._unread[0].arrived():
                 self._unread.popleft()
             self._finished.append((launched, launched.interval, batch.forward_iter, graph, now_s))
+        return launched
 
     @property
     def finished(self) -> int:
@@ -220,9 +230,15 @@ class Observer:
     ) -> IterationRecord:
         last_s, self._last_done_s = self._last_done_s, done_s
         step_s = seconds if last_s is None or launched.after_idle else done_s - last_s
-        shape = self._padded(launched.shape) if graph and launched.mode is ForwardMode.DECODE else launched.shape
+        padded = graph and launched.mode is ForwardMode.DECODE
+        shape = self._padded(launched.shape, (launched.window or 0) + 1) if padded else launched.shape
         work = self._work(launched, shape, graph)
-        if self._rows_per_request > 1 or self.not_counted:
+        if launched.accepted is not None and launched.lengths:
+            # Issued are all rows; drafts that were rejected brought nobody a token.
+            kept = [(count + 1, before) for count, before in zip(launched.accepted, launched.lengths, strict=True)]
+            useful = BatchShape.of(prefill=kept, all_logits=True)
+            work = work._replace(useful=self._models[1].work(useful, form=Form.ABSORBED).useful)
+        if self._drafts is not None or self.not_counted:
             # The target model's verify step is exact, the draft model beside it is not counted.
             work = work._replace(provenance=frozenset({Provenance.ESTIMATED}))
         return IterationRecord(
@@ -243,6 +259,8 @@ class Observer:
             margin=launched.margin,
             gap=launched.gap,
             told_s=told_s,
+            window=launched.window,
+            accepted=None if launched.accepted is None else sum(launched.accepted),
         )
 
     def _work(self, launched: Launch, shape: BatchShape, graph: bool) -> Work:
@@ -265,10 +283,12 @@ class Observer:
         counted_once: int = self._tree_cache.protected_size()
         return max(0, locked - counted_once)
 
-    def _shapes(self, batch: Batch, mode: ForwardMode) -> tuple[BatchShape, BatchShape]:
-        """Prompts, and rows that decode."""
+    def _shapes(
+        self, batch: Batch, mode: ForwardMode, lengths: Sequence[int], width: int
+    ) -> tuple[BatchShape, BatchShape]:
+        """Prompts, and rows that decode. lengths, width: of a decode batch, as ``_decode_shape`` takes them."""
         if mode is ForwardMode.DECODE:
-            return EMPTY, self._decode_shape(batch)
+            return EMPTY, self._decode_shape(batch, lengths, width)
         # A mixed batch lists its decode rows behind the prompts, with one new token each.
         rows = tuple(zip(batch.extend_lens, batch.prefix_lens, strict=True))
         prompts = len(rows) - len(batch.decoding_reqs or ())
@@ -288,13 +308,13 @@ class Observer:
             masked_flops=whole.masked_flops - prefill.masked_flops,
         )
 
-    def _decode_shape(self, batch: Batch) -> BatchShape:
+    def _decode_shape(self, batch: Batch, lengths: Sequence[int], width: int) -> BatchShape:
+        """width: rows per request. lengths: tokens of each; where drafts can be verified those before the step, else
+        with the one that it computes."""
         requests = len(batch.reqs)
-        width = self._rows_per_request
-        # Backends that need no lengths on the host do not have them here; what a request knows lags by a step at most.
-        known = batch.seq_lens_cpu
-        lengths = [request.seqlen for request in batch.reqs] if known is None else known.tolist()
         if width == 1:
+            if self._drafts is not None:
+                lengths = [length + 1 for length in lengths]
             context = sum(lengths)
             shared = self._shared_tokens(batch.reqs)
             shape = BatchShape(requests, requests, context, context, context, requests, shared_tokens=shared)
@@ -308,11 +328,11 @@ class Observer:
         rows = [(width, length) for length in lengths]
         return BatchShape.of(prefill=rows, all_logits=True, attention=self._attention)
 
-    def _padded(self, shape: BatchShape) -> BatchShape:
+    def _padded(self, shape: BatchShape, width: int) -> BatchShape:
         index = bisect_left(self._graph_sizes, shape.requests)
         if index == len(self._graph_sizes):
             return shape
-        requests, width = self._graph_sizes[index] - shape.requests, self._rows_per_request
+        requests = self._graph_sizes[index] - shape.requests
         masked_flops = shape.masked_flops
         if self._attention is not None and requests:
             masked_flops += (
@@ -338,6 +358,13 @@ def head_rows(batch: Batch) -> list[int] | None:
     if not batch.return_logprob or starts is None:
         return None
     return [max(1, new - start) for new, start in zip(batch.extend_lens, starts, strict=True)]
+
+
+def _lengths(batch: Batch) -> list[int]:
+    """Tokens of each request of a decode batch."""
+    # Backends that need no lengths on the host do not have them here; what a request knows lags by a step at most.
+    known = batch.seq_lens_cpu
+    return [request.seqlen for request in batch.reqs] if known is None else known.tolist()
 
 
 def _mode(batch: Batch) -> ForwardMode | None:

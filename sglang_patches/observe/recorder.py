@@ -97,6 +97,8 @@ def line(record: IterationRecord, *, running: int = 0, waiting: int = 0) -> str:
             "step_s": record.step_s,
             "predicted_s": record.predicted_s,
             "margin": record.margin,
+            "window": record.window,
+            "accepted": record.accepted,
             # After a pause there is no previous step to count from, and the observer takes the forward pass alone.
             "after_idle": record.step_s == record.seconds,
             "running": running,

@@ -15,19 +15,20 @@ NOTHING = Need(None, None, None)
 class Progress:
     """Follows one scheduler's batches from their launch to their result. Decode steps cost O(1), others O(prompts).
 
-    rows_per_request: rows that a decode step runs per request. With more than one a step may yield several tokens, and
-        nothing is said of due times.
+    drafts: a decode step may yield several tokens per request. All are taken to get as many as they get in the mean, so
+        that a request whose drafts fail is further behind than is known; nothing is said of ``slack_s``.
     slo_of: what a request was promised; None where nothing is asked of ``need``.
     """
 
-    def __init__(self, slo: Slo, rows_per_request: int, slo_of: Callable[[Request], Slo] | None = None) -> None:
+    def __init__(self, slo: Slo, slo_of: Callable[[Request], Slo] | None = None, *, drafts: bool = False) -> None:
         self.context_tokens = 0
         self._slo_of = slo_of
         self._targets: RunningTargets[Request] | None = None
-        if slo_of is not None and rows_per_request == 1:
+        if slo_of is not None:
             self._targets = RunningTargets(_gone)
         self._slo = slo
-        self._one_token = rows_per_request == 1
+        self._one_token = not drafts
+        self._owed = 0.0
         self._deadlines = self._due_times(slo)
         self._joining: dict[int, list[Request]] = {}
 
@@ -65,14 +66,17 @@ class Progress:
                 arrival_s = request.time_stats.scheduler_recv_time
                 self._targets.join(request, self._slo_of(request), arrival_s, ends_s, len(request.output_ids) + 1)
 
-    def finished(self, batch: Batch) -> None:
-        """Note that a batch's result was processed: its rows have their tokens."""
+    def finished(self, batch: Batch, tokens: float = 1.0) -> None:
+        """Note that a batch's result was processed: its rows have their tokens, so many of a request in the mean."""
         mode = batch.forward_mode
         if mode.is_decode() or mode.is_mixed():
             if self._deadlines is not None:
                 self._deadlines.step()
             if self._targets is not None:
-                self._targets.step()
+                self._owed += tokens
+                while self._owed >= 1.0:
+                    self._targets.step()
+                    self._owed -= 1.0
         for request in self._joining.pop(batch.forward_iter, ()):
             if not _gone(request):
                 self._join(request)

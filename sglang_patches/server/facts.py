@@ -24,6 +24,7 @@ from sglang_patches.observe.clocks import DeviceInterval, HostInterval, Interval
 from sglang_patches.observe.counters import Counters
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import ranks
+from sglang_patches.server.drafts import launched_rows
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def _predictor(
         logger.log(level, f"Roofline: {told}")
         return None
     logger.info(f"Roofline: step times are predicted with the {efficiency.device}'s efficiencies ({efficiency.date}).")
-    if served_model.rows_per_request(scheduler) > 1:
+    if launched_rows(scheduler) > 1:
         logger.info("Roofline: drafts are not predicted; what they take beside the target is learned from their steps.")
     for sentence in predictor.stand_ins:
         logger.info(f"Roofline: {sentence}.")

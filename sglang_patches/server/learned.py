@@ -12,8 +12,8 @@ from roofline_policies.settings.loading import AUTO, Settings
 from roofline_policies.steps.learned_file import LearnedFile, default_file
 from roofline_policies.steps.predictor import StepPredictor
 from sglang_patches.needs.objects import Scheduler
-from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import ranks, scheduler_index
+from sglang_patches.server.drafts import launched_rows
 from sglang_patches.server.facts import Served
 
 
@@ -49,7 +49,7 @@ def key_of(scheduler: Scheduler, settings: Settings, served: Served) -> dict[str
             "attention dp": parallel.attn_dp_size,
             "attention": None if served.attention is None else served.attention.name,
             "graphs": max(served.graph_sizes, default=0),
-            "rows per request": served_model.rows_per_request(scheduler),
+            "rows per request": launched_rows(scheduler),
         },
         "sglang": version("sglang"),
     }

@@ -160,13 +160,6 @@ def attention_names(tp_worker: TargetWorker) -> tuple[str, str]:
     return runner.prefill_attention_backend_str, runner.decode_attention_backend_str
 
 
-def rows_per_request(scheduler: Scheduler) -> int:
-    """Rows that a decode step runs per request: one, or the draft tokens that a speculative server verifies."""
-    if scheduler.spec_algorithm.is_none():
-        return 1
-    return int(scheduler.server_args.speculative_num_draft_tokens or 1)
-
-
 def name() -> str:
     """The name under which the model is served, as SGLang's own metrics label it."""
     serving: Serving = get_serving()

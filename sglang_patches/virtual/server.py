@@ -31,7 +31,13 @@ from sglang_patches.requests.capacities import Capacities, kv_share
 from sglang_patches.server.facts import Served
 from sglang_patches.virtual.clock import EPOCH_S, VirtualClock, VirtualTime, replace_clocks
 from sglang_patches.virtual.events import VirtualDeviceModule, VirtualInterval
-from sglang_patches.virtual.speculative import SpeculativeWorker, check_launched, replace_drafting
+from sglang_patches.virtual.speculative import (
+    AbsentDraft,
+    MovingWindow,
+    SpeculativeWorker,
+    check_launched,
+    replace_drafting,
+)
 from sglang_patches.virtual.stand_ins import EOS_TOKEN, connect, write_model
 from sglang_patches.virtual.traffic import VirtualTraffic
 from sglang_patches.virtual.worker import VirtualWorker
@@ -164,20 +170,32 @@ class VirtualServer:
         host: HostTime,
         speculation: Speculation | None = None,
         attention: Backends | None = None,
+        moving: MovingWindow | None = None,
+        true_times: StepTimes | None = None,
     ) -> VirtualWorker:
         """Put the modelled device in the place of the worker. Before ``attach``.
 
-        attention: the kernels that its steps run.
+        attention: the kernels that its steps run. true_times: ``times`` before any price, for one who foresees steps.
 
-        speculation: for a server that was launched with ``speculative_args``, and for no other.
+        speculation: for a server that was launched with ``speculative_args``, and for no other. moving: how K moves,
+            up to that of the speculation; None: it stays.
 
         Raises:
             InputError: the server was launched for another speculation.
         """
         scheduler, device = self.scheduler, self.device
         check_launched(scheduler, speculation)
-        kind = VirtualWorker if speculation is None else partial(SpeculativeWorker, speculation=speculation)
-        worker = kind(
+        kind: Any = VirtualWorker
+        if speculation is not None:
+            draft = scheduler.model_worker
+            assert isinstance(draft, AbsentDraft)
+            if moving is not None and moving.rule is not None:
+                draft.move_by(moving.rule, moving.start, self.graph_sizes)
+            foresight = moving.windows if moving is not None and moving.rule is None else None
+            kind = partial(
+                SpeculativeWorker, speculation=speculation, draft=draft, foresight=foresight, true_times=true_times
+            )
+        worker: VirtualWorker = kind(
             self.clock, self.traffic, times, host, eos_token=EOS_TOKEN,
             prefill_graph_tokens=device.prefill_graph_tokens,
             synchronous=self._synchronous,

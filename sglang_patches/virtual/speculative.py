@@ -4,14 +4,19 @@ The server is launched as STANDALONE or EAGLE with chains of drafts, so the sche
 processing take the paths they take on CUDA. Replaced are the worker that would build and run the draft model, the
 kernel that writes slots, and the rule that turns the overlap schedule off on a CPU, which this device only seems to be.
 
-Not modelled: trees of drafts; what sampling changes in acceptance; SGLang's own choice of K at run time; the memory of
-the draft model, for which ``kv_tokens`` must leave room; host time of drafting, beyond what HostTime says of a step.
+K moves at run time as SGLang moves it: its ``AdaptiveController`` asks a rule before each decode step, and tells the
+rule of each result. A switch costs nothing here; on CUDA it swaps attributes.
+
+Not modelled: trees of drafts; what sampling changes in acceptance; the memory of the draft model, for which
+``kv_tokens`` must leave room; host time of drafting, beyond what HostTime says of a step; a draft model that has to
+catch up where it was left behind at K = 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +24,7 @@ from sglang.srt.arg_groups import speculative_hook
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.mem_cache import allocation
+from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.eagle_info import EagleDraftInput
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
@@ -26,8 +32,9 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from roofline_policies.errors import InputError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.steps.speculation import Speculation
+from roofline_policies.steps.times import StepTimes
 from sglang_patches.needs.objects import Scheduler, ServerArgs, TargetWorker, VirtualBatch
-from sglang_patches.virtual.accepted import AcceptedRuns
+from sglang_patches.virtual.accepted import AcceptedRuns, Integers
 from sglang_patches.virtual.worker import MIDDLE_TOKEN, VirtualWorker
 
 HEAD, MODEL = "EAGLE", "STANDALONE"
@@ -96,6 +103,40 @@ def write_slots(
     req_to_token.numpy()[req_pool_indices.numpy()[request], column] = out_cache_loc.numpy()
 
 
+class WindowRule(Protocol):
+    """Chooses K: what SGLang calls ``AdaptiveSpecPolicy``."""
+
+    @property
+    def candidate_steps(self) -> list[int]:
+        """All K that it may choose."""
+        ...
+
+    def set_cuda_graph_bs(self, cuda_graph_bs: list[int] | None) -> None:
+        """Batch sizes of captured graphs; None: nothing is captured."""
+        ...
+
+    def get_steps_for_batch(self, batch_size: int) -> int:
+        """K of the next step."""
+        ...
+
+    def on_verify_complete(self, num_correct_drafts_per_req: list[int], batch_size: int) -> int | None:
+        """A result is there; another K from now on, or None."""
+        ...
+
+    def cuda_graph_bs_for_step(self, step: int) -> list[int] | None:
+        """Batch sizes that may meet this K; None: nothing is captured."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MovingWindow:
+    """How K moves. windows: what it moves among, ascending. start: the first. rule: what chooses; None: foresight."""
+
+    windows: tuple[int, ...]
+    start: int
+    rule: WindowRule | None
+
+
 class GpuAttention:
     """What the scheduler asks of attention kernels: whether they need lengths on the host. Those of the predicted
     devices (FA3 and Triton) do not, so the next step is launched without waiting for a verify step."""
@@ -103,14 +144,53 @@ class GpuAttention:
     needs_cpu_seq_lens = False
 
 
+class _NoState:
+    """What SGLang keeps ready for one K: nothing but K."""
+
+    def __init__(self, steps: int) -> None:
+        self.speculative_num_steps = steps
+
+
 class AbsentDraft(BaseSpecWorker):  # type: ignore[misc]  # SGLang is not typed
-    """The worker in which SGLang would build its draft model, without one. What runs is SpeculativeWorker."""
+    """The worker in which SGLang would build its draft model, without one. What runs is SpeculativeWorker.
+
+    speculative_num_steps: K of the next step. adaptive_controller: SGLang's, which moves it; None: it stays.
+    """
 
     draft_worker = None
 
     def __init__(self, server_args: ServerArgs, gpu_id: int, nccl_port: int, target_worker: TargetWorker) -> None:
         super().__init__()
         self._target_worker = target_worker
+        self.speculative_num_steps = int(server_args.speculative_num_steps or 0)
+        self.adaptive_controller: AdaptiveController | None = None
+
+    def move_by(self, rule: WindowRule, start: int, graph_sizes: Sequence[int] = ()) -> None:
+        """Have a rule of SGLang's protocol choose K from now on, ``start`` being the first.
+
+        graph_sizes: batch sizes that SGLang would capture.
+        """
+        self.speculative_num_steps = start
+        self.adaptive_controller = AdaptiveController(self, rule)
+        self.adaptive_controller.init_states(list(graph_sizes) or None)
+
+    def build_adaptive_runtime_state(self, speculative_num_steps: int, **sizes: Any) -> _NoState:
+        """SGLang's protocol of a worker whose K moves."""
+        return _NoState(speculative_num_steps)
+
+    def apply_runtime_state(self, state: _NoState) -> None:
+        """The same."""
+        self.speculative_num_steps = state.speculative_num_steps
+
+    def activate_step_by_batch(self, batch_size: int) -> None:
+        """Called before each decode step."""
+        if self.adaptive_controller is not None:
+            self.adaptive_controller.activate_step_by_batch(batch_size)
+
+    def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
+        """Called with each result."""
+        if self.adaptive_controller is not None:
+            self.adaptive_controller.on_verify_complete(num_correct_drafts_per_req, batch_size=batch_size)
 
     @property
     def spec_v2_attn_backends(self) -> tuple[type[GpuAttention]]:
@@ -120,19 +200,36 @@ class AbsentDraft(BaseSpecWorker):  # type: ignore[misc]  # SGLang is not typed
 class SpeculativeWorker(VirtualWorker):
     """Takes the time of drafting and verifying, and yields as many tokens as are accepted.
 
+    draft: the worker that says how many are drafted. foresight: K of each step is the best one, see StepOracle, of
+        these, in place of what ``draft`` says; None: it is not. true_times: of the target, before any price.
+
     accepted: how often runs of 0, 1, ... drafts were accepted, over requests and steps. Counted as the device sees it:
     under the overlap schedule a request that has ended runs once more, and runs go on past its end.
+    drafted: the same of how often K drafts were verified for a request, K = 0, 1, ...
     """
 
-    def __init__(self, *args: Any, speculation: Speculation, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        speculation: Speculation,
+        draft: AbsentDraft | None = None,
+        foresight: Sequence[int] | None = None,
+        true_times: StepTimes | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._speculation = speculation
+        self._draft = draft
+        self._foresight = foresight
+        self._true_times = true_times or self._times
         requests = self._traffic.requests
         self._row = {rid: row for row, rid in enumerate(requests)}
         self._prompts = np.array([request.prompt_tokens for request in requests.values()])
         self._ends = self._prompts + [request.output_tokens - 1 for request in requests.values()]
-        self._runs = AcceptedRuns(speculation.acceptance, list(requests))
+        priorities = [request.priority for request in requests.values()]
+        self._runs = AcceptedRuns(speculation.acceptance, list(requests), priorities)
         self.accepted = np.zeros(speculation.steps + 1, np.int64)
+        self.drafted = np.zeros(speculation.steps + 1, np.int64)
 
     def forward_batch_generation(
         self, batch: VirtualBatch, on_publish: Callable[[torch.Tensor], None] | None = None, **kwargs: Any
@@ -153,15 +250,16 @@ class SpeculativeWorker(VirtualWorker):
         return self._speculation.prefill(self._times, prefill, decode, graph).total_s
 
     def _verify(self, batch: VirtualBatch) -> tuple[GenerationBatchResult, torch.Tensor]:
-        steps = self._speculation.steps
         lengths = batch.seq_lens.numpy()
         count, context = len(lengths), int(lengths.sum())
+        rows, second = np.array([self._row[req.rid] for req in batch.reqs]), self._traffic.next_step_s()
+        steps = self._window(rows, context, second)
         self._queue(self._speculation.decode(self._times, count, context, steps).total_s, count)
         self.deferrals += self._prompts_wait()
-        rows = np.array([self._row[req.rid] for req in batch.reqs])
         # The token at ``lengths`` was sampled in the step before; the first that is drafted now stands behind it.
-        accepted = self._runs.of(rows, lengths + 1 - self._prompts[rows], steps)
+        accepted = self._runs.of(rows, lengths + 1 - self._prompts[rows], steps, second)
         self.accepted += np.bincount(accepted, minlength=len(self.accepted))
+        self.drafted[steps] += count
         places = lengths[:, None] + np.arange(1, steps + 2)
         tokens = np.where(places >= self._ends[rows, None], self._eos, MIDDLE_TOKEN)
         accept_lens = torch.from_numpy((accepted + 1).astype(np.int32))
@@ -174,6 +272,28 @@ class SpeculativeWorker(VirtualWorker):
             can_run_cuda_graph=True,
         )
         return result, torch.from_numpy(tokens[np.arange(count), accepted])
+
+    def _window(self, rows: Integers, context: int, second: float) -> int:
+        """K of the step that is being launched."""
+        if self._foresight is not None:
+            return self._best(self._foresight, rows, context, second)
+        if self._draft is None:
+            return self._speculation.steps
+        self._draft.activate_step_by_batch(len(rows))
+        return self._draft.speculative_num_steps
+
+    def _best(self, windows: Sequence[int], rows: Integers, context: int, second: float) -> int:
+        """K with most tokens per second of this very step, by the true acceptance of its requests and the true price:
+        what no server can know. It does not look beyond the step."""
+        count = len(rows)
+        reaching = np.cumprod(self._runs.chances(rows, max(windows), second), axis=1).sum(axis=0)
+        least_s = self._host.seconds(count)  # under overlap a step hides behind the host's own time
+
+        def speed(steps: int) -> float:
+            seconds = self._speculation.decode(self._true_times, count, context, steps).total_s
+            return float(count + reaching[:steps].sum()) / max(seconds, least_s)
+
+        return max(windows, key=speed)
 
 
 def _draft_input(batch: VirtualBatch, bonus: torch.Tensor) -> EagleDraftInput:

@@ -78,7 +78,7 @@ def iteration(request):
     promises, outputs = Promises(settings.objectives), OutputWatch()
     waiting = Waiting(scheduler, promises, times)
     service = PrefillWatch(waiting.ticket)
-    progress = Progress(settings.objectives.server, 1, promises.slo_of)
+    progress = Progress(settings.objectives.server, promises.slo_of)
     controller = Controller(
         settings.policy, ceilings=settings.ceilings, bounds=Bounds(*launch_ranges(scheduler)),
         launch=launch_knobs(scheduler), slo=settings.objectives.server, settings=settings.controller, started_s=0.0,

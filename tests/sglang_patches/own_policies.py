@@ -81,3 +81,14 @@ class FailsUnspeakably:
 
     def propose(self, view):
         raise Mute
+
+
+class DraftsByTurns:
+    """Asks for every number of drafts that the server can run, one after the other, a tenth of a second each."""
+
+    def propose(self, view):
+        if Knob.SPECULATION_WINDOW not in view.bounds.ranges:
+            return ()
+        windows = view.bounds.values(Knob.SPECULATION_WINDOW)
+        turn = windows[int(view.now_s * 10) % len(windows)]
+        return (Proposal("DraftsByTurns", Knob.SPECULATION_WINDOW, turn, "each in turn"),)

@@ -127,5 +127,6 @@ def stand_in_scheduler(running=4, **fields):
         "new_token_ratio_tracker": SimpleNamespace(init=0.7, min=0.098, current=0.7),
         "model_config": SimpleNamespace(is_multimodal=False), "req_to_token_pool": request_table(),
         "pool_stats_observer": pools(), "tp_worker": SimpleNamespace(forward_batch_embedding=lambda batch: None),
-        "running_batch": StandInRunningBatch(running), **fields,
+        "running_batch": StandInRunningBatch(running),
+        "model_worker": SimpleNamespace(forward_batch_generation=lambda batch: None), **fields,
     })  # fmt: skip

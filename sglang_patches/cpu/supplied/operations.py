@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from sglang_patches.cpu.supplied import experts, gates, kernels, linear_attention, quantized
+from sglang_patches.cpu.supplied import experts, gates, kernels, linear_attention, quantized, trees
 
-KERNELS: dict[str, Callable[..., Any]] = kernels.KERNELS | linear_attention.KERNELS
+KERNELS: dict[str, Callable[..., Any]] = kernels.KERNELS | linear_attention.KERNELS | trees.KERNELS
 """Functions of the package and its submodules."""
 
 OPERATIONS: dict[str, Callable[..., Any]] = {

@@ -313,3 +313,29 @@ def test_refuses_settings_out_of_range(field, value):
     with pytest.raises(FieldError) as raised:
         ControllerSettings(**{field: value})
     assert raised.value.key == field
+
+
+def test_drafts_that_were_observed_are_shown_with_what_a_step_yields():
+    launch = Knobs(64, 2048, speculation_window=2)
+    window = Knob.SPECULATION_WINDOW
+    loop = Controller(
+        Says(window, 1), ceilings=CEILINGS, bounds=Bounds({window: Range(0, 2)}, {}), launch=launch, slo=Slo(),
+        settings=ControllerSettings(), started_s=0.0, rows_per_request=3,
+    )  # fmt: skip
+    before = loop.view(0.0, BUSY)
+    assert (before.acceptance, before.tokens_per_request, before.since_drafts_s) == (None, None, None)
+    assert before.rows_per_request == 3
+    loop.observe_drafts(1.0, 2, [2, 0, 1, 2], [None, None, 5, 5])
+    seen = loop.view(3.0, BUSY)
+    first, second = seen.acceptance
+    assert seen.tokens_per_request == pytest.approx(1 + first + first * second)
+    assert seen.since_drafts_s == 2.0
+    loop.decide(3.0, BUSY)
+    after = loop.view(3.0, BUSY)
+    assert after.rows_per_request == 2
+    assert after.tokens_per_request == pytest.approx(1 + first)
+
+
+def test_without_drafts_a_step_yields_one_token():
+    seen = controller(Static()).view(0.0, BUSY)
+    assert (seen.rows_per_request, seen.tokens_per_request, seen.acceptance) == (1, 1.0, None)

@@ -110,3 +110,23 @@ def test_refuses_settings_out_of_range(field, value):
     with pytest.raises(FieldError) as raised:
         TransitionSettings(**{field: value})
     assert raised.value.key == field
+
+
+def test_a_knob_with_choices_takes_one_of_them_and_a_value_between_two_goes_down():
+    window = Knob.SPECULATION_WINDOW
+    bounds = Bounds({window: Range(0, 6)}, {}, {window: (0, 1, 3, 6, 9)})
+    assert list(bounds.values(window)) == [0, 1, 3, 6]
+    assert [bounds.clamp(window, value) for value in (-1, 0, 2, 3, 5, 6, 40)] == [0, 0, 1, 3, 3, 6, 6]
+    narrow = Bounds({window: Range(1, 5)}, {}, {window: (0, 1, 3, 6)})
+    assert [narrow.clamp(window, value) for value in (0, 2, 5, 6)] == [1, 1, 3, 3]
+    launch = Knobs(64, 2048, speculation_window=3)
+    assert not narrow.contains(launch.with_value(window, 4))
+    moves = Transitions(TransitionSettings(), bounds, launch)
+    assert moves.decide(0.0, launch, [say(window, 5)]).changes == ()
+    assert moves.decide(0.0, launch, [say(window, 2)]).knobs.speculation_window == 1
+
+
+@pytest.mark.parametrize("choices", [(3, 1), (1, 1, 2), (7, 9), ()])
+def test_choices_that_cannot_be_are_refused(choices):
+    with pytest.raises(FieldError):
+        Bounds({Knob.SPECULATION_WINDOW: Range(0, 6)}, {}, {Knob.SPECULATION_WINDOW: choices})

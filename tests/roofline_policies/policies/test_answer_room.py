@@ -5,10 +5,10 @@ from math import exp, log
 import pytest
 
 from roofline_policies.contract.decision import Knob
-from roofline_policies.policies import AnswerRoom
+from roofline_policies.policies import AnswerRoom, Static
 from roofline_policies.slo.capacity import Capacity, Resource
 from roofline_policies.slo.demand import Demand
-from roofline_policies.testing import LinearSteps, fake_bounds, fake_view
+from roofline_policies.testing import LinearSteps, fake_bounds, fake_knobs, fake_view
 
 STEPS = LinearSteps(base_s=0.01, token_s=0.0, row_s=0.0, context_s=5e-8, pair_s=0.0)
 N, M, L, CONTEXT = 80, 110_000, 1500, 1000
@@ -53,7 +53,7 @@ def test_what_is_kept_loses_less_than_more_or_less_of_it(gap_s):
 def test_room_that_the_next_prompt_keeps_free_is_not_kept_twice():
     (without,), (with_it,) = proposed(seen(gap_s=0.05)), proposed(seen(gap_s=0.05, next_unwritten_tokens=4000))
     assert without - with_it == 20
-    assert proposed(seen(gap_s=0.05, next_unwritten_tokens=100_000)) == [0]
+    assert proposed(seen(gap_s=0.05, next_unwritten_tokens=100_000)) == [10]  # 0 would be the server's own estimate
 
 
 def test_never_more_than_all():
@@ -78,3 +78,9 @@ def test_idles_where_the_estimate_is_fixed_and_where_steps_are_not_predicted():
     blind = seen()._replace(steps=None)
     assert proposed(blind) == []
     assert "not predicted" in AnswerRoom().idle_reason(blind)
+
+
+def test_the_static_policy_leaves_it_to_the_server_again():
+    found = Static().propose(seen()._replace(knobs=fake_knobs(new_token_permille=20)))
+    assert [(proposal.knob, proposal.value) for proposal in found] == [(Knob.NEW_TOKEN_PERMILLE, 0)]
+    assert Static().propose(seen()) == ()

@@ -13,6 +13,7 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.runtime_context import get_parallel
 
 from sglang_patches.cpu.attention import forward_decode, forward_extend
@@ -69,6 +70,7 @@ class Served:
             extend_prefix_lens=prefixes,
             extend_seq_lens=news,
             encoder_lens=None,
+            forward_mode=ForwardMode.EXTEND,
         )
 
     def new_rows(self, which):

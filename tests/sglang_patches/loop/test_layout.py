@@ -29,7 +29,7 @@ def idle(**fields):
 def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
     scheduler = stand_in_scheduler()
     assert launch_knobs(scheduler) == Knobs(64, 2048)
-    ranges, immovable = launch_ranges(scheduler)
+    ranges, immovable, _ = launch_ranges(scheduler)
     assert ranges == {
         Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(64, 2048, 64),
         Knob.RELEGATE_FOR_S: Range(0, 3600), Knob.DEFENDED_FROM_US: Range(0, 10**9),
@@ -73,7 +73,7 @@ def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
 )
 def test_exactly_what_nothing_would_follow_is_idle(fields, knobs):
     assert idle(**fields) == knobs
-    ranges, immovable = launch_ranges(stand_in_scheduler(**fields))
+    ranges, immovable, _ = launch_ranges(stand_in_scheduler(**fields))
     assert not ranges.keys() & immovable.keys()
     assert set(ranges) | set(immovable) >= set(Knob) - {
         Knob.DEFER_PREFILL, Knob.MIXED_CHUNK, Knob.DEADLINE_ORDER,
@@ -105,14 +105,14 @@ def test_the_first_of_several_reasons_is_told():
 
 
 def test_pages_and_tiles_are_both_kept():
-    ranges, _ = launch_ranges(stand_in_scheduler(page_size=96))
+    ranges, _, _ = launch_ranges(stand_in_scheduler(page_size=96))
     assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(192, 2048, 192)
-    ranges, _ = launch_ranges(stand_in_scheduler(chunked_prefill_size=32))
+    ranges, _, _ = launch_ranges(stand_in_scheduler(chunked_prefill_size=32))
     assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(16, 32, 16)
 
 
 def test_deterministic_inference_sets_the_grain_of_chunks():
-    ranges, _ = launch_ranges(stand_in_scheduler(truncation_align_size=256))
+    ranges, _, _ = launch_ranges(stand_in_scheduler(truncation_align_size=256))
     assert ranges[Knob.PREFILL_CHUNK_TOKENS] == Range(256, 2048, 256)
 
 
@@ -140,7 +140,7 @@ def test_what_runs_beside_what_is_counted_has_a_name():
 )  # fmt: skip
 def test_the_arguments_of_every_layout_are_read_and_none_ends_the_launch(launch):
     scheduler = stand_in_scheduler(server_args=ServerArgs(model_path="nowhere", **launch))
-    ranges, immovable = launch_ranges(scheduler)
+    ranges, immovable, _ = launch_ranges(scheduler)
     assert Knob.MAX_RUNNING_REQUESTS in ranges
     assert set(immovable) == NOT_YET
 

@@ -20,12 +20,12 @@ from sglang_patches.observe.observer import Observer
 from tests.sglang_patches.stand_ins import MODEL, StandInBatch
 
 
-def run(observer, batch, now_s=1.0, graph=False):
+def run(observer, batch, now_s=1.0, graph=False, accepted=None):
     launch = observer.launch(batch)
     observer.forward_starts()
     observer.forward_ends()
     assert observer.launched(batch) is launch
-    observer.finish(batch, SimpleNamespace(can_run_cuda_graph=graph), now_s)
+    observer.finish(batch, SimpleNamespace(can_run_cuda_graph=graph, num_correct_drafts_per_req_cpu=accepted), now_s)
     return None if launch is None else launch.mode, next(observer.records(), None)
 
 
@@ -119,7 +119,7 @@ def test_attention_issues_what_the_kernel_that_runs_does(name):
         + layers * kernels.decode.decode_flops([7, 20, 300], 5)
     )
     assert padded.useful == MODEL.work(BatchShape.of(decode_contexts=[7, 20, 300])).useful
-    verify = Observer(MODEL, interval=HostInterval, attention=kernels, rows_per_request=4)
+    verify = Observer(MODEL, interval=HostInterval, attention=kernels, drafts=lambda requests: 3)
     assert run(verify, StandInBatch(SglangMode.DECODE, seq_lens=[7, 20]))[1].work.issued.total == (
         beside(BatchShape.of([(4, 7), (4, 20)], all_logits=True))
         + layers * kernels.prefill.prefill_flops([(4, 7), (4, 20)])
@@ -180,10 +180,40 @@ def test_layers_in_another_precision_are_counted_in_it():
 
 
 def test_a_verify_step_of_speculation_is_an_estimate():
-    observer = Observer(MODEL, interval=HostInterval, rows_per_request=4)
+    observer = Observer(MODEL, interval=HostInterval, drafts=lambda requests: 3)
     _, record = run(observer, StandInBatch(SglangMode.DECODE, seq_lens=[7, 20]))
     assert record.new_tokens == 8
     assert record.work.provenance == {Provenance.ESTIMATED}
+
+
+def test_a_step_runs_as_many_rows_as_hold_when_it_is_launched_and_only_what_was_accepted_is_useful():
+    now = {"window": 3}
+    observer = Observer(MODEL, interval=HostInterval, drafts=lambda requests: now["window"], graph_sizes=[4])
+    before = [7, 20]
+    for iteration, (window, accepted) in enumerate([(3, [3, 0]), (1, [0, 1]), (3, [0, 0])], 1):
+        now["window"] = window
+        batch = StandInBatch(SglangMode.DECODE, seq_lens=before, forward_iter=iteration)
+        _, record = run(observer, batch, accepted=accepted, graph=True)
+        rows = window + 1
+        issued = MODEL.work(BatchShape.of([(rows, one) for one in before], all_logits=True, padded_rows=2 * rows))
+        kept = [(one + 1, length) for one, length in zip(accepted, before, strict=True)]
+        assert (record.window, record.accepted, record.new_tokens) == (window, sum(accepted), 2 * rows)
+        assert record.padded_rows == 2 * rows
+        assert record.work.issued == issued.issued
+        assert record.work.useful == MODEL.work(BatchShape.of(kept, all_logits=True)).useful
+
+
+def test_a_step_without_drafts_on_a_server_that_drafts_computes_the_token_behind_its_lengths():
+    observer = Observer(MODEL, interval=HostInterval, drafts=lambda requests: 0)
+    _, record = run(observer, StandInBatch(SglangMode.DECODE, seq_lens=[7, 20]), accepted=[0, 0])
+    plain = MODEL.work(BatchShape.of(decode_contexts=[8, 21]))
+    assert (record.work.issued, record.work.useful) == (plain.issued, plain.useful)
+    assert (record.window, record.accepted, record.new_tokens) == (0, 0, 2)
+
+
+def test_without_drafts_a_record_says_nothing_of_them():
+    _, record = run(Observer(MODEL, interval=HostInterval), StandInBatch(SglangMode.DECODE, seq_lens=[7]))
+    assert (record.window, record.accepted) == (None, None)
 
 
 @pytest.mark.parametrize("mode", [SglangMode.IDLE, SglangMode.PREBUILT])

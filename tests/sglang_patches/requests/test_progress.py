@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from sglang.srt.model_executor.forward_batch_info import ForwardMode as SglangMode
 
-from roofline_policies.slo.objectives import Slo
+from roofline_policies.slo.objectives import ItlKind, Slo
 from roofline_policies.slo.running_targets import AIM
 from sglang_patches.requests.progress import Progress
 
@@ -26,8 +26,8 @@ class Request:
 class Server:
     """Forms batches as the scheduler does, and tells their result at once or, under overlap, after the next launch."""
 
-    def __init__(self, slo=PACED, rows_per_request=1, slo_of=None):
-        self.progress, self.iteration, self.now_s = Progress(slo, rows_per_request, slo_of), 0, 0.0
+    def __init__(self, slo=PACED, drafts=False, slo_of=None):
+        self.progress, self.iteration, self.now_s = Progress(slo, slo_of, drafts=drafts), 0, 0.0
 
     def launch(self, mode, reqs, context_tokens, chunked_req=None, decoding_reqs=None, ends_s=0.0):
         self.iteration += 1
@@ -76,9 +76,9 @@ def test_without_a_target_for_the_first_token_it_is_due_when_it_comes():
     assert server.slack_s == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize(("slo", "rows"), [(Slo(), 1), (Slo(ttft_s=2.0), 1), (PACED, 4)])
-def test_nothing_is_due_without_a_target_or_where_drafts_are_verified(slo, rows):
-    server, request = Server(slo, rows), Request(100)
+@pytest.mark.parametrize(("slo", "drafts"), [(Slo(), False), (Slo(ttft_s=2.0), False), (PACED, True)])
+def test_nothing_is_due_without_a_target_or_where_drafts_are_verified(slo, drafts):
+    server, request = Server(slo, drafts), Request(100)
     server.prefill(request)
     server.decode(request)
     assert server.slack_s is None
@@ -219,10 +219,27 @@ def test_a_prompt_part_way_through_its_chunks_needs_nothing_yet():
     assert server.progress.need(0.0, 0.01, 1).gap_s == 0.025
 
 
-def test_nothing_is_needed_where_drafts_are_verified_or_nobody_tells_what_was_promised():
-    for server in (Server(Slo(), 4, promised), Server(Slo(itl_s=0.1))):
-        server.prefill(Request(50))
-        assert server.progress.need(0.0, 0.01, 1) == (None, None, None)
+def test_nothing_is_needed_where_nobody_tells_what_was_promised():
+    server = Server(Slo(itl_s=0.1))
+    server.prefill(Request(50))
+    assert server.progress.need(0.0, 0.01, 1) == (None, None, None)
+
+
+def test_with_drafts_a_step_ends_a_gap_and_brings_as_many_tokens_as_are_accepted_in_the_mean():
+    mean = Slo(itl_s=0.1, itl_kind=ItlKind.MEAN_TPOT)
+    server, request, other = Server(Slo(), drafts=True, slo_of=lambda request: mean), Request(50), Request(50)
+    server.now_s = 1.0
+    server.prefill(request)
+    for tokens in (2.5, 3.0, 1.5):
+        batch = server.launch(SglangMode.DECODE, [request, other], 100)
+        server.progress.finished(batch, tokens)
+    # 1 token of the prompt and 7 of three steps: beyond the horizon the ninth is due after eight targets.
+    assert server.progress.need(1.0, 0.01, 1).due_s == pytest.approx(AIM * 0.1 * 8)
+    assert server.progress.slack_s(1.0) is None
+    paced = Server(Slo(itl_s=0.1), drafts=True, slo_of=lambda request: Slo(itl_s=0.1))
+    paced.prefill(Request(50))
+    assert paced.progress.need(0.0, 0.01, 1) == (0.1, None, None)
+    assert paced.progress.slack_s(0.0) is None
 
 
 def test_requests_that_bring_their_first_token_along_are_followed_from_there():

@@ -54,7 +54,7 @@ def state(scheduler, progress=None, **more):
 
 
 def test_a_quiet_server():
-    queue = state(scheduler(running=0), Progress(Slo(), 1))
+    queue = state(scheduler(running=0), Progress(Slo()))
     assert (queue.running, queue.waiting, queue.next_prefill_tokens, queue.next_prefix_tokens) == (0, 0, 0, 0)
     assert (queue.chunk_in_flight, queue.decode_context_tokens, queue.slack_s) == (False, 0, None)
     assert (queue.kv_use, queue.retractions, queue.cache_hit_rate) == (0.25, 1, 0.5)

@@ -1,0 +1,31 @@
+"""SGLang's own rule for K, the number of drafts per step, for a server on a virtual clock."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from sglang.srt.speculative.adaptive_spec_params import DEFAULT_ADAPTIVE_CONFIG, AdaptiveSpeculativeParams
+
+from sglang_patches.server.drafts import Window as Window  # the rule of a policy that decides
+from sglang_patches.virtual.speculative import WindowRule
+
+
+def by_table(start: int) -> tuple[WindowRule, tuple[int, ...]]:
+    """``--speculative-adaptive`` as SGLang ships it, and the K that it moves among: a moving average of accepted
+    drafts, among those K that its table allows for the size of the batch."""
+    rule: WindowRule = AdaptiveSpeculativeParams(start)
+    return rule, tuple(rule.candidate_steps)
+
+
+def by_average(start: int, windows: Sequence[int]) -> WindowRule:
+    """The same rule without a table: all of ``windows`` for every batch, with the thresholds of the shipped table's
+    first row."""
+    config = {"1": {**DEFAULT_ADAPTIVE_CONFIG["1"], "candidate_steps": list(windows)}}
+    with tempfile.TemporaryDirectory(prefix="roofline-virtual-") as folder:
+        file = Path(folder) / "adaptive.json"
+        file.write_text(json.dumps(config), encoding="utf-8")
+        rule: WindowRule = AdaptiveSpeculativeParams(start, str(file))
+    return rule
