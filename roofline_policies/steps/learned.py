@@ -157,11 +157,11 @@ class LearnedKind:
             # Relative errors count, so all is divided by what the step is expected to take, but for the level: that of
             # the first steps may be off by orders of magnitude, and they would weigh as much more or less.
             units.append(1.0 / (predicted_s + level_s))
-        known = [self._known(step) for step in self._pending]
-        if len(offs) == BLOCK and all(known) and self._shifted(offs):
+        sure = [self._known(step) for step in self._pending]
+        if len(offs) == BLOCK and all(sure) and self._shifted(offs):
             self.fit.forget(LEFT)
         elif max(offs) > most or min(offs) < -most:
-            offs = [min(max(off, -most), most) if sure else off for off, sure in zip(offs, known, strict=True)]
+            offs = [min(max(off, -most), most) if one else off for off, one in zip(offs, sure, strict=True)]
         self._evidence.add(squares, judged, by_fit)
         targets = [*map(mul, map(mul, fits, units), map(exp, offs))]
         predicted, of_sums, *_ = zip(*self._pending, strict=True)
