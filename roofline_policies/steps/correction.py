@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import NamedTuple
 
@@ -63,7 +63,8 @@ class Line(NamedTuple):
 
     each_s: seconds for one of each of the kind's sums (``sums_of``); empty: none. spreads: standard deviation by region
     of rows; empty: ``spread`` everywhere. start: scale and constant of another answer, and by region of rows the
-    factor by which this one may be below it at most; None: it stands alone.
+    factor by which this one may be below it at most; None: it stands alone. factors: by the value of the sum at
+    ``group``, what the whole is multiplied by; None, and others: 1.
     """
 
     scale: float = 1.0
@@ -72,13 +73,17 @@ class Line(NamedTuple):
     each_s: tuple[float, ...] = ()
     spreads: tuple[float, ...] = ()
     start: tuple[float, float, tuple[float, ...]] | None = None
+    group: int = 0
+    factors: Mapping[int, float] | None = None
 
-    def seconds(self, predicted_s: float, sums: Iterable[int] = (), rows: int = 0) -> float:
+    def seconds(self, predicted_s: float, sums: Sequence[int] = (), rows: int = 0) -> float:
         """Of a step with these sums, in the order of ``sums_of``; those beyond ``each_s`` cost nothing of their own.
         rows: of the batch; 0: of any size."""
         seconds = self.scale * predicted_s + self.add_s
         for each_s, amount in zip(self.each_s, sums, strict=False):
             seconds += each_s * amount
+        if self.factors and sums:
+            seconds *= self.factors.get(sums[self.group], 1.0)
         if self.start is not None and rows:
             scale, add_s, mosts = self.start
             start_s, most = scale * predicted_s + add_s, mosts[region(rows)]

@@ -13,7 +13,8 @@ from sglang_patches.server.drafts import window_of
 
 
 class Actuator:
-    """Holds the agreed knobs and applies them to one scheduler. Only ever narrows what the server would do itself."""
+    """Holds the agreed knobs and applies them to one scheduler. Only ever narrows what the server would do itself,
+    but for the room that is kept for the rest of running answers: with less of it more enter."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
@@ -40,7 +41,11 @@ class Actuator:
         self.apply_chunk(scheduler.running_batch)
 
     def apply_chunk(self, running_batch: Batch) -> None:
-        """Set the prefill chunk and whether decode rows share it; called every pass, because both follow the batch."""
+        """Set the prefill chunk and whether decode rows share it; called every pass, because both follow the batch. And
+        the room that is kept for running requests, because SGLang's own estimate of it moves."""
+        if self.knobs.new_token_permille:
+            ratio = self._scheduler.new_token_ratio_tracker
+            ratio.current = min(ratio.current, self.knobs.new_token_permille / 1000)
         chunk = chunk_of_pass(self.knobs, self._launch, running_batch.batch_size(), self._least_prompt_tokens)
         if chunk is not None:
             self._scheduler.is_mixed_chunk, self._scheduler.chunked_prefill_size = chunk

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any
 
-from roofline_policies.contract.decision import Bounds, Knobs
+from roofline_policies.contract.decision import Bounds
 from roofline_policies.contract.view import ForwardMode, QueueState
 from roofline_policies.control.controller import DECIDE_AT_LEAST_EVERY_S, STALLED_AFTER, Controller, State
 from roofline_policies.control.status import LoopTimer, explain, status
@@ -255,8 +255,11 @@ class Decider:
         self._take_records()
         self._decided_s = now_s
         was = controller.state
+        moved = self._judge(now_s) if was is State.ACTIVE else {}
+        if self._alone:  # before a chunk is planned for those who enter
+            self.applier.waiting.move(moved)
+            moved = {}
         decision = controller.decide(now_s, self._queue(now_s, controller) if was is State.ACTIVE else controller.queue)
-        moved = self._judge(now_s, decision.knobs) if controller.state is State.ACTIVE else {}
         if controller.state is not was:
             logger.error(f"Roofline: {controller.fallback_reason}. The launch settings hold from now on.")
         if any(change.knob in COSTLY_KNOBS for change in decision.changes):
@@ -282,11 +285,9 @@ class Decider:
         """Seconds that an answer is expected to take from its first token to its last, as tokens come now."""
         return (self._outputs.typical() - 1) * controller.token_s / self._drafted.tokens
 
-    def _judge(self, now_s: float, knobs: Knobs) -> Mapping[str, Rank]:
-        """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""
-        if not knobs.deadline_order or knobs.defer_prefill:
-            return {}
-        service = self._service
+    def _judge(self, now_s: float) -> Mapping[str, Rank]:
+        """Waiting requests that should wait elsewhere."""
+        service, knobs = self._service, self.controller.knobs
         return self.applier.waiting.judged(
             now_s, service.ahead_s(self.scheduler.chunked_req), service.pace, knobs.relegate_for_s, knobs.defended_s,
             soon_s=service.ahead_s(None), chunk_tokens=self._most_tokens, room_s=self.controller.room_s,
@@ -393,6 +394,4 @@ class Decider:
 
 
 def _recorder(settings: Settings) -> Recorder | None:
-    if settings.record is None:
-        return None
-    return Recorder(of_rank(settings.record, scheduler_index()))
+    return None if settings.record is None else Recorder(of_rank(settings.record, scheduler_index()))

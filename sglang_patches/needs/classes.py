@@ -30,6 +30,7 @@ from sglang_patches.needs.objects import (
     MetricsReporter,
     ModelConfig,
     ModelRunner,
+    NewTokenRatio,
     Parallel,
     PipelineScheduler,
     PoolStats,
@@ -70,6 +71,7 @@ CLASSES: Mapping[type, str] = MappingProxyType({
     PoolStatsObserver: f"{SRT}.managers.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver",
     RequestTable: f"{SRT}.mem_cache.memory_pool.ReqToTokenPool",
     MetricsReporter: f"{SRT}.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter",
+    NewTokenRatio: f"{SRT}.managers.scheduler_components.new_token_ratio_tracker.NewTokenRatioTracker",
     Dispatcher: "sglang.utils.TypeBasedDispatcher",
     SchedulePolicy: f"{SRT}.managers.schedule_policy.SchedulePolicy",
     Scheduler: f"{SRT}.managers.scheduler.Scheduler",
@@ -139,6 +141,7 @@ LIVE: Mapping[str, type] = MappingProxyType({
     "pool_stats_observer": PoolStatsObserver,
     "req_to_token_pool": RequestTable,
     "metrics_reporter": MetricsReporter,
+    "new_token_ratio_tracker": NewTokenRatio,
     "_request_dispatcher": Dispatcher,
 })  # fmt: skip
 """What a scheduler has once it is built, by its path from there; looked at when a policy is attached."""
