@@ -35,6 +35,10 @@ two answers that are equally good would take turns with the noise, and every tur
 FIT_MEMORY = 2.0 * MEMORY
 """Of the fit, which has more to find out than the start; where the device changes, see SHIFTED, it is cut short."""
 
+GROUP_MEMORY = 24.0
+"""Of each group of steps: what a group takes is kept anyway while others run, so it may be as of now. A judgement: a
+second of steps, of which an error of 3% is known to 0.6%."""
+
 SHIFTED = 5.0
 """Standard errors by which the median of a block is off where the device is another from then on, as when its clocks
 fall. The median of 8 steps is off by as much once in 16,000 blocks by chance, and no single pause moves it."""
@@ -87,15 +91,17 @@ class LearnedKind:
 
     sums: how many of ``sums_of`` it depends on, from the first on. whole: what is known of all steps.
     group: place in the sums of what tells groups of steps apart, such as the number of drafts: what was learned of a
-        group is kept while others run. Then the fit answers unless it is clearly the worse one: the start's scale is of
-        the group that runs, and says nothing of others. None: there are no groups.
+        group is kept while others run. From two groups on the fit answers: the start's scale is of the group that runs,
+        and says nothing of others. No step is taken for a change of the device. None: there are no groups.
+    left_out: places of sums that cost nothing of their own.
     """
 
-    def __init__(self, sums: int, whole: Whole, group: int | None = None) -> None:
+    def __init__(self, sums: int, whole: Whole, group: int | None = None, left_out: Sequence[int] = ()) -> None:
         self._group = group
+        self._left_out = tuple(left_out)
         self.groups: dict[int, int] = {}
         self.start = StepCorrection()
-        self.fit = NonNegativeFit(2 + sums, FIT_MEMORY)
+        self.fit = NonNegativeFit(2 + sums, FIT_MEMORY if group is None else GROUP_MEMORY)
         self.by_fit = False
         self.steps = self.bounded = self.rejected = 0
         self._evidence = Evidence(whole)
@@ -157,16 +163,18 @@ class LearnedKind:
             # Relative errors count, so all is divided by what the step is expected to take, but for the level: that of
             # the first steps may be off by orders of magnitude, and they would weigh as much more or less.
             units.append(1.0 / (predicted_s + level_s))
-        sure = [self._known(step) for step in self._pending]
-        if len(offs) == BLOCK and all(sure) and self._shifted(offs):
+        settled = [self._known(step) for step in self._pending]
+        if len(offs) == BLOCK and self._group is None and self._shifted(offs):
             self.fit.forget(LEFT)
         elif max(offs) > most or min(offs) < -most:
-            offs = [min(max(off, -most), most) if one else off for off, one in zip(offs, sure, strict=True)]
+            offs = [min(max(off, -most), most) if sure else off for off, sure in zip(offs, settled, strict=True)]
         self._evidence.add(squares, judged, by_fit)
         targets = [*map(mul, map(mul, fits, units), map(exp, offs))]
         predicted, of_sums, *_ = zip(*self._pending, strict=True)
         columns = [[*map(mul, column, units)] for column in (predicted, *[*zip(*of_sums, strict=True)][:used])]
         columns.insert(1, units)
+        for place in self._left_out:
+            columns[2 + place] = [0.0] * len(units)
         self._pending.clear()
         groups = [0] * len(targets) if self._group is None else [sums[self._group] for sums in of_sums]
         for group in dict.fromkeys(groups):
@@ -179,9 +187,7 @@ class LearnedKind:
         if self._group is not None:
             self._fitted = self._fitted._replace(group=self._group, factors=self.fit.ratios())
         of_start, of_fit = self.errors
-        if self._group is not None:
-            of_start += self._evidence.judged_steps * LEAST_SPREAD**2
-        self.by_fit = of_fit < (of_start if by_fit else BETTER * of_start)
+        self.by_fit = len(self.groups) > 1 or of_fit < (of_start if by_fit else BETTER * of_start)
 
     def _known(self, step: _Step) -> bool:
         """Whether enough was seen of a step's group for its distance from what was expected to say something else than

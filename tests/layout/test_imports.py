@@ -143,7 +143,7 @@ def test_torch_is_for_counting_and_for_the_calibration_when_it_runs(path):
 
 @pytest.mark.parametrize("path", modules("roofline_policies/policies"), ids=lambda path: path.stem)
 def test_policies_are_pure_python(path):
-    allowed = {"__future__", "collections", "dataclasses", "enum", "itertools", "math", "operator", "typing"}
+    allowed = {"__future__", "bisect", "collections", "dataclasses", "enum", "itertools", "math", "operator", "typing"}
     assert names(path) <= allowed | {"roofline_policies"}
 
 
