@@ -1,9 +1,8 @@
 """Builds a small checkpoint with random weights and a readable tokenizer: a server can be tried with no download.
 
 python -m bench.demo_model DIR [--preset demo|tiny] [--family llama|qwen3] [--seed 0]
-python -m bench.demo_model DIR --drafts [--preset demo|tiny] [--seed 0]
 
-With --drafts: a target and a draft for each algorithm of speculative decoding, see bench.drafted_model.
+A target with its drafts, for speculative decoding: bench.drafted_model.
 """
 
 from __future__ import annotations
@@ -196,16 +195,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="demo")
     parser.add_argument("--family", choices=FAMILIES, default="llama")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--drafts", action="store_true", help="DIR/target, and beside it a draft for each algorithm")
     args = parser.parse_args()
-    if args.drafts:
-        from bench.drafted_model import DRAFTS, build_drafted
-
-        if args.family != "llama":
-            parser.error(f"--family = {args.family}: a target with drafts is llama")
-        folder = build_drafted(args.directory, seed=args.seed, preset=args.preset)
-        print(f"{folder}/target, its drafts {', '.join(DRAFTS)}, and mtp with a draft inside; bf16, seed {args.seed}")
-        return
     path = build(args.directory, seed=args.seed, family=args.family, preset=args.preset)
     millions = parameter_count(PRESETS[args.preset], args.family) / 1e6
     print(f"{path}: {args.family}, {millions:.1f}M parameters, bf16, seed {args.seed}")

@@ -1,5 +1,7 @@
 """Builds a small target with its drafts, so that speculative decoding can be tried with no download.
 
+python -m bench.drafted_model DIR [--preset demo|tiny] [--seed 0]
+
 The words of a prompt decide how well the target can be drafted. After a word that begins with b, d, f, g, k or l it
 recites: words follow in fixed rounds of 16, which every draft knows too. After a word that begins with a later letter
 it invents: what follows depends on everything before it, by random weights that no draft shares. It stays in one or the
@@ -8,6 +10,8 @@ other for the whole answer. Nothing is simulated: drafts are proposed, verified 
 
 from __future__ import annotations
 
+import argparse
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +100,7 @@ def _drawn(name: str, size: tuple[int, ...], generator: torch.Generator) -> torc
     """Random weights scaled by their fan-in, with norms of one; blind to element 0 of the state."""
     if name.endswith("norm.weight"):
         return torch.ones(size)
-    drawn = torch.randn(size, generator=generator) / size[1] ** 0.5
+    drawn = torch.randn(size, generator=generator) / math.sqrt(size[1])
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         drawn[0] = 0
     else:
@@ -208,3 +212,18 @@ def build_drafted(directory: Path, *, seed: int = 0, preset: str = "demo") -> Pa
         record = {"drafted": name, "preset": preset, "seed": seed, "config": config}
         write_checkpoint(directory / name, config, tensors.copy, record)
     return directory
+
+
+def main() -> None:
+    """Build from the command line and print what is where."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--preset", choices=sorted(PAIRS), default="demo")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    folder = build_drafted(args.directory, seed=args.seed, preset=args.preset)
+    print(f"{folder}/target, its drafts {', '.join(DRAFTS)}, and mtp with a draft inside; bf16, seed {args.seed}")
+
+
+if __name__ == "__main__":
+    main()

@@ -29,9 +29,9 @@ from sglang_patches.requests import part_way
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import KnobsUpdate, decides_here
 from sglang_patches.server.company import of_this_rank
-from sglang_patches.server.drafts import worker_that_moves
 from sglang_patches.server.facts import of_server, tell
 from sglang_patches.server.learned import learned_file
+from sglang_patches.server.workers import worker_that_moves
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"

@@ -133,12 +133,14 @@ class LearnedKind:
         """Learn from the steps of a block, and let the better one answer."""
         correction, by_fit, used = self.start.line, self.by_fit, self.fit.features - 2
         fitted = self._fitted
-        scale, add_s, each_s = fitted.scale, fitted.add_s, fitted.each_s
+        scale, add_s, each_s, factors = fitted.scale, fitted.add_s, fitted.each_s, fitted.factors
         level_s, most = correction.add_s / correction.scale, OUTLIER * self.line.spread
         seen = self.steps - len(self._pending)
         offs, fits, units, squares, judged = [], [], [], [], []
         for predicted_s, sums, batch, measured_s, start_s in self._pending:
             fit_s = scale * predicted_s + add_s + sum(map(mul, each_s, sums))
+            if factors and self._group is not None:
+                fit_s *= factors.get(sums[self._group], 1.0)
             expected_s = fit_s if by_fit else start_s
             self._recent.append(measured_s / expected_s)
             if not expected_s <= FARTHEST * measured_s <= FARTHEST**2 * expected_s:
@@ -155,10 +157,11 @@ class LearnedKind:
             # Relative errors count, so all is divided by what the step is expected to take, but for the level: that of
             # the first steps may be off by orders of magnitude, and they would weigh as much more or less.
             units.append(1.0 / (predicted_s + level_s))
-        if len(offs) == BLOCK and self._shifted(offs):
+        known = [self._known(step) for step in self._pending]
+        if len(offs) == BLOCK and all(known) and self._shifted(offs):
             self.fit.forget(LEFT)
         elif max(offs) > most or min(offs) < -most:
-            offs = [min(max(off, -most), most) for off in offs]
+            offs = [min(max(off, -most), most) if sure else off for off, sure in zip(offs, known, strict=True)]
         self._evidence.add(squares, judged, by_fit)
         targets = [*map(mul, map(mul, fits, units), map(exp, offs))]
         predicted, of_sums, *_ = zip(*self._pending, strict=True)
@@ -173,10 +176,17 @@ class LearnedKind:
             self.fit.observe(of_group, targets if whole else [targets[at] for at in own], group)
         found = self.fit.coefficients
         self._fitted = Line(found[0], found[1], each_s=tuple(found[2:]))
+        if self._group is not None:
+            self._fitted = self._fitted._replace(group=self._group, factors=self.fit.ratios())
         of_start, of_fit = self.errors
         if self._group is not None:
             of_start += self._evidence.judged_steps * LEAST_SPREAD**2
         self.by_fit = of_fit < (of_start if by_fit else BETTER * of_start)
+
+    def _known(self, step: _Step) -> bool:
+        """Whether enough was seen of a step's group for its distance from what was expected to say something else than
+        that nothing was known of it."""
+        return self._group is None or self.groups[step.sums[self._group]] > 2 * BLOCK
 
     def _shifted(self, offs: list[float]) -> bool:
         """Whether the fit is off by more than chance in a block. offs: log of measured to expected, of each step."""
@@ -188,7 +198,7 @@ class LearnedKind:
         of = self._fitted if self.by_fit else self.start.line
         spread, spreads = self._evidence.spreads(self.by_fit, self.steps)
         near = self._near_start() if self.by_fit and self._group is None else None
-        self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads, near)
+        self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads, near, of.group, of.factors)
 
     def _near_start(self) -> tuple[float, float, tuple[float, ...]]:
         """How far the fit may be below the start: by as much as that was above what was measured of batches as large.

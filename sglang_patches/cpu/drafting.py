@@ -82,9 +82,11 @@ def create_backend(
     return original(factory, backend_name, ours | dict(backend_map), error_template, stamps_children)
 
 
+FACTORY = "sglang.srt.speculative.draft_utils.DraftBackendFactory"
+
 HOOKS = (
     Hook(
-        "sglang.srt.speculative.draft_utils.DraftBackendFactory._create_backend",
+        f"{FACTORY}._create_backend",
         HookType.AROUND,
         create_backend,
         ("backend_name", "backend_map", "error_template", "stamps_children"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from sglang_patches.needs.drafting import DraftControl, DraftingWorker, NgramWorker
 from sglang_patches.needs.layers import (
     AttentionLayer,
     DraftBackendFactory,
@@ -93,6 +94,9 @@ CLASSES: Mapping[type, str] = MappingProxyType({
 OTHER_CLASSES: Mapping[type, str] = MappingProxyType({
     GlobalState: f"{SRT}.entrypoints.http_server._GlobalState",
     Engine: f"{SRT}.entrypoints.engine.Engine",
+    DraftControl: f"{SRT}.speculative.adaptive_runtime_state.AdaptiveController",
+    DraftingWorker: f"{SRT}.speculative.eagle_worker_v2.EAGLEWorkerV2",
+    NgramWorker: f"{SRT}.speculative.ngram_worker.NGRAMWorker",
     PipelineScheduler: f"{SRT}.managers.scheduler_pp_mixin.SchedulerPPMixin",
     VirtualScheduler: f"{SRT}.managers.scheduler.Scheduler",
     VirtualBatch: f"{SRT}.managers.schedule_batch.ScheduleBatch",

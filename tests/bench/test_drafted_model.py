@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from bench import demo_model
+from bench import drafted_model
+from bench.demo_model import parameter_count
 from bench.demo_tokenizer import SPECIAL_TOKENS, vocabulary
 from bench.drafted_model import DRAFTS, PAIRS, ROUND, build_drafted, is_recited, successors
 from tests.bench.test_demo_model import digest
@@ -118,15 +119,11 @@ def test_the_target_with_its_draft_inside_is_the_same_target(pair: Path) -> None
 
 def test_a_draft_is_smaller_than_its_target() -> None:
     for pair in PAIRS.values():
-        assert demo_model.parameter_count(pair.draft) < demo_model.parameter_count(pair.target)
+        assert parameter_count(pair.draft) < parameter_count(pair.target)
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["demo_model", str(tmp_path / "m"), "--preset", "tiny", "--drafts"])
-    demo_model.main()
+    monkeypatch.setattr("sys.argv", ["drafted_model", str(tmp_path / "m"), "--preset", "tiny"])
+    drafted_model.main()
     assert "its drafts standalone, eagle, eagle3, and mtp" in capsys.readouterr().out
     assert all((tmp_path / "m" / name / "model.safetensors").is_file() for name in FOLDERS)
-    monkeypatch.setattr("sys.argv", ["demo_model", str(tmp_path / "q"), "--drafts", "--family", "qwen3"])
-    with pytest.raises(SystemExit, match="2"):
-        demo_model.main()
-    assert not (tmp_path / "q").exists()

@@ -33,12 +33,21 @@ ROOMS = {
         {"compat", "plugin"},
     ],
     "bench": [
-        {"checks", "command", "composition", "demo_model", "demo_tokenizer", "stored_weights", "tiny_models"},
+        {
+            "checks",
+            "command",
+            "composition",
+            "demo_model",
+            "demo_tokenizer",
+            "drafted_model",
+            "stored_weights",
+            "tiny_models",
+        },
         {"kernels", "rivals", "slo", "traffic"},
         {"gpu", "report"},
         {"fit", "live", "models"},
         {"virtual"},
-        {"storm", "fairness", "sweep"},
+        {"storm", "fairness", "sweep", "drafting"},
         {"silicon"},
     ],
 }

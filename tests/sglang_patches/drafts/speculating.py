@@ -27,7 +27,8 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     "ngram": ("target", "NGRAM", "", "--speculative-num-draft-tokens", str(WINDOW + 1)),
     "standalone": ("target", "STANDALONE", "standalone", *CHAIN),
     "eagle": ("target", "EAGLE", "eagle", *CHAIN),
-    "eagle tree on pages": ("target", "EAGLE", "eagle", *TREE, "--page-size", "4"),
+    "eagle on pages": ("target", "EAGLE", "eagle", *CHAIN, "--page-size", "4"),
+    "eagle tree": ("target", "EAGLE", "eagle", *TREE),
     "eagle3": ("target", "EAGLE3", "eagle3", *CHAIN),
     "mtp": ("mtp", "NEXTN", "mtp", *CHAIN),
 }
@@ -49,11 +50,11 @@ def server(folder: Path, *arguments: str, dtype: str = "float32", tokens: int = 
     return Server([*common, *arguments], folder / "server.log", env=env, start_timeout_s=900)
 
 
-def prompts(count: int, *, seed: int, vocabulary: int = 4096) -> list[list[int]]:
+def prompts(count: int, *, seed: int, longest: int = 60, vocabulary: int = 4096) -> list[list[int]]:
     """Random words: every second prompt ends in one after which the target recites, the others in none."""
     chooser, recited = random.Random(seed), is_recited(vocabulary).tolist()
     words = {said: [token for token in range(3, vocabulary) if recited[token] == said] for said in (True, False)}
-    lengths = [chooser.randint(3, 60) for _ in range(count)]
+    lengths = [chooser.randint(3, longest) for _ in range(count)]
     return [[chooser.choice(words[i % 2 == 0]) for _ in range(length)] for i, length in enumerate(lengths)]
 
 

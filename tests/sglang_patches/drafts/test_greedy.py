@@ -9,9 +9,9 @@ from tests.sglang_patches.drafts.speculating import ALGORITHMS, ask, prompts, se
 
 pytestmark = pytest.mark.slow
 
-REQUESTS, OUTPUT_TOKENS = 60, 48
+REQUESTS, LONGEST, OUTPUT_TOKENS = 40, 16, 80
 ABORTED = frozenset(range(5, REQUESTS, 7))
-# Less than eight answers need with their prompts, and more than one needs: some wait, some are retracted.
+# Less than the answers of eight requests need in the end, and more than they need at first: some are retracted.
 FEW_TOKENS = 400
 RECITED = is_recited(4096).tolist()
 
@@ -27,7 +27,7 @@ def pair(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asked():
-    return prompts(REQUESTS, seed=1)
+    return prompts(REQUESTS, seed=1, longest=LONGEST)
 
 
 @pytest.fixture(scope="module")

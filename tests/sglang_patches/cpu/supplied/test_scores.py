@@ -12,24 +12,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from sglang_patches.cpu.supplied.scores import attend, visible
 
 
-def textbook(query, keys, values, scale, window=None, cap=0.0, sinks=None):
-    """[new, heads, value size]; each row's softmax over what it sees, and over its head's sink."""
+def textbook(query, keys, values, scale, window=None, cap=0.0, sinks=None, paths=None):
+    """[new, heads, value size]; each row's softmax over what it sees, and over its head's sink.
+
+    paths: of each new row those of the new rows that it sees, in their order, itself the last; None: all before it.
+    """
     new, heads, _ = query.shape
     context, kv_heads, _ = keys.shape
     output = torch.zeros(new, heads, values.shape[-1], dtype=torch.float64)
     for i in range(new):
-        position = context - new + i
-        first = 0 if window is None else max(0, position - window)
+        path = list(range(i + 1)) if paths is None else paths[i]
+        seen = [*range(context - new), *(context - new + j for j in path)]
+        seen = seen if window is None else seen[-window - 1 :]
         for head in range(heads):
             shared = head // (heads // kv_heads)
-            scores = [
-                float(query[i, head].double() @ keys[j, shared].double()) * scale for j in range(first, position + 1)
-            ]
+            scores = [float(query[i, head].double() @ keys[j, shared].double()) * scale for j in seen]
             if cap:
                 scores = [cap * math.tanh(score / cap) for score in scores]
             weights = [math.exp(score) for score in scores]
             total = sum(weights) + (0 if sinks is None else math.exp(float(sinks[head])))
-            for weight, j in zip(weights, range(first, position + 1), strict=True):
+            for weight, j in zip(weights, seen, strict=True):
                 output[i, head] += weight / total * values[j, shared].double()
     return output
 
@@ -55,6 +57,27 @@ def test_equals_the_textbook(new, prefix, heads, sizes, window, cap, with_sinks)
     sinks = drawn if with_sinks else None
     attended = attend(query, keys, values, scale=0.3, window=window, cap=cap, sinks=sinks)
     expected = textbook(query, keys, values, 0.3, window, cap, sinks)
+    torch.testing.assert_close(attended.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    above=st.integers(1, 8).flatmap(lambda new: st.tuples(*(st.integers(0, i - 1) for i in range(1, new)))),
+    prefix=st.integers(0, 12),
+    window=st.none() | st.integers(0, 8),
+    cap=st.sampled_from([0.0, 1.5]),
+    with_sinks=st.booleans(),
+)
+def test_rows_of_a_tree_see_the_prefix_and_their_ancestors(above, prefix, window, cap, with_sinks):
+    paths = [[0]]
+    for i, parent in enumerate(above, 1):
+        paths.append([*paths[parent], i])
+    tree = torch.zeros(len(paths), len(paths), dtype=torch.bool)
+    for i, path in enumerate(paths):
+        tree[i, path] = True
+    query, keys, values, drawn = request(len(paths), prefix, 4, 2)
+    sinks = drawn if with_sinks else None
+    attended = attend(query, keys, values, scale=0.3, window=window, cap=cap, sinks=sinks, tree=tree)
+    expected = textbook(query, keys, values, 0.3, window, cap, sinks, paths)
     torch.testing.assert_close(attended.double(), expected, rtol=1e-5, atol=1e-5)
 
 
