@@ -94,3 +94,13 @@ def test_a_target_is_kept_where_the_least_chunk_has_room_and_given_up_on_where_i
         assert (found[MIXED], found[DEFER]) == (True, False)
         tokens = found[CHUNK] - RUNNING
         assert least_s < times.step_s(prefill=prompt(tokens), decode=rows(RUNNING), graph=False) <= most_s
+
+
+def test_where_nothing_fits_requests_decode_first_and_prompts_do_not_wait_for_ever():
+    times = Affine(token_s=2.5e-4, row_s=1.9e-3)  # fits beside one request, not beside all
+    late = {"queue": TIGHT, "token_age_s": 0.04}
+    assert proposed(PrefillDeferral(), seen(exact(times), since_prefill_s=0.9, **late))[DEFER] is True
+    found = proposed(PrefillDeferral(), seen(exact(times), since_prefill_s=1.1, **late))
+    assert found == {CHUNK: 128, DEFER: False}
+    found = proposed(PrefillDeferral(longest_defer_s=5.0), seen(exact(times), since_prefill_s=1.1, **late))
+    assert found[DEFER] is True

@@ -210,16 +210,6 @@ def test_the_dearer_kind_is_taken_now_and_then_where_it_fits():
     assert True in taken(PrefillDeferral(), False)
 
 
-def test_where_nothing_fits_requests_decode_first_and_prompts_do_not_wait_for_ever():
-    times = Affine(token_s=2.5e-4, row_s=1.9e-3)  # fits beside one request, not beside all
-    late = {"queue": TIGHT, "token_age_s": 0.04}
-    assert proposed(PrefillDeferral(), seen(exact(times), since_prefill_s=0.9, **late))[DEFER] is True
-    found = proposed(PrefillDeferral(), seen(exact(times), since_prefill_s=1.1, **late))
-    assert found == {CHUNK: 128, DEFER: False}
-    found = proposed(PrefillDeferral(longest_defer_s=5.0), seen(exact(times), since_prefill_s=1.1, **late))
-    assert found[DEFER] is True
-
-
 def test_what_is_left_of_a_turn_is_not_used_for_dear_tokens():
     """200 tokens would fit at 45 us each; in a whole turn one costs 20 us."""
     times = Affine(base_s=0.02, token_s=1e-5, row_s=0.0)
