@@ -209,35 +209,6 @@ def test_the_dearer_kind_is_taken_now_and_then_where_it_fits():
     assert True in taken(PrefillDeferral(), False)
 
 
-def test_where_nothing_fits_requests_decode_first_and_prompts_do_not_wait_for_ever():
-    times = Affine(token_s=2.5e-4, row_s=1.9e-3)  # fits beside one request, not beside all
-    late = {"queue": TIGHT, "token_age_s": 0.04}
-    assert proposed(PrefillDeferral(), seen(exact(times), since_prefill_s=0.9, **late))[DEFER] is True
-    found = proposed(PrefillDeferral(), seen(exact(times), since_prefill_s=1.1, **late))
-    assert found == {CHUNK: 128, DEFER: False}
-    found = proposed(PrefillDeferral(longest_defer_s=5.0), seen(exact(times), since_prefill_s=1.1, **late))
-    assert found[DEFER] is True
-
-
-@pytest.mark.parametrize("queue", [TIGHT, LONG._replace(mean_s=0.05, due_s=0.0)], ids=["gap", "mean that is due"])
-@pytest.mark.parametrize("base_s", [0.005, 0.029])
-def test_a_target_is_kept_where_the_least_chunk_has_room_and_given_up_on_where_it_has_not(queue, base_s):
-    """Decoding takes 30 of 50 ms; a tile beside it takes 13 ms more, or 22. What cannot be kept does not hold
-    prompts up: they take as long as decoding. A gap that a smaller batch could keep does: of those 30 ms 25 are the
-    rows' where the base is 5."""
-    rows_s = (0.03 - base_s) / RUNNING
-    tight = {"queue": queue, "bounds": BOTH, "knobs": Knobs(64, 128, mixed_chunk=True)}
-    for token_s, least_s, most_s in [(1.1e-4, 0.043, 0.05), (1.8e-4, 0.05, 0.06)]:
-        times = Affine(base_s=base_s, token_s=token_s, row_s=rows_s)
-        if queue is TIGHT and base_s == 0.005 and token_s == 1.8e-4:
-            assert proposed(PrefillDeferral(), seen(exact(times), **tight))[DEFER] is True
-            continue
-        found = settled(PrefillDeferral(), seen(exact(times), **tight))
-        assert (found[MIXED], found[DEFER]) == (True, False)
-        tokens = found[CHUNK] - RUNNING
-        assert least_s < times.step_s(prefill=prompt(tokens), decode=rows(RUNNING), graph=False) <= most_s
-
-
 def test_what_is_left_of_a_turn_is_not_used_for_dear_tokens():
     """200 tokens would fit at 45 us each; in a whole turn one costs 20 us."""
     times = Affine(base_s=0.02, token_s=1e-5, row_s=0.0)
