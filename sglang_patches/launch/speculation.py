@@ -24,9 +24,9 @@ from roofline_policies.device.calibration_file import folder
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 from roofline_policies.settings.loading import Settings
 from roofline_policies.settings.speculation import WINDOW_STAYS
+from sglang_patches.drafts.window import PLAN, DraftPlan
 from sglang_patches.hooks import SETTINGS
 from sglang_patches.needs.objects import ServerArgs
-from sglang_patches.server.drafts import PLAN, DraftPlan
 
 STEP = "handle_speculative_decoding"
 """The step of SGLang's resolution that settles drafts."""

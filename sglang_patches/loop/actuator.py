@@ -6,10 +6,10 @@ from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from roofline_policies.contract.decision import Knobs
 from roofline_policies.control.chunk import chunk_of_pass
+from sglang_patches.drafts.window import window_of
 from sglang_patches.loop.layout import launch_knobs
 from sglang_patches.needs.objects import Batch, Scheduler
 from sglang_patches.requests.batches import running_batches
-from sglang_patches.server.drafts import window_of
 
 
 class Actuator:

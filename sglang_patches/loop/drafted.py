@@ -7,11 +7,11 @@ from typing import Any
 
 from roofline_policies.contract.view import QueueState
 from roofline_policies.control.controller import Controller
+from sglang_patches.drafts.window import drafts_of_step, launched_rows
 from sglang_patches.needs.objects import Batch, Scheduler, StepResult
 from sglang_patches.observe.drafts import DraftTotals, shown
 from sglang_patches.observe.observer import Launch
 from sglang_patches.requests.drafts import DraftWatch
-from sglang_patches.server.drafts import drafts_of_step, launched_rows
 
 
 class Drafted:

@@ -13,8 +13,8 @@ from typing import cast
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from roofline_policies.contract.decision import Knob, Knobs, Range
+from sglang_patches.drafts.window import reason_not_to_move, window_of
 from sglang_patches.needs.objects import Scheduler, ServerArgs
-from sglang_patches.server.drafts import reason_not_to_move, window_of
 
 CHUNK_STEP_TOKENS = 64
 """Tokens; chunks are multiples of this where pages allow it. Matrix products run in tiles of 64 or 128 rows on common

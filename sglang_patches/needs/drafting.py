@@ -27,7 +27,7 @@ class DraftingWorker(Worker, Protocol):
 
 
 class NgramWorker(Protocol):
-    """The worker that looks drafts up in what was said; ``server.ngram`` derives from it."""
+    """The worker that looks drafts up in what was said; ``drafts.ngram`` derives from it."""
 
     draft_token_num: int  # nodes of a tree
     speculative_num_draft_tokens: int  # the same, as results tell it

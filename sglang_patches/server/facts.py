@@ -19,12 +19,12 @@ from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.steps.roofline_steps import RooflineSteps
 from roofline_policies.steps.times import StepTimes
 from roofline_policies.work import Precision
+from sglang_patches.drafts.window import launched_rows
 from sglang_patches.needs.objects import Scheduler
 from sglang_patches.observe.clocks import DeviceInterval, HostInterval, Interval
 from sglang_patches.observe.counters import Counters, InlineWork
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import ranks
-from sglang_patches.server.drafts import launched_rows
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ ROOMS = {
     "sglang_patches": [
         {"needs"},
         {"cpu"},
-        {"observe", "requests"},
+        {"drafts", "observe", "requests"},
         {"server"},
         {"loop"},
         {"hooks"},

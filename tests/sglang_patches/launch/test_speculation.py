@@ -12,8 +12,8 @@ from sglang.srt.speculative.adaptive_spec_params import resolve_candidate_steps_
 from bench.demo_model import build
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 from roofline_policies.settings.speculation import windows_of
+from sglang_patches.drafts.window import plan_of
 from sglang_patches.launch.prepare import prepare
-from sglang_patches.server.drafts import plan_of
 from tests.sglang_patches.launch.test_launch import changed, refused
 
 POLICY = ["--policy", "adaptive"]

@@ -20,8 +20,8 @@ from sglang.srt.runtime_context import get_context, get_exec
 from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController, SpecRuntimeState
 from sglang.srt.speculative.ngram_worker import NGRAMWorker
 
+from sglang_patches.drafts.window import Window, plan_of
 from sglang_patches.needs.objects import Batch, ServerArgs, TargetWorker
-from sglang_patches.server.drafts import Window, plan_of
 
 OF_WIDTH = (
     "draft_tokens", "retrieve_indexes", "retrieve_next_token", "retrieve_next_sibling", "positions", "tree_mask",

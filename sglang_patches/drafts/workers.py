@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sglang_patches.drafts.window import plan_of
 from sglang_patches.needs.objects import ServerArgs
-from sglang_patches.server.drafts import plan_of
 
 
 def worker_that_moves(worker: type, server_args: ServerArgs) -> type | None:
@@ -15,11 +15,11 @@ def worker_that_moves(worker: type, server_args: ServerArgs) -> type | None:
     if plan is None or not plan.windows:
         return None
     if worker.__name__ == "NGRAMWorker":
-        from sglang_patches.server.ngram import WidthNgramWorker
+        from sglang_patches.drafts.ngram import WidthNgramWorker
 
         return WidthNgramWorker
     if worker.__name__ == "StandaloneWorkerV2":
-        from sglang_patches.server.standalone import WindowStandaloneWorker
+        from sglang_patches.drafts.standalone import WindowStandaloneWorker
 
         return WindowStandaloneWorker
     return None
