@@ -10,6 +10,7 @@ from roofline_policies.contract.decision import Bounds, Decision, Knob, Knobs, R
 from roofline_policies.contract.view import QueueState, SchedulerView
 from roofline_policies.errors import InputError, RooflineError
 from roofline_policies.policies import (
+    AnswerRoom,
     BatchSize,
     Composition,
     Defence,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from roofline_policies.counting import counted
 
 __all__ = [
+    "AnswerRoom",
     "BatchSize",
     "Bounds",
     "Bytes",

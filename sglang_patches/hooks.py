@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookType
 
+from sglang_patches.drafts.workers import worker_that_moves
 from sglang_patches.loop.applier import Applier
 from sglang_patches.loop.decider import Decider
 from sglang_patches.loop.messages import PolicyAdoptReq, PolicyOfferReq, register
@@ -29,7 +30,6 @@ from sglang_patches.requests import part_way
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import KnobsUpdate, decides_here
 from sglang_patches.server.company import of_this_rank
-from sglang_patches.server.drafts import worker_that_moves
 from sglang_patches.server.facts import of_server, tell
 from sglang_patches.server.learned import learned_file
 

@@ -64,6 +64,8 @@ def columns(percentiles: Sequence[float]) -> list[Column]:
         *latency_columns("itl", "ITL", "ms", percentiles),
         Column("TPOT mean ms", "tpot_mean_s", ".1f", 1e3),
         Column("tokens per chunk", "tokens_per_chunk", ".2f", when=_grouped),
+        Column("drafts accepted %", "draft_acceptance", ".1f", 100.0, when=_any("draft_acceptance")),
+        Column("rejected drafts/tok", "drafts_rejected_per_token", ".2f", when=_any("drafts_rejected_per_token")),
         *latency_columns("icl", "ICL", "ms", percentiles),
         *latency_columns("e2e", "E2E", "s", percentiles),
         Column("KV max %", "kv_use_max", ".0f", 100.0),

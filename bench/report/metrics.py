@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from bench.report.drafts import draft_metrics
 from bench.report.one_request import MISSED, chunk_gaps_s, e2e_s, gaps_s, meets, missed, tpot_s, ttft_s
 from bench.report.percentiles import PERCENTILES, label, reported
 from bench.report.records import ArmRun, Ending, RequestRecord, ServerSample
@@ -119,6 +120,7 @@ def summarise(
         "usd_per_million_output_tokens": usd_per_million(output),
         "usd_per_million_tokens": usd_per_million(output + prompt),
         "tokens_per_chunk": _share(output, chunks),
+        **draft_metrics(run, output),
         "cache_hit_rate": _share(cached, prompt),
         "longest_wait_s": max((r.started_s - r.scheduled_s for r in records if r.started_s is not None), default=None),
         "longest_tenth_ttft_p99_s": longest_tenth_ttft_p99_s(records),

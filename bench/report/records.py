@@ -98,6 +98,7 @@ class ArmRun:
     """One arm's run in one repeat. crash: None, or why the server did not live through it.
 
     deferrals: steps that only decoded while a prompt waited or was part-way; None where the server does not tell.
+    drafts: drafts verified and drafts accepted, of the whole run; None where nothing drafts, or only the samples tell.
     """
 
     arm: str
@@ -107,6 +108,7 @@ class ArmRun:
     crash: str | None = None
     log_tail: tuple[str, ...] = ()
     deferrals: int | None = None
+    drafts: tuple[int, int] | None = None
 
 
 def write_run(run: ArmRun, folder: Path) -> None:

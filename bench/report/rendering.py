@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from bench.report.columns import Column, brief, columns
+from bench.report.drafts import drafts_figure
 from bench.report.figures import arm_styles, ecdf_figure, roofline_figure
 from bench.report.headlines import verdict_lines
 from bench.report.percentiles import PERCENTILES
@@ -89,6 +90,7 @@ def write_report(path: Path, result: Mapping[str, Any], runs: Sequence[ArmRun]) 
         "roofline": roofline_figure(runs, styles),
         "knobs": knobs_figure(runs, styles),
         "load": load_figure(runs, styles),
+        "drafts": drafts_figure(runs, styles),
         "latency": ecdf_figure(runs, styles, slo["ttft_s"], slo["itl_s"]),
     }
     page = render(

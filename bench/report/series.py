@@ -21,6 +21,7 @@ KNOB_TITLES = {
     "deadline_order": "deadline<br>order (0 / 1)",
     "relegate_for_s": "relegate for<br>(seconds)",
     "defended_from_us": "defended<br>from (us)",
+    "new_token_permille": "new tokens<br>(1 / 1000)",
     "speculation_window": "spec. window<br>(tokens)",
     "quant_tier": "quantization<br>(tier)",
 }

@@ -197,7 +197,7 @@ class _Composer:
         digest = cell_digest(run, experiment.slo, price, experiment.percentiles)
         keys = {arm.name: unit_key(digest, of_arm, environment_digest(arm)) for arm, of_arm in arms.items()}
         runs = {arm.name: keys[arm.name] if arm.policy else unit_key(run, of_arm, "") for arm, of_arm in arms.items()}
-        faster = float(conf["traffic"]["rate_scale"])
+        faster = float(conf["traffic"].get("rate_scale", 1.0))  # a closed loop has no rate
         return Cell(place, experiment, price, faster, loaded.clipped, loaded.notes, keys, runs)
 
 

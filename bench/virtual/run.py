@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -20,11 +20,10 @@ from bench.virtual.price import PricedSteps
 from bench.virtual.settings import Experiment
 from roofline_policies.steps.speculation import Speculation
 from roofline_policies.steps.times import StepTimes
-from sglang_patches.server.drafts import Window
 from sglang_patches.virtual.clock import VirtualClock
-from sglang_patches.virtual.rules import by_average, by_table
+from sglang_patches.virtual.rules import by_average, by_policy, by_table
 from sglang_patches.virtual.server import Sample, VirtualDevice, VirtualServer
-from sglang_patches.virtual.speculative import MovingWindow, WindowRule, speculative_args
+from sglang_patches.virtual.speculative import MovingWindow, SpeculativeWorker, WindowRule, speculative_args
 from sglang_patches.virtual.stand_ins import VOCABULARY
 from sglang_patches.virtual.traffic import Delivery, Loop, TimeIsUp, VirtualRequest, VirtualTraffic
 
@@ -115,7 +114,9 @@ def run_arm(
     ]
     begin_s = 0.0 if loop is None else min(record.scheduled_s for record in records)
     samples = tuple(_sample(sample) for sample in server.samples if sample.t_s >= begin_s)
-    return ArmRun(arm.name, 0, tuple(records), samples, deferrals=worker.deferrals), worker.iterations
+    drafts = worker.counted if isinstance(worker, SpeculativeWorker) else None
+    run = ArmRun(arm.name, 0, tuple(records), samples, deferrals=worker.deferrals, drafts=drafts)
+    return run, worker.iterations
 
 
 def _moving(arm: VirtualArm, speculation: Speculation, times: StepTimes) -> MovingWindow | None:
@@ -123,20 +124,29 @@ def _moving(arm: VirtualArm, speculation: Speculation, times: StepTimes) -> Movi
     start, windows = arm.speculation_steps, arm.windows
     if not windows or start is None:
         return None
-    rule: WindowRule | None = None
-    if arm.rule == POLICY:
-        rule = Window(windows, start)
-    elif arm.rule == AVERAGE:
-        rule = by_average(start, windows)
-    elif arm.rule == TABLE:
-        rule, windows = by_table(start)
-    elif arm.rule == PROFILE:
+    rule = rule_of(arm.rule, start, windows, speculation, times)
+    return MovingWindow(windows if rule is None else tuple(rule.candidate_steps), start, rule)
 
-        def cost_s(batch: int, window: int) -> float:
-            return speculation.decode(times, batch, batch * PROFILED_CONTEXT, window).total_s
 
-        rule = CostProfile(windows, cost_s)
-    return MovingWindow(windows, start, rule)
+def rule_of(
+    name: str, start: int, windows: Sequence[int], speculation: Speculation, times: StepTimes
+) -> WindowRule | None:
+    """One of RULES, as SGLang's protocol has it; None for foresight, which no rule has.
+
+    times: of the target.
+    """
+    if name == POLICY:
+        return by_policy(start, windows)
+    if name == AVERAGE:
+        return by_average(start, windows)
+    if name == TABLE:
+        return by_table(start)
+    if name == PROFILE:
+        return CostProfile(
+            windows,
+            lambda batch, window: speculation.decode(times, batch, batch * PROFILED_CONTEXT, window).total_s,
+        )
+    return None
 
 
 def virtual_requests(experiment: Experiment) -> list[VirtualRequest]:

@@ -19,6 +19,7 @@ class Knob(StrEnum):
     DEADLINE_ORDER = "deadline_order"
     RELEGATE_FOR_S = "relegate_for_s"
     DEFENDED_FROM_US = "defended_from_us"
+    NEW_TOKEN_PERMILLE = "new_token_permille"
     SPECULATION_WINDOW = "speculation_window"
     QUANT_TIER = "quant_tier"
 
@@ -42,6 +43,9 @@ class Knobs:
     relegate_for_s: whole seconds for which a prompt that cannot be in time may be passed over; 0: none is.
     defended_from_us: tightest target between tokens that is kept, microseconds; requests with a tighter one are given
         up and served as best they can. 0: none is given up.
+    new_token_permille: of the tokens that running requests may still generate, the most for which room is kept while
+        others enter, thousandths; the server's own estimate holds where it is less, and where this is 0. Whom room is
+        lacking for later goes back to the queue (is retracted).
     speculation_window: K, draft tokens per request of the next decode step; 0: none. None where the server drafts
         nothing, or always as many.
     quant_tier: index of the precision that matrix products run in, 0 is the launch's; None where there is only one.
@@ -54,6 +58,7 @@ class Knobs:
     deadline_order: bool = False
     relegate_for_s: int = 0
     defended_from_us: int = 0
+    new_token_permille: int = 0
     speculation_window: int | None = None
     quant_tier: int | None = None
 

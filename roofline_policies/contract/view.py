@@ -131,6 +131,8 @@ class QueueState(NamedTuple):
     capacities: what requests can run out of here, each with its use and size; kv_use is the share of the fuller of the
         first two. Empty where nothing is known.
     peers_decoding: requests that decode on the other ranks of data-parallel attention and wait for this rank's step.
+    unwritten_tokens: that running requests may still generate, as the server counts them for its own estimate.
+    next_unwritten_tokens: the same of the next prompt; the server lets it in only where there is room for all of them.
     demand: what was asked for lately, None where that is not known.
     """
 
@@ -153,6 +155,8 @@ class QueueState(NamedTuple):
     cache_hit_rate: float | None = None
     capacities: tuple[Capacity, ...] = ()
     peers_decoding: int = 0
+    unwritten_tokens: int = 0
+    next_unwritten_tokens: int = 0
     demand: Demand | None = None
 
 

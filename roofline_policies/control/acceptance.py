@@ -160,7 +160,7 @@ class _Chains:
             believed = of_all[place] if of_all else PRIOR if then is None else then
             belief = BELIEF if of_all or then is None else ALIKE
             usual = (accepted + belief * believed) / (here + belief)
-            if then is not None and here:
+            if then is not None:
                 usual = _moved(usual, found[-1], then)
             _, here, accepted = self.fast[place] if place < len(self.fast) else (0.0, 0.0, 0.0)
             found.append((accepted + BELIEF * usual) / (here + BELIEF))

@@ -26,6 +26,10 @@ TRIED = 3
 
 DRAFTS = ROW_SUMS.index("drafts")
 
+OF_THE_BATCH = tuple(place for place, name in enumerate(ROW_SUMS) if name not in ("drafts", "catching up"))
+"""What costs nothing of its own where the number of drafts moves: in a small batch rows and KV tokens go with the
+drafts, and what was put down to them there would be many times as much in a large one."""
+
 
 PLANNED = 6
 """Sums of a BatchShape that a plan has, up to its logit rows. What is known of a batch only once it runs, such as what
@@ -83,7 +87,7 @@ class StepsInFlight:
         whole = Whole()
         of_decode = LearnedKind(OF_DRAFTS if self._drafts else OF_ROWS, whole)
         if self._moving:
-            of_decode = LearnedKind(OF_MOVING_DRAFTS, whole, DRAFTS)
+            of_decode = LearnedKind(OF_MOVING_DRAFTS, whole, DRAFTS, OF_THE_BATCH)
         return whole, {
             ForwardMode.PREFILL: LearnedKind(OF_PROMPTS, whole),
             ForwardMode.DECODE: of_decode,

@@ -14,9 +14,11 @@ from roofline_policies.contract.decision import Bounds, Decision, Knob, KnobChan
 from roofline_policies.errors import FieldError
 from roofline_policies.policies.base import Kind, Proposal
 
-COSTLY_KNOBS = frozenset({Knob.MAX_RUNNING_REQUESTS, Knob.DEFENDED_FROM_US, Knob.SPECULATION_WINDOW, Knob.QUANT_TIER})
-"""A drain, requests that are given up, a switch of captured graphs, other kernels. The order of admission and the chunk
-cost nothing."""
+COSTLY_KNOBS = frozenset({
+    Knob.MAX_RUNNING_REQUESTS, Knob.DEFENDED_FROM_US, Knob.NEW_TOKEN_PERMILLE, Knob.SPECULATION_WINDOW, Knob.QUANT_TIER,
+})  # fmt: skip
+"""A drain, requests that are given up, requests that are computed again, a switch of captured graphs, other kernels.
+The order of admission and the chunk cost nothing."""
 
 DWELL_AT_LEAST_S = {Knob.DEFENDED_FROM_US: 5.0}
 """Seconds between two changes of a knob at least, where they are more than the settings ask for. Who is given up is

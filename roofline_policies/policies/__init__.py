@@ -1,6 +1,7 @@
 """Policies: view in, proposals out. Each is a frozen dataclass in a file of its own."""
 
-from roofline_policies.policies.base import Kind, Policy, Proposal, Strength
+from roofline_policies.policies.answer_room import AnswerRoom
+from roofline_policies.policies.base import Kind, Policy, Proposal, Static, Strength
 from roofline_policies.policies.batch_size import BatchSize, RidgeBatchSize
 from roofline_policies.policies.compose import Composition, When, compose, when
 from roofline_policies.policies.defence import Defence
@@ -9,9 +10,9 @@ from roofline_policies.policies.quant_tier import QuantTier, RidgeQuantTier
 from roofline_policies.policies.ridge_prefill_deferral import RidgePrefillDeferral
 from roofline_policies.policies.slo_guard import SloGuard
 from roofline_policies.policies.speculation_window import RidgeSpeculationWindow, SpeculationWindow
-from roofline_policies.policies.static import Static
 
 __all__ = [
+    "AnswerRoom",
     "BatchSize",
     "Composition",
     "Defence",

@@ -13,7 +13,7 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal
 from roofline_policies.policies.looks import looks
 from roofline_policies.policies.room import LEAST_CHUNK_TOKENS
-from roofline_policies.policies.shapes import DRAFTS, NOT_PREDICTED
+from roofline_policies.policies.shapes import NOT_PREDICTED
 from roofline_policies.slo.capacity import more_requests
 from roofline_policies.slo.demand import Demand
 from roofline_policies.steps.correction import CorrectedSteps
@@ -110,6 +110,9 @@ class _Load(NamedTuple):
         return demand.cached_tokens + demand.prompt_tokens + demand.output_tokens / 2.0
 
 
+DRAFTS = "what targets cost is not worked out where steps of drafts yield several tokens"
+
+
 @dataclass(frozen=True, slots=True)
 class Defence:
     """Gives the tightest targets between tokens up where keeping them costs more than it brings, and takes them back.
@@ -139,14 +142,14 @@ class Defence:
         """Why nothing is decided on this server, None where it is."""
         if not view.bounds.movable(Knob.DEFENDED_FROM_US):
             return view.bounds.immovable[Knob.DEFENDED_FROM_US]
-        if view.rows_per_request > 1:
+        if _drafts(view):
             return DRAFTS
         return NOT_PREDICTED if view.steps is None else None
 
     def propose(self, view: SchedulerView) -> tuple[Proposal, ...]:
         """A target for defended_from_us, or nothing."""
         queue, demand, now = view.queue, view.queue.demand, view.knobs.defended_from_us
-        if demand is None or view.steps is None or view.rows_per_request > 1:
+        if demand is None or view.steps is None or _drafts(view):
             return ()
         if not looks(view.decisions, LOOK_EVERY) or not view.bounds.movable(Knob.DEFENDED_FROM_US):
             return ()
@@ -214,3 +217,8 @@ def _reason(demand: Demand, served: list[float], worth: list[float], current: in
         return f"with {what} {served[place]:.1f} can be served, {worth[place]:.0%} of what is asked for in time"
 
     return f"{demand.requests_per_s:.1f} requests come a second; {says(best)}; {says(current)}"
+
+
+def _drafts(view: SchedulerView) -> bool:
+    """Whether the server may draft, now or later: whom it gives up would stay so when the number of drafts moves."""
+    return view.rows_per_request > 1 or view.knobs.speculation_window is not None

@@ -14,9 +14,6 @@ NOT_PREDICTED = "step times are not predicted here (efficiency)"
 NO_ACCEPTANCE = "nothing is known of acceptance yet"
 """Why a policy idles that has to know how many tokens a step of drafts yields."""
 
-DRAFTS = "a step of drafts yields several tokens, and neither how many nor when they are due is known"
-"""Why a policy idles that would let a step take as long as a token may."""
-
 
 def prompt_shape(view: SchedulerView, tokens: int) -> BatchShape:
     """A chunk of ``tokens``, of the prompts that are next, each as far as it goes.

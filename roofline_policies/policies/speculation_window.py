@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -237,7 +236,7 @@ def windows(bounds: Bounds, current: int) -> list[int]:
         return list(allowed)
     quarters = [allowed[(len(allowed) - 1) * part // 4] for part in range(5)]
     # A small step in the right direction is always among them, so repeated decisions reach what was left out here.
-    at = bisect_right(allowed, current)
+    at = sum(one <= current for one in allowed)
     near = [allowed[min(max(place, 0), len(allowed) - 1)] for place in (at - 2, at - 1, at)]
     return sorted({*quarters, *near})
 

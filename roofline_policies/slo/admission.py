@@ -217,6 +217,8 @@ class Admission(Generic[T]):
             cost_s = ticket.prefill_s * pace
             if starts_s + cost_s > ticket.due_s:
                 given_up.append(queue[index])  # late even if it were the next
+                if ticket.class_due_s is not None:
+                    return given_up  # where its class waits it may be in time, and leaves others less
                 continue
             done_s += cost_s
             if ticket.class_due_s is not None:

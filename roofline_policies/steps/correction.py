@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import NamedTuple
 
@@ -47,9 +48,12 @@ all steps are of one size, nothing tells a constant from a factor, and this give
 sizes differ by more than about 14%, its square root, decide for themselves. A judgement."""
 
 
-REGIONS = 8
-"""Of batch size, by rows: 1, 2 to 7, 8 to 31, and so on by factors of 4 to 8,192 or more. A step's error changes where
-what binds it changes, and that is a matter of factors and not of single rows."""
+_STARTS = (2, 8, 32, 129, 257, 385, 513, 769, 1025, 2049, 4097, 8193)
+"""Fewest rows of each region of batch size but the first, a row alone. A step's error changes where what binds it
+changes, which is a matter of factors, and with the tiles of 128 rows that products compute: one row more than 384 costs
+a whole tile, a third of the time; one more than 8,192 next to nothing."""
+
+REGIONS = len(_STARTS) + 1
 
 
 class Line(NamedTuple):
@@ -59,7 +63,8 @@ class Line(NamedTuple):
 
     each_s: seconds for one of each of the kind's sums (``sums_of``); empty: none. spreads: standard deviation by region
     of rows; empty: ``spread`` everywhere. start: scale and constant of another answer, and by region of rows the
-    factor by which this one may be below it at most; None: it stands alone.
+    factor by which this one may be below it at most; None: it stands alone. factors: by the value of the sum at
+    ``group``, what the whole is multiplied by; None, and others: 1.
     """
 
     scale: float = 1.0
@@ -68,13 +73,17 @@ class Line(NamedTuple):
     each_s: tuple[float, ...] = ()
     spreads: tuple[float, ...] = ()
     start: tuple[float, float, tuple[float, ...]] | None = None
+    group: int = 0
+    factors: Mapping[int, float] | None = None
 
-    def seconds(self, predicted_s: float, sums: Iterable[int] = (), rows: int = 0) -> float:
+    def seconds(self, predicted_s: float, sums: Sequence[int] = (), rows: int = 0) -> float:
         """Of a step with these sums, in the order of ``sums_of``; those beyond ``each_s`` cost nothing of their own.
         rows: of the batch; 0: of any size."""
         seconds = self.scale * predicted_s + self.add_s
         for each_s, amount in zip(self.each_s, sums, strict=False):
             seconds += each_s * amount
+        if self.factors and sums:
+            seconds *= self.factors.get(sums[self.group], 1.0)
         if self.start is not None and rows:
             scale, add_s, mosts = self.start
             start_s, most = scale * predicted_s + add_s, mosts[region(rows)]
@@ -88,12 +97,12 @@ class Line(NamedTuple):
 
 def region(rows: int) -> int:
     """Of REGIONS, by rows of a batch."""
-    return min(rows.bit_length() // 2, REGIONS - 1)
+    return bisect_right(_STARTS, rows)
 
 
 def fewest_rows(place: int) -> int:
     """Of the batches in a region."""
-    return 1 << max(0, 2 * place - 1)
+    return _STARTS[place - 1] if place else 1
 
 
 PROMPT_SUMS = ("prompt_tokens", "pairs", "rows", "kv_tokens")

@@ -130,11 +130,6 @@ class Evidence:
         return self._judged.of_start, self._judged.of_fit
 
     @property
-    def judged_steps(self) -> float:
-        """Decayed number of the judged steps."""
-        return self._judged.weight
-
-    @property
     def known_regions(self) -> list[int]:
         """Of which something was seen."""
         return [place for place, one in enumerate(self._regions) if one.weight > SEEN]

@@ -35,6 +35,10 @@ two answers that are equally good would take turns with the noise, and every tur
 FIT_MEMORY = 2.0 * MEMORY
 """Of the fit, which has more to find out than the start; where the device changes, see SHIFTED, it is cut short."""
 
+GROUP_MEMORY = 24.0
+"""Of each group of steps: what a group takes is kept anyway while others run, so it may be as of now. A judgement: a
+second of steps, of which an error of 3% is known to 0.6%."""
+
 SHIFTED = 5.0
 """Standard errors by which the median of a block is off where the device is another from then on, as when its clocks
 fall. The median of 8 steps is off by as much once in 16,000 blocks by chance, and no single pause moves it."""
@@ -87,15 +91,17 @@ class LearnedKind:
 
     sums: how many of ``sums_of`` it depends on, from the first on. whole: what is known of all steps.
     group: place in the sums of what tells groups of steps apart, such as the number of drafts: what was learned of a
-        group is kept while others run. Then the fit answers unless it is clearly the worse one: the start's scale is of
-        the group that runs, and says nothing of others. None: there are no groups.
+        group is kept while others run. From two groups on the fit answers: the start's scale is of the group that runs,
+        and says nothing of others. No step is taken for a change of the device. None: there are no groups.
+    left_out: places of sums that cost nothing of their own.
     """
 
-    def __init__(self, sums: int, whole: Whole, group: int | None = None) -> None:
+    def __init__(self, sums: int, whole: Whole, group: int | None = None, left_out: Sequence[int] = ()) -> None:
         self._group = group
+        self._left_out = tuple(left_out)
         self.groups: dict[int, int] = {}
         self.start = StepCorrection()
-        self.fit = NonNegativeFit(2 + sums, FIT_MEMORY)
+        self.fit = NonNegativeFit(2 + sums, FIT_MEMORY if group is None else GROUP_MEMORY)
         self.by_fit = False
         self.steps = self.bounded = self.rejected = 0
         self._evidence = Evidence(whole)
@@ -133,12 +139,14 @@ class LearnedKind:
         """Learn from the steps of a block, and let the better one answer."""
         correction, by_fit, used = self.start.line, self.by_fit, self.fit.features - 2
         fitted = self._fitted
-        scale, add_s, each_s = fitted.scale, fitted.add_s, fitted.each_s
+        scale, add_s, each_s, factors = fitted.scale, fitted.add_s, fitted.each_s, fitted.factors
         level_s, most = correction.add_s / correction.scale, OUTLIER * self.line.spread
         seen = self.steps - len(self._pending)
         offs, fits, units, squares, judged = [], [], [], [], []
         for predicted_s, sums, batch, measured_s, start_s in self._pending:
             fit_s = scale * predicted_s + add_s + sum(map(mul, each_s, sums))
+            if factors and self._group is not None:
+                fit_s *= factors.get(sums[self._group], 1.0)
             expected_s = fit_s if by_fit else start_s
             self._recent.append(measured_s / expected_s)
             if not expected_s <= FARTHEST * measured_s <= FARTHEST**2 * expected_s:
@@ -155,15 +163,18 @@ class LearnedKind:
             # Relative errors count, so all is divided by what the step is expected to take, but for the level: that of
             # the first steps may be off by orders of magnitude, and they would weigh as much more or less.
             units.append(1.0 / (predicted_s + level_s))
-        if len(offs) == BLOCK and self._shifted(offs):
+        settled = [self._known(step) for step in self._pending]
+        if len(offs) == BLOCK and self._group is None and self._shifted(offs):
             self.fit.forget(LEFT)
         elif max(offs) > most or min(offs) < -most:
-            offs = [min(max(off, -most), most) for off in offs]
+            offs = [min(max(off, -most), most) if sure else off for off, sure in zip(offs, settled, strict=True)]
         self._evidence.add(squares, judged, by_fit)
         targets = [*map(mul, map(mul, fits, units), map(exp, offs))]
         predicted, of_sums, *_ = zip(*self._pending, strict=True)
         columns = [[*map(mul, column, units)] for column in (predicted, *[*zip(*of_sums, strict=True)][:used])]
         columns.insert(1, units)
+        for place in self._left_out:
+            columns[2 + place] = [0.0] * len(units)
         self._pending.clear()
         groups = [0] * len(targets) if self._group is None else [sums[self._group] for sums in of_sums]
         for group in dict.fromkeys(groups):
@@ -173,10 +184,15 @@ class LearnedKind:
             self.fit.observe(of_group, targets if whole else [targets[at] for at in own], group)
         found = self.fit.coefficients
         self._fitted = Line(found[0], found[1], each_s=tuple(found[2:]))
-        of_start, of_fit = self.errors
         if self._group is not None:
-            of_start += self._evidence.judged_steps * LEAST_SPREAD**2
-        self.by_fit = of_fit < (of_start if by_fit else BETTER * of_start)
+            self._fitted = self._fitted._replace(group=self._group, factors=self.fit.ratios())
+        of_start, of_fit = self.errors
+        self.by_fit = len(self.groups) > 1 or of_fit < (of_start if by_fit else BETTER * of_start)
+
+    def _known(self, step: _Step) -> bool:
+        """Whether enough was seen of a step's group for its distance from what was expected to say something else than
+        that nothing was known of it."""
+        return self._group is None or self.groups[step.sums[self._group]] > 2 * BLOCK
 
     def _shifted(self, offs: list[float]) -> bool:
         """Whether the fit is off by more than chance in a block. offs: log of measured to expected, of each step."""
@@ -188,7 +204,7 @@ class LearnedKind:
         of = self._fitted if self.by_fit else self.start.line
         spread, spreads = self._evidence.spreads(self.by_fit, self.steps)
         near = self._near_start() if self.by_fit and self._group is None else None
-        self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads, near)
+        self.line = Line(of.scale, of.add_s, spread, of.each_s, spreads, near, of.group, of.factors)
 
     def _near_start(self) -> tuple[float, float, tuple[float, ...]]:
         """How far the fit may be below the start: by as much as that was above what was measured of batches as large.

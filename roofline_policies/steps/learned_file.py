@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from roofline_policies.device.calibration_file import folder, write_whole
 
-FORMAT = 1
+FORMAT = 2
 
 EVERY_S, IDLE_EVERY_S = 60.0, 5.0
 """Least time between two writings while requests are there, and while none is: what a minute teaches a server that has

@@ -16,6 +16,9 @@ LEAST_SHARE = 0.1
 be theirs at the next."""
 
 
+FEW = 4.0
+"""Pairs at which half of what is left over of a group is taken for its own."""
+
 RESTORED = -1
 """The group of what another fit learned."""
 
@@ -89,6 +92,16 @@ class NonNegativeFit:
         else:
             self._add_up()
         self.descend()
+
+    def ratios(self) -> dict[int, float]:
+        """Of each group: its targets over what the solution makes of them, in the mean of its own pairs, nearer to 1
+        where those are few. What one solution for all groups leaves over."""
+        found = {}
+        for group, own in self._groups.items():
+            explained = sum(map(mul, own.products[0], self.coefficients))
+            if group != RESTORED and explained > 0:
+                found[group] = 1.0 + (own.targets[0] / explained - 1.0) * own.weight / (own.weight + FEW)
+        return found
 
     def _add_up(self) -> None:
         groups = self._groups.values()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Protocol
 
 from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.contract.view import ForwardMode, IterationRecord, QueueState
@@ -21,6 +22,18 @@ from roofline_policies.steps.times import StepTimes
 from roofline_policies.testing.device import CEILINGS, work_of
 
 Chooser = Callable[[int, int, float], int]
+
+
+class Rule(Protocol):
+    """What chooses the number of drafts without a view: SGLang's ``AdaptiveSpecPolicy``, as far as it is asked here."""
+
+    def get_steps_for_batch(self, batch_size: int) -> int:
+        """Of the next step."""
+        ...
+
+    def on_verify_complete(self, num_correct_drafts_per_req: list[int], batch_size: int) -> int | None:
+        """A result is there."""
+        ...
 
 
 @dataclass(slots=True)
@@ -75,6 +88,10 @@ class DraftingLoop:
 
         return self._run(best)
 
+    def by(self, rule: Rule) -> Drafted:
+        """By a rule that is told how many drafts of each request were accepted, and the size of the batch."""
+        return self._run(lambda requests, context, second: rule.get_steps_for_batch(requests), rule=rule)
+
     def under(self, policy: Policy, start: int = 3) -> tuple[Drafted, Controller]:
         """Under a policy, ``start`` drafts being the first; and the controller as it is at the end."""
         knob = Knob.SPECULATION_WINDOW
@@ -95,11 +112,12 @@ class DraftingLoop:
         acceptance = self.speculation.acceptance
         return 1.0 + acceptance.mean_accepted(window, acceptance.drifted(second))
 
-    def _run(self, choose: Chooser | None, controller: Controller | None = None) -> Drafted:
+    def _run(self, choose: Chooser | None, controller: Controller | None = None, rule: Rule | None = None) -> Drafted:
         draw, made, now_s, decided_s = Random(self.seed), Drafted(), 0.0, float("-inf")
         contexts: list[int] = []
         window = last = -1
         late: tuple[IterationRecord, int, list[int]] | None = None
+        told: list[int] | None = None
         while now_s < self.seconds:
             requests = next(count for second, count in reversed(self.load) if second <= now_s)
             changed = requests != len(contexts)
@@ -125,7 +143,8 @@ class DraftingLoop:
             if self.noise:
                 took_s *= max(0.1, draw.gauss(1.0, self.noise))
             chances = self.speculation.acceptance.probabilities(window, self.speculation.acceptance.drifted(now_s))
-            runs = [_run_of(draw, chances) for _ in contexts] if controller is not None else []
+            seen = controller is not None or rule is not None
+            runs = [_run_of(draw, chances) for _ in contexts] if seen else []
             made.tokens += requests * self._yield(window, now_s)
             if window != last:
                 made.trace.append((now_s, window))
@@ -135,6 +154,10 @@ class DraftingLoop:
             made.longest_s = max(made.longest_s, took_s)
             now_s += took_s
             made.seconds = now_s
+            if rule is not None:
+                if told is not None:
+                    rule.on_verify_complete(told, len(told))
+                told = runs
             if controller is not None:
                 if late is not None:
                     _tell(controller, now_s, late)

@@ -152,6 +152,8 @@ class Server:
             self.unreported = 0
             self.controller.observe(self.records.popleft()[1])
         self.decided_s = self.now_s
+        if self.active and self.ordered and self.predictor is not None:
+            self.judge(self.controller.knobs.relegate_for_s, self.controller.knobs.defended_s)
         queue = self.queue()
         decision: Decision = self.controller.decide(self.now_s, queue)
         self.moments.append(Moment(self.now_s, queue, decision.knobs, decision.changes))
@@ -161,8 +163,6 @@ class Server:
                 self.admission.sort(self.waiting)
             else:
                 self.waiting.sort(key=lambda job: job.ticket.arrival_s)
-        if self.active and self.ordered and self.predictor is not None:
-            self.judge(decision.knobs.relegate_for_s, decision.knobs.defended_s)
 
     def judge(self, relegate_for_s: int, defended_s: float) -> None:
         """Put those that cannot be in time behind the others, and those that were there for long enough first."""

@@ -42,7 +42,7 @@ def fake_bounds(
     reasons: dict[Knob, str] = {Knob.SPECULATION_WINDOW: _NO_DRAFTS, Knob.QUANT_TIER: _ONE_PRECISION}
     ranges = {
         Knob.MAX_RUNNING_REQUESTS: Range(1, max_running_requests), Knob.RELEGATE_FOR_S: Range(0, 3600),
-        Knob.DEFENDED_FROM_US: Range(0, 10**9),
+        Knob.DEFENDED_FROM_US: Range(0, 10**9), Knob.NEW_TOKEN_PERMILLE: Range(0, 1000, 10),
     }  # fmt: skip
     if prefill_chunk_tokens is None:
         off = "chunked prefill is off (--chunked-prefill-size)"

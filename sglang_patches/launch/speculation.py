@@ -7,6 +7,7 @@ build what each of them needs. The file with the candidates is written from the 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -23,9 +24,9 @@ from roofline_policies.device.calibration_file import folder
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 from roofline_policies.settings.loading import Settings
 from roofline_policies.settings.speculation import WINDOW_STAYS
+from sglang_patches.drafts.window import PLAN, DraftPlan
 from sglang_patches.hooks import SETTINGS
 from sglang_patches.needs.objects import ServerArgs
-from sglang_patches.server.drafts import PLAN, DraftPlan
 
 STEP = "handle_speculative_decoding"
 """The step of SGLang's resolution that settles drafts."""
@@ -43,6 +44,8 @@ _LEFT_TO_SGLANG = {
     "DSPARK": "left to SGLang: DSPARK plans by itself what of its drafts each step verifies",
     "DFLASH": "left to SGLang: DFLASH drafts a block at once, of the size that its model was trained for",
 }
+
+logger = logging.getLogger(__name__)
 
 _registered: list[Callable[..., None]] = []
 
@@ -68,7 +71,13 @@ def resolve(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> 
         choose_chain(server_args, settings)
         previous(server_args)
         check_draft_model(server_args)
-        setattr(server_args, PLAN, planned(server_args, settings))
+        plan = planned(server_args, settings)
+        setattr(server_args, PLAN, plan)
+        algorithm = resolving_view(server_args).speculative_algorithm
+        if plan.reason is not None:
+            logger.warning(f"Roofline: the number of drafts stays as {algorithm} was launched: {plan.reason}.")
+        else:
+            logger.info(f"Roofline: {algorithm} is made ready for {', '.join(map(str, plan.windows))} drafts per step.")
     except InputError as error:
         if not getattr(server_args, FROM_COMMAND_LINE, False):
             raise

@@ -6,14 +6,15 @@ from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from roofline_policies.contract.decision import Knobs
 from roofline_policies.control.chunk import chunk_of_pass
+from sglang_patches.drafts.window import window_of
 from sglang_patches.loop.layout import launch_knobs
 from sglang_patches.needs.objects import Batch, Scheduler
 from sglang_patches.requests.batches import running_batches
-from sglang_patches.server.drafts import window_of
 
 
 class Actuator:
-    """Holds the agreed knobs and applies them to one scheduler. Only ever narrows what the server would do itself."""
+    """Holds the agreed knobs and applies them to one scheduler. Only ever narrows what the server would do itself,
+    but for the room that is kept for the rest of running answers: with less of it more enter."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
@@ -40,7 +41,11 @@ class Actuator:
         self.apply_chunk(scheduler.running_batch)
 
     def apply_chunk(self, running_batch: Batch) -> None:
-        """Set the prefill chunk and whether decode rows share it; called every pass, because both follow the batch."""
+        """Set the prefill chunk and whether decode rows share it; called every pass, because both follow the batch. And
+        the room that is kept for running requests, because SGLang's own estimate of it moves."""
+        if self.knobs.new_token_permille:
+            ratio = self._scheduler.new_token_ratio_tracker
+            ratio.current = min(ratio.current, self.knobs.new_token_permille / 1000)
         chunk = chunk_of_pass(self.knobs, self._launch, running_batch.batch_size(), self._least_prompt_tokens)
         if chunk is not None:
             self._scheduler.is_mixed_chunk, self._scheduler.chunked_prefill_size = chunk

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any
 
-from roofline_policies.contract.decision import Bounds, Knobs
+from roofline_policies.contract.decision import Bounds
 from roofline_policies.contract.view import ForwardMode, QueueState
 from roofline_policies.control.controller import DECIDE_AT_LEAST_EVERY_S, STALLED_AFTER, Controller, State
 from roofline_policies.control.status import LoopTimer, explain, status
@@ -19,25 +19,21 @@ from roofline_policies.plain import plain
 from roofline_policies.settings.loading import Settings
 from roofline_policies.slo.admission import Rank
 from sglang_patches.loop.applier import Applier
+from sglang_patches.loop.drafted import Drafted
 from sglang_patches.loop.guard import contained, timed
 from sglang_patches.loop.layout import launch_knobs, launch_ranges, not_counted
 from sglang_patches.loop.loaded import Loaded
 from sglang_patches.loop.reports import Reports
 from sglang_patches.needs.objects import Batch, Request, Scheduler, StepResult
-from sglang_patches.observe.counters import InlineWork
-from sglang_patches.observe.drafts import DraftTotals
-from sglang_patches.observe.drafts import shown as drafts_shown
 from sglang_patches.observe.observer import Observer
 from sglang_patches.observe.recorder import Recorder, of_rank
 from sglang_patches.requests.capacities import Capacities
-from sglang_patches.requests.drafts import DraftWatch
 from sglang_patches.requests.output_watch import OutputWatch
 from sglang_patches.requests.prefill_rate import PrefillWatch
 from sglang_patches.requests.progress import Progress
 from sglang_patches.requests.queues import Queues
 from sglang_patches.server.agree import KnobsUpdate, alone, scheduler_index
 from sglang_patches.server.company import Company
-from sglang_patches.server.drafts import drafts_of_step, launched_rows
 from sglang_patches.server.facts import Served, roofline_times
 
 logger = logging.getLogger(__name__)
@@ -68,21 +64,19 @@ class Decider:
         self._company = company
         self._unreported = 0
         self._decided_s = float("-inf")
-        drafts = drafts_of_step(scheduler)
+        self._drafted = Drafted(scheduler)
         self._outputs = OutputWatch()
         times = served.predictor if served.predictor is not None else roofline_times(served, settings)
         self.applier = Applier(scheduler, settings.objectives, times, self.fall_back)
         self._service = PrefillWatch(self.applier.waiting.ticket)
-        self._accepted = DraftWatch()
-        self._drafts = None if drafts is None else DraftTotals(launched_rows(scheduler) - 1)
         slo_of = self.applier.promises.slo_of
-        self._progress = Progress(settings.objectives.server, slo_of, drafts=drafts is not None)
+        self._progress = Progress(settings.objectives.server, slo_of, drafts=self._drafted.totals is not None)
         self.observer = Observer(
             served.model,
             interval=served.interval,
             graph_sizes=served.graph_sizes,
-            drafts=drafts,
-            inline=_inline(served, scheduler.device),
+            drafts=self._drafted.of_step,
+            inline=served.inline_work(scheduler.device),
             tree_cache=scheduler.tree_cache,
             attention=served.attention,
             linear=served.linear,
@@ -104,7 +98,7 @@ class Decider:
             settings=settings.controller,
             started_s=time.monotonic(),
             predictor=times,
-            rows_per_request=launched_rows(scheduler),
+            rows_per_request=self._drafted.rows,
         )
         self._learned = served.learned
         if self._learned is not None:
@@ -114,7 +108,7 @@ class Decider:
         series = scheduler.metrics_reporter.enable_metrics
         self._reports = Reports(
             self.controller, settings, time.monotonic(), device_uuid=served.device_uuid, series=series,
-            drafts=self._drafts,
+            drafts=self._drafted.totals,
         )  # fmt: skip
         self._recorder = _recorder(settings)
         self._wrap_forward()
@@ -234,15 +228,8 @@ class Decider:
             self.observer.follow(model)
         controller, now_s = self._active, time.monotonic()
         if controller is not None:
-            launch, tokens = self.observer.finish(batch, result, now_s), 1.0
-            if launch is not None and launch.window is not None:
-                accepted, classes = self._accepted.finished(batch, result)
-                tokens += sum(accepted) / max(1, len(accepted))
-                if self._drafts is not None:
-                    self._drafts.add(launch.window, accepted)
-                if launch.window and accepted:
-                    controller.observe_drafts(now_s, launch.window, accepted, classes)
-            self._progress.finished(batch, tokens)
+            launch = self.observer.finish(batch, result, now_s)
+            self._progress.finished(batch, self._drafted.finished(controller, launch, batch, result, now_s))
             self._outputs.finished(batch)
 
     @timed
@@ -268,8 +255,11 @@ class Decider:
         self._take_records()
         self._decided_s = now_s
         was = controller.state
+        moved = self._judge(now_s) if was is State.ACTIVE else {}
+        if self._alone:  # before a chunk is planned for those who enter
+            self.applier.waiting.move(moved)
+            moved = {}
         decision = controller.decide(now_s, self._queue(now_s, controller) if was is State.ACTIVE else controller.queue)
-        moved = self._judge(now_s, decision.knobs) if controller.state is State.ACTIVE else {}
         if controller.state is not was:
             logger.error(f"Roofline: {controller.fallback_reason}. The launch settings hold from now on.")
         if any(change.knob in COSTLY_KNOBS for change in decision.changes):
@@ -293,13 +283,11 @@ class Decider:
 
     def _answer_s(self, controller: Controller) -> float:
         """Seconds that an answer is expected to take from its first token to its last, as tokens come now."""
-        return (self._outputs.typical() - 1) * controller.token_s / self._accepted.tokens
+        return (self._outputs.typical() - 1) * controller.token_s / self._drafted.tokens
 
-    def _judge(self, now_s: float, knobs: Knobs) -> Mapping[str, Rank]:
-        """Waiting requests that should wait elsewhere. While none may enter, where they wait decides nothing."""
-        if not knobs.deadline_order or knobs.defer_prefill:
-            return {}
-        service = self._service
+    def _judge(self, now_s: float) -> Mapping[str, Rank]:
+        """Waiting requests that should wait elsewhere."""
+        service, knobs = self._service, self.controller.knobs
         return self.applier.waiting.judged(
             now_s, service.ahead_s(self.scheduler.chunked_req), service.pace, knobs.relegate_for_s, knobs.defended_s,
             soon_s=service.ahead_s(None), chunk_tokens=self._most_tokens, room_s=self.controller.room_s,
@@ -330,9 +318,7 @@ class Decider:
         page["waits_for"] = None if self._company is None else self._company.problem
         page["precision"] = self.observer.precision.value
         page["model"] = dict(self._known)
-        page["drafts"] = None
-        if self._drafts is not None:
-            page["drafts"] = drafts_shown(self.controller, self.controller.view(now_s, queue), self._drafts)
+        page["drafts"] = self._drafted.shown(self.controller, now_s, queue)
         page["asked_slo"] = self.applier.promises.shown()
         page["policy_time_s"] = self.timer.to_dict()
         page["device_now"] = self._reports.device_now()
@@ -378,7 +364,7 @@ class Decider:
 
     def _queue(self, now_s: float, controller: Controller) -> QueueState:
         outputs, waiting, decode_s = self._outputs, self.applier.waiting, controller.decode.step_s or 0.0
-        tokens = self._accepted.tokens
+        tokens = self._drafted.tokens
         need = self._progress.need(
             now_s, controller.token_s / tokens, outputs.least(), expected=outputs.expected, fastest_s=decode_s / tokens,
             defended_s=controller.knobs.defended_s,
@@ -408,13 +394,4 @@ class Decider:
 
 
 def _recorder(settings: Settings) -> Recorder | None:
-    if settings.record is None:
-        return None
-    return Recorder(of_rank(settings.record, scheduler_index()))
-
-
-def _inline(served: Served, device: str) -> InlineWork | None:
-    """What turns counted totals into Work; kernels count only under models whose rest is known from shapes."""
-    if served.counters is None:
-        return None
-    return InlineWork(served.model, served.counters, device)
+    return None if settings.record is None else Recorder(of_rank(settings.record, scheduler_index()))

@@ -13,8 +13,8 @@ from typing import cast
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from roofline_policies.contract.decision import Knob, Knobs, Range
+from sglang_patches.drafts.window import reason_not_to_move, window_of
 from sglang_patches.needs.objects import Scheduler, ServerArgs
-from sglang_patches.server.drafts import reason_not_to_move, window_of
 
 CHUNK_STEP_TOKENS = 64
 """Tokens; chunks are multiples of this where pages allow it. Matrix products run in tiles of 64 or 128 rows on common
@@ -29,11 +29,13 @@ MOST_DEFENDED_US = 10**9
 """Most that ``defended_from_us`` can be, microseconds: beyond any target that is meant, so that all requests that have
 one between tokens can be given up for those that have none."""
 
+PERMILLE_STEP = 10
+"""Thousandths between two values of ``new_token_permille``; SGLang's own estimate moves by as much in ten passes."""
+
 _ORDER = (Knob.DEADLINE_ORDER, Knob.RELEGATE_FOR_S)
-_OF_DECODE = (
-    Knob.MAX_RUNNING_REQUESTS, Knob.DEFENDED_FROM_US, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK, Knob.SPECULATION_WINDOW,
-)  # fmt: skip
-_OF_PREFILL = (*_ORDER, Knob.DEFENDED_FROM_US, Knob.PREFILL_CHUNK_TOKENS, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK)
+_OF_BOTH = (Knob.DEFENDED_FROM_US, Knob.NEW_TOKEN_PERMILLE, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK)
+_OF_DECODE = (Knob.MAX_RUNNING_REQUESTS, *_OF_BOTH, Knob.SPECULATION_WINDOW)
+_OF_PREFILL = (*_ORDER, Knob.PREFILL_CHUNK_TOKENS, *_OF_BOTH)
 
 
 def launch_knobs(scheduler: Scheduler) -> Knobs:
@@ -56,7 +58,10 @@ def launch_ranges(scheduler: Scheduler) -> tuple[dict[Knob, Range], dict[Knob, s
     """
     immovable = reasons(scheduler)
     choices = dict[Knob, tuple[int, ...]]()
-    ranges = {Knob.RELEGATE_FOR_S: Range(0, MOST_RELEGATED_S), Knob.DEFENDED_FROM_US: Range(0, MOST_DEFENDED_US)}
+    ranges = {
+        Knob.RELEGATE_FOR_S: Range(0, MOST_RELEGATED_S), Knob.DEFENDED_FROM_US: Range(0, MOST_DEFENDED_US),
+        Knob.NEW_TOKEN_PERMILLE: Range(0, 1000, PERMILLE_STEP),
+    }  # fmt: skip
     if scheduler.max_running_requests >= 1:
         ranges[Knob.MAX_RUNNING_REQUESTS] = Range(1, scheduler.max_running_requests)
     if scheduler.chunked_prefill_size is not None:
@@ -110,6 +115,8 @@ def reasons(scheduler: Scheduler) -> dict[Knob, str]:
         idle("the ranks vote on when to prefill (--enable-prefill-delayer)", Knob.DEFER_PREFILL)
     if (reason := _reason_not_to_mix(scheduler)) is not None:
         idle(reason, Knob.MIXED_CHUNK)
+    if scheduler.new_token_ratio_tracker.min >= scheduler.new_token_ratio_tracker.init:
+        idle("SGLang's estimate was fixed at launch (SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR)", Knob.NEW_TOKEN_PERMILLE)
     idle("the weights were loaded in one precision", Knob.QUANT_TIER)
     return found
 

@@ -9,7 +9,7 @@ from roofline_policies.control.controller import Controller, State
 from roofline_policies.control.status import log_line
 from roofline_policies.settings.loading import Settings
 from sglang_patches.observe.device_watch import DeviceWatch
-from sglang_patches.observe.drafts import DraftTotals
+from sglang_patches.observe.drafts import DraftTotals, said
 from sglang_patches.observe.metrics import Metrics
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import scheduler_index
@@ -28,7 +28,7 @@ class Reports:
         self, controller: Controller, settings: Settings, now_s: float, *, device_uuid: str | None, series: bool,
         drafts: DraftTotals | None = None,
     ) -> None:  # fmt: skip
-        self._controller, self._settings = controller, settings
+        self._controller, self._settings, self._drafts = controller, settings, drafts
         self._next_s = now_s + settings.log_interval_s
         self._told: tuple[int, State] = (0, State.ACTIVE)
         self._late: set[str] = set()
@@ -63,7 +63,10 @@ class Reports:
         here = (controller.iterations, controller.state)
         if here != self._told:
             self._told = here
-            logger.info(log_line(controller, now_s))
+            line = log_line(controller, now_s)
+            if self._drafts is not None:
+                line = f"{line}, {said(controller.view(now_s, controller.queue), self._drafts)}"
+            logger.info(line)
         return True
 
     def _tell_lateness(self, controller: Controller, now_s: float) -> None:

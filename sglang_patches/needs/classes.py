@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from sglang_patches.needs.drafting import DraftControl, DraftingWorker, NgramWorker
 from sglang_patches.needs.layers import (
     AttentionLayer,
     DraftBackendFactory,
@@ -29,6 +30,7 @@ from sglang_patches.needs.objects import (
     MetricsReporter,
     ModelConfig,
     ModelRunner,
+    NewTokenRatio,
     Parallel,
     PipelineScheduler,
     PoolStats,
@@ -69,6 +71,7 @@ CLASSES: Mapping[type, str] = MappingProxyType({
     PoolStatsObserver: f"{SRT}.managers.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver",
     RequestTable: f"{SRT}.mem_cache.memory_pool.ReqToTokenPool",
     MetricsReporter: f"{SRT}.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter",
+    NewTokenRatio: f"{SRT}.managers.scheduler_components.new_token_ratio_tracker.NewTokenRatioTracker",
     Dispatcher: "sglang.utils.TypeBasedDispatcher",
     SchedulePolicy: f"{SRT}.managers.schedule_policy.SchedulePolicy",
     Scheduler: f"{SRT}.managers.scheduler.Scheduler",
@@ -91,6 +94,9 @@ CLASSES: Mapping[type, str] = MappingProxyType({
 OTHER_CLASSES: Mapping[type, str] = MappingProxyType({
     GlobalState: f"{SRT}.entrypoints.http_server._GlobalState",
     Engine: f"{SRT}.entrypoints.engine.Engine",
+    DraftControl: f"{SRT}.speculative.adaptive_runtime_state.AdaptiveController",
+    DraftingWorker: f"{SRT}.speculative.eagle_worker_v2.EAGLEWorkerV2",
+    NgramWorker: f"{SRT}.speculative.ngram_worker.NGRAMWorker",
     PipelineScheduler: f"{SRT}.managers.scheduler_pp_mixin.SchedulerPPMixin",
     VirtualScheduler: f"{SRT}.managers.scheduler.Scheduler",
     VirtualBatch: f"{SRT}.managers.schedule_batch.ScheduleBatch",
@@ -135,6 +141,7 @@ LIVE: Mapping[str, type] = MappingProxyType({
     "pool_stats_observer": PoolStatsObserver,
     "req_to_token_pool": RequestTable,
     "metrics_reporter": MetricsReporter,
+    "new_token_ratio_tracker": NewTokenRatio,
     "_request_dispatcher": Dispatcher,
 })  # fmt: skip
 """What a scheduler has once it is built, by its path from there; looked at when a policy is attached."""

@@ -156,6 +156,14 @@ class PoolStatsObserver(Protocol):
     def get_pool_stats(self) -> PoolStats: ...  # at this moment; costs tens of microseconds
 
 
+class NewTokenRatio(Protocol):
+    """How much of what running requests may still generate SGLang keeps room for, as others enter."""
+
+    init: float  # share at the start
+    min: float  # share that it falls to while nobody is retracted
+    current: float  # share now; read in every pass, and lowered
+
+
 class MetricsReporter(Protocol):
     """SGLang's own series."""
 
@@ -199,6 +207,7 @@ class Scheduler(Protocol):
     pool_stats_observer: PoolStatsObserver  # how full the pools are
     req_to_token_pool: RequestTable  # rows of requests
     metrics_reporter: MetricsReporter  # whether series are served
+    new_token_ratio_tracker: NewTokenRatio  # what running requests are expected to generate
     _request_dispatcher: Dispatcher  # control requests; our messages are added
     _engine_paused: bool  # paused by a control request
 
@@ -273,6 +282,7 @@ class SamplingParams(Protocol):
     """How a client wants tokens to be drawn."""
 
     custom_params: object  # what the client sent under that name
+    max_new_tokens: int  # most tokens of the answer
 
 
 class RequestKv(Protocol):

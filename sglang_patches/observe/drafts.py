@@ -62,6 +62,18 @@ def window_now(view: SchedulerView, totals: DraftTotals) -> int:
     return totals.window if window is None else window
 
 
+def said(view: SchedulerView, totals: DraftTotals) -> str:
+    """For the log: how many drafts there are now, what is accepted at each position, and what one costs."""
+    window = window_now(view, totals)
+    parts = [f"drafts: {window} of {totals.launched} at launch"]
+    if view.acceptance:
+        parts.append(f"{'/'.join(f'{share:.0%}' for share in view.acceptance)} accepted by position")
+    each_s = draft_s(prices(view), window)
+    if each_s is not None:
+        parts.append(f"{each_s * 1e3:.2f} ms each")
+    return ", ".join(parts)
+
+
 def shown(controller: Controller, view: SchedulerView, totals: DraftTotals) -> dict[str, Any]:
     """A section of the status page, ready for JSON; docs/metrics.md has its keys."""
     knob, acceptance = Knob.SPECULATION_WINDOW, controller.acceptance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sglang.srt.disaggregation.utils import DisaggregationMode
+from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
 from roofline_policies.contract.view import MOST_TOLD, QueueState, told_apart
 from roofline_policies.slo.capacity import Capacity
@@ -31,6 +32,7 @@ class Queues:
         self._scheduler = scheduler
         self._read = capacities
         self._capacities: tuple[Capacity, ...] = ()
+        self._unwritten = (0, 0)
         self._read_s = float("-inf")
         self._computes_prompts = scheduler.disaggregation_mode is not DisaggregationMode.DECODE
 
@@ -117,6 +119,7 @@ class Queues:
             prefix_tokens = prompts[0][1]
         if now_s - self._read_s >= POOLS_EVERY_S:
             self._capacities, self._read_s = self._read.now(running, first_tokens), now_s
+            self._unwritten = self._unwritten_tokens()
         others_s = decode_step_s * max(0, sum(1 for batch in running_batches(scheduler) if batch.reqs) - 1)
         return QueueState(
             running=running,
@@ -136,6 +139,8 @@ class Queues:
             kv_use=kv_share(self._capacities),
             capacities=self._capacities,
             peers_decoding=PEERS.decoding,
+            unwritten_tokens=self._unwritten[0],
+            next_unwritten_tokens=self._unwritten[1],
             retractions=retractions,
             cache_hit_rate=cache_hit_rate,
             demand=demand,
@@ -162,6 +167,15 @@ class Queues:
             cache_hit_rate=hit_rate,
         )
 
+    def _unwritten_tokens(self) -> tuple[int, int]:
+        """Tokens that running requests may still generate, all together, and the next prompt's, as SGLang counts them.
+
+        Source: SGLang 0.5.23, ``PrefillAdder._get_running_request_total_token_offset`` and ``add_one_req``.
+        """
+        waiting = self._scheduler.waiting_queue
+        running = sum(_unwritten(request) for batch in running_batches(self._scheduler) for request in batch.reqs)
+        return running, _unwritten(waiting[0]) if waiting else 0
+
     def _running(self) -> int:
         """Requests that decode from the next pass on."""
         scheduler = self._scheduler
@@ -172,6 +186,11 @@ class Queues:
                 # Prompts just prefilled join the running batch at the next pass; they decode from now on.
                 running += max(0, len(last.reqs) - (scheduler.chunked_req is not None))
         return running
+
+
+def _unwritten(request: Request) -> int:
+    left = request.sampling_params.max_new_tokens - len(request.output_ids)
+    return min(max(left, 0), int(CLIP_MAX_NEW_TOKENS))
 
 
 def _sooner(seconds: float | None, by_s: float, least_s: float = float("-inf")) -> float | None:

@@ -19,12 +19,12 @@ from roofline_policies.steps.predictor import StepPredictor
 from roofline_policies.steps.roofline_steps import RooflineSteps
 from roofline_policies.steps.times import StepTimes
 from roofline_policies.work import Precision
+from sglang_patches.drafts.window import launched_rows
 from sglang_patches.needs.objects import Scheduler
 from sglang_patches.observe.clocks import DeviceInterval, HostInterval, Interval
-from sglang_patches.observe.counters import Counters
+from sglang_patches.observe.counters import Counters, InlineWork
 from sglang_patches.server import model as served_model
 from sglang_patches.server.agree import ranks
-from sglang_patches.server.drafts import launched_rows
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,10 @@ class Served:
     known: Mapping[str, Any] = field(default_factory=dict)
     settle: Callable[[], tuple[RankModel, Mapping[str, Any]] | None] | None = None
     learned: LearnedFile | None = None
+
+    def inline_work(self, device: str) -> InlineWork | None:
+        """What turns counted totals into Work; kernels count only under models whose rest is known from shapes."""
+        return None if self.counters is None else InlineWork(self.model, self.counters, device)
 
 
 def of_server(scheduler: Scheduler, settings: Settings, counters: Counters | None) -> Served:

@@ -11,9 +11,9 @@ import torch
 from roofline_policies.settings.loading import AUTO, Settings
 from roofline_policies.steps.learned_file import LearnedFile, default_file
 from roofline_policies.steps.predictor import StepPredictor
+from sglang_patches.drafts.window import launched_rows
 from sglang_patches.needs.objects import Scheduler
 from sglang_patches.server.agree import ranks, scheduler_index
-from sglang_patches.server.drafts import launched_rows
 from sglang_patches.server.facts import Served
 
 

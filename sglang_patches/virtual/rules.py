@@ -9,15 +9,20 @@ from pathlib import Path
 
 from sglang.srt.speculative.adaptive_spec_params import DEFAULT_ADAPTIVE_CONFIG, AdaptiveSpeculativeParams
 
-from sglang_patches.server.drafts import Window as Window  # the rule of a policy that decides
+from sglang_patches.drafts.window import Window as Window  # the rule of a policy that decides
 from sglang_patches.virtual.speculative import WindowRule
 
 
-def by_table(start: int) -> tuple[WindowRule, tuple[int, ...]]:
-    """``--speculative-adaptive`` as SGLang ships it, and the K that it moves among: a moving average of accepted
-    drafts, among those K that its table allows for the size of the batch."""
+def by_policy(start: int, windows: Sequence[int]) -> WindowRule:
+    """What a policy moves: it stays where the last decision put it."""
+    return Window(windows, start)
+
+
+def by_table(start: int) -> WindowRule:
+    """``--speculative-adaptive`` as SGLang ships it: a moving average of accepted drafts, among those K that its table
+    allows for the size of the batch."""
     rule: WindowRule = AdaptiveSpeculativeParams(start)
-    return rule, tuple(rule.candidate_steps)
+    return rule
 
 
 def by_average(start: int, windows: Sequence[int]) -> WindowRule:

@@ -273,6 +273,12 @@ class SpeculativeWorker(VirtualWorker):
         )
         return result, torch.from_numpy(tokens[np.arange(count), accepted])
 
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Drafts verified, and drafts accepted, over requests and steps."""
+        places = np.arange(len(self.accepted))
+        return int((places * self.drafted).sum()), int((places * self.accepted).sum())
+
     def _window(self, rows: Integers, context: int, second: float) -> int:
         """K of the step that is being launched."""
         if self._foresight is not None:

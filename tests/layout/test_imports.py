@@ -25,7 +25,7 @@ ROOMS = {
     "sglang_patches": [
         {"needs"},
         {"cpu"},
-        {"observe", "requests"},
+        {"drafts", "observe", "requests"},
         {"server"},
         {"loop"},
         {"hooks"},
@@ -47,7 +47,7 @@ ROOMS = {
         {"gpu", "report"},
         {"fit", "live", "models"},
         {"virtual"},
-        {"storm", "fairness", "sweep"},
+        {"storm", "fairness", "sweep", "drafting"},
         {"silicon"},
     ],
 }
@@ -143,7 +143,7 @@ def test_torch_is_for_counting_and_for_the_calibration_when_it_runs(path):
 
 @pytest.mark.parametrize("path", modules("roofline_policies/policies"), ids=lambda path: path.stem)
 def test_policies_are_pure_python(path):
-    allowed = {"__future__", "collections", "dataclasses", "enum", "itertools", "math", "operator", "typing"}
+    allowed = {"__future__", "bisect", "collections", "dataclasses", "enum", "itertools", "math", "operator", "typing"}
     assert names(path) <= allowed | {"roofline_policies"}
 
 

@@ -34,7 +34,7 @@ class Waits:
     """A request that waits."""
 
     seqlen, prefix_len, priority = 900, 0, None
-    sampling_params = SimpleNamespace(custom_params=None)
+    sampling_params = SimpleNamespace(max_new_tokens=16, custom_params=None)
 
     def __init__(self, number):
         self.rid = str(number)
@@ -46,7 +46,7 @@ class Running:
     output_ids = (7,)
     is_retracted, priority, rid = False, None, "a request"
     time_stats = SimpleNamespace(scheduler_recv_time=0.0, prefill_finished_time=0.1)
-    sampling_params = SimpleNamespace(custom_params=None)
+    sampling_params = SimpleNamespace(max_new_tokens=16, custom_params=None)
 
     def finished(self):
         return False

@@ -56,7 +56,8 @@ class StandInRunningBatch(SimpleNamespace):
 
     @property
     def reqs(self):
-        return [None] * self.size
+        asked = SimpleNamespace(max_new_tokens=16)
+        return [SimpleNamespace(sampling_params=asked, output_ids=[]) for _ in range(self.size)]
 
     def batch_size(self):
         return self.size
@@ -123,6 +124,7 @@ def stand_in_scheduler(running=4, **fields):
         "disaggregation_mode": DisaggregationMode.NULL, "is_mixed_chunk": False, "is_generation": True,
         "spec_algorithm": StandInSpeculation(), "tree_cache": StandInTree(), "server_args": arguments(),
         "enable_priority_scheduling": False, "policy": SimpleNamespace(),
+        "new_token_ratio_tracker": SimpleNamespace(init=0.7, min=0.098, current=0.7),
         "model_config": SimpleNamespace(is_multimodal=False), "req_to_token_pool": request_table(),
         "pool_stats_observer": pools(), "tp_worker": SimpleNamespace(forward_batch_embedding=lambda batch: None),
         "running_batch": StandInRunningBatch(running),

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench.report.figures import first_lived, roofline_figure
+from bench.report.drafts import drafts_figure
+from bench.report.figures import arm_styles, first_lived, roofline_figure
 from bench.report.headlines import note_lines, verdict_lines
 from bench.report.metrics import paired_ratios, summarise
 from bench.report.notes import notes_of
@@ -178,3 +179,26 @@ def test_a_roofline_without_points_still_shows_its_roof() -> None:
     figure = roofline_figure([idle], {"static": {"color": "#000", "dash": "solid"}})
     assert figure is not None
     assert next(trace.name for trace in figure.data) == "roof bf16: 200 GFLOP/s, 20 GB/s"
+
+
+def drafting(t_s: float, drafted: int, accepted: int) -> ServerSample:
+    page = {
+        "window": 3, "drafted": drafted, "accepted": accepted, "acceptance": [0.8, 0.5], "draft_s": 0.001,
+    }  # fmt: skip
+    return ServerSample(t_s, {}, 0, ({**rank_page(t_s), "drafts": page},))
+
+
+def test_drafts_that_were_verified_for_nothing_are_counted_per_token():
+    records = tuple(record(i, "chat", 0.5) for i in range(8))  # two tokens each
+    told = ArmRun("a", 0, records, (drafting(0.0, 100, 60), drafting(5.0, 148, 84)))
+    row = summarise(told, SLO, 3.6)
+    assert (row["drafts_issued"], row["drafts_accepted"], row["draft_acceptance"]) == (48, 24, 0.5)
+    assert row["drafts_rejected_per_token"] == 24 / 16
+    # Their price is the machine's time: 3.6 dollars an hour are 0.001 a second, for 16 tokens.
+    assert row["usd_per_million_output_tokens"] == pytest.approx(0.001 * row["duration_s"] / 16 * 1e6)
+    counted = summarise(ArmRun("a", 0, records, (), drafts=(10, 0)), SLO, None)
+    assert (counted["draft_acceptance"], counted["drafts_rejected_per_token"]) == (0.0, 10 / 16)
+    assert summarise(run("static", 0, 1.5), SLO, 2.0)["draft_acceptance"] is None
+    figure = drafts_figure([told], arm_styles(["a"]))
+    assert [list(trace.y) for trace in figure.data] == [[3, 3], [0.8, 0.8], [0.5, 0.5], [1.0, 1.0]]
+    assert drafts_figure(RUNS[:2], arm_styles(["static", "adaptive"])) is None

@@ -64,11 +64,48 @@ def test_an_arm_that_speculates_without_a_draft_is_refused():
         ("draft.model=3", "draft: model = 3: is not text"),
         ("draft.model=gpt_9", "model = 'gpt_9': no such model in the catalogue"),
         ("+draft.top_k=4", "draft: top_k = 4: unknown key; allowed: model, per_position, spread"),
+        ("draft.drift=[[5,0],[3,1]]", r"drift = .*: is out of range; allowed: \[second, level\] points of ascending"),
+        ("draft.drift=[3]", r"draft: drift = \[3\]: is not a list of points"),
+        ("draft.of_class={high: 1}", "draft: of_class = .*: are not levels of classes"),
+        ("draft.skip_zero_extend=3", "draft: skip_zero_extend = 3: is not a choice"),
     ],
 )
 def test_what_cannot_be_used_is_named(override, told):
     with pytest.raises(InputError, match=told):
         settings("draft=head", override)
+
+
+def test_acceptance_may_drift_and_differ_by_class():
+    told = ["draft.drift=[[0,0],[60,-1.5]]", "draft.of_class={5: -1}", "draft.skip_zero_extend=true"]
+    draft = settings("draft=head", *told).experiment.draft
+    assert draft.acceptance.drift == ((0.0, 0.0), (60.0, -1.5))
+    assert draft.acceptance.of_class == ((5, -1.0),)
+    assert not draft.extends_at_zero
+
+
+def test_arms_that_draft_have_a_number_each_or_move_among_some():
+    arms = settings("draft=head", "arms=[drafts_fixed,drafts_table,drafts_alone]", "baseline=drafts_fixed_0").arms
+    fixed = {arm.name: arm.speculation_steps for arm in arms if arm.fixed}
+    assert fixed == {"drafts_fixed_0": None, **{f"drafts_fixed_{steps}": steps for steps in (1, 3, 5, 7)}}
+    table, ours = arms[-2:]
+    assert (table.rule, table.windows, table.speculation_steps, table.most_steps) == ("table", (0, 1, 3, 5, 7), 3, 7)
+    assert (ours.rule, ours.policy) == ("policy", "adaptive")
+
+
+@pytest.mark.parametrize(
+    ("arm", "told"),
+    [
+        ("{windows: [0, 3], speculation_steps: 1, rule: table}", r"arms\.a: speculation_steps = 1: is none of them"),
+        ("{windows: [3, 0], speculation_steps: 3, rule: table}", r"arms\.a: windows = \[3, 0\]: are not numbers of"),
+        ("{windows: [0, 3], speculation_steps: 3, rule: luck}", r"arms\.a: rule = 'luck'"),
+        ("{windows: [0, 3], speculation_steps: 3, rule: policy}", r"arms\.a: rule = 'policy': needs a policy"),
+        ("{speculation_steps: 3, rule: table}", r"arms\.a: rule = 'table': needs windows"),
+        ("{windows: [0], speculation_steps: 0, rule: table}", r"arms\.a: speculation_steps = 0"),
+    ],
+)
+def test_arms_that_cannot_draft_so_are_named(arm, told):
+    with pytest.raises(InputError, match=told):
+        settings("draft=head", "~arms", f"+arms={{a: {arm}}}", "baseline=a")
 
 
 def test_steps_measured_on_a_server_price_no_draft(tmp_path):

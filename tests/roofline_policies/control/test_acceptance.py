@@ -100,6 +100,15 @@ def test_classes_are_told_apart_and_mixed_by_what_gets_there():
         assert Acceptance(mixed).mean_accepted(window) == pytest.approx(mean)
 
 
+def test_a_position_that_no_chain_reached_is_like_the_one_before():
+    tracker = AcceptanceTracker()
+    now_s = drafted(tracker, (0.0, 0.0), 2, seconds=4)
+    drafted(tracker, (0.8,), 1, seconds=20, start_s=now_s)
+    first, second = tracker.of_all()
+    assert first == pytest.approx(0.8, abs=0.03)
+    assert second == pytest.approx(first)
+
+
 def test_one_chain_that_fails_says_little():
     tracker = AcceptanceTracker()
     tracker.observe(0.0, 2, [0], [None])

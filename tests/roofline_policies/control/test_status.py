@@ -46,8 +46,8 @@ def test_the_page_says_where_things_stand_and_why(controller):
     page = json.loads(json.dumps(status(controller, 104.0, BUSY)))
     assert page["knobs"] == {
         "max_running_requests": 32, "prefill_chunk_tokens": 2048, "defer_prefill": False, "mixed_chunk": False,
-        "deadline_order": False, "relegate_for_s": 0, "defended_from_us": 0, "speculation_window": None,
-        "quant_tier": None,
+        "deadline_order": False, "relegate_for_s": 0, "defended_from_us": 0, "new_token_permille": 0,
+        "speculation_window": None, "quant_tier": None,
     }  # fmt: skip
     (change,) = page["changes"]
     assert change == {
@@ -56,8 +56,8 @@ def test_the_page_says_where_things_stand_and_why(controller):
     }  # fmt: skip
     assert page["changes_total"] == {
         "max_running_requests": 1, "prefill_chunk_tokens": 0, "defer_prefill": 0, "mixed_chunk": 0,
-        "deadline_order": 0, "relegate_for_s": 0, "defended_from_us": 0, "speculation_window": 0,
-        "quant_tier": 0,
+        "deadline_order": 0, "relegate_for_s": 0, "defended_from_us": 0, "new_token_permille": 0,
+        "speculation_window": 0, "quant_tier": 0,
     }  # fmt: skip
     assert page["bounds"] == {"max_running_requests": [1, 64], "prefill_chunk_tokens": [16, 2048]}
     assert (page["running"], page["waiting"], page["kv_use"], page["retractions"]) == (8, 3, 0.5, 2)
@@ -136,7 +136,7 @@ def test_the_log_line_is_one_line_for_people(controller):
         "Roofline. prefill: compute-bound (90% of compute, 10% of memory, 90.0 FLOPs/byte), decode: compute-bound "
         "(62% of compute, 56% of memory, 11.0 FLOPs/byte), max_running_requests=32, prefill_chunk_tokens=2048, "
         "defer_prefill=False, mixed_chunk=False, deadline_order=False, relegate_for_s=0, "
-        "defended_from_us=0, speculation_window=None, "
+        "defended_from_us=0, new_token_permille=0, speculation_window=None, "
         "quant_tier=None, #changes: 1"
     )
     controller.fall_back("it broke")

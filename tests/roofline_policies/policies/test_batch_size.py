@@ -1,5 +1,7 @@
 """The cap on the batch against the closed form of its decode step."""
 
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,11 +13,13 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import BatchSize, Kind, Strength
 from roofline_policies.policies.batch_size import LOWEST_FILL, MIDDLE_FILL, REACH, ROOM_FILL
 from roofline_policies.slo.objectives import Slo
+from roofline_policies.steps.acceptance import Acceptance
+from roofline_policies.steps.correction import CorrectedSteps, Line
 from tests.roofline_policies.steps.closed_form_steps import Affine, exact
 from tests.roofline_policies.views import view
 
 MIXED = Knob.MIXED_CHUNK
-RUNNING = Knob.MAX_RUNNING_REQUESTS
+RUNNING, WINDOW = Knob.MAX_RUNNING_REQUESTS, Knob.SPECULATION_WINDOW
 WIDE = Bounds({RUNNING: Range(1, 512)}, {})
 HUGE = Bounds({RUNNING: Range(1, 4096)}, {})
 BUSY = QueueState(running=32, waiting=500, decode_context_tokens=32_000, gap_s=0.05)
@@ -183,11 +187,63 @@ def test_says_why_it_is_idle():
     assert BatchSize().idle_reason(seen(exact(Affine()), bounds=Bounds({}, {RUNNING: "no"}))) == "no"
 
 
-def test_where_a_step_yields_several_tokens_a_target_for_one_says_nothing_of_the_batch():
-    times = exact(Affine(base_s=0.005, row_s=1e-4, context_s=1e-7))
-    assert BatchSize().propose(crowded(steps=times)) != ()
-    assert BatchSize().propose(crowded(steps=times, rows_per_request=4)) == ()
-    assert "drafts" in BatchSize().idle_reason(crowded(steps=times, rows_per_request=4))
+@dataclass(frozen=True)
+class Rows:
+    """5 ms, so much per row and per token of a request's context."""
+
+    row_s: float = 0.0
+    context_s: float = 0.0
+
+    def step_s(self, *, prefill, decode, graph):
+        return 0.005 + self.row_s * decode.new_tokens + self.context_s * (decode.context_tokens - decode.new_tokens)
+
+
+def drafting(times, window, acceptance, limits=None, **queue):
+    """32 requests with 1,000 tokens each; a step verifies so many drafts."""
+    rows = window + 1
+    queue = BUSY._replace(**{"decode_context_tokens": 32_000 + 32 * rows, **queue})
+    bounds = Bounds({RUNNING: Range(1, 512), **({WINDOW: limits} if limits else {})}, {MIXED: "drafts"})
+    tokens = 1.0 + Acceptance(acceptance).mean_accepted(window)
+    knobs = Knobs(512, 512, speculation_window=window if limits else None)
+    line = Line(spread=0.0)
+    return seen(
+        CorrectedSteps(times, line, line, line), queue, bounds, acceptance=acceptance, rows_per_request=rows,
+        tokens_per_request=tokens,
+    )._replace(knobs=knobs)  # fmt: skip
+
+
+def test_a_step_of_drafts_may_take_the_target_of_a_gap_and_that_of_a_mean_as_often_as_it_has_tokens():
+    """3 drafts, all accepted: 4 rows and 4 tokens per request. A request costs 4 x 0.05 ms, and a step 5 ms."""
+    times, always = Rows(row_s=5e-5), (1.0,)
+    gap = only(BatchSize().propose(drafting(times, 3, always, gap_s=0.05)))
+    assert gap.value in (154, 155)  # (0.8 x 0.9 x 50 ms - 5 ms) / 0.2 ms
+    mean = only(BatchSize().propose(drafting(times, 3, always, gap_s=None, mean_s=0.0125)))
+    assert mean.value == gap.value
+    both = only(BatchSize().propose(drafting(times, 3, always, gap_s=0.03, mean_s=0.0125)))
+    assert both.value in (82, 83)
+
+
+@pytest.mark.parametrize(
+    ("times", "window", "value"),
+    [
+        # Rows cost: 0.9 x 50 ms hold 400 requests without drafts, or 100 with 3 that yield 2.5. 80%: 310.
+        (Rows(row_s=1e-4), 0, 310),
+        # Contexts cost, rows nothing: 3 drafts yield 2.5 times as much of as many requests, whatever runs now.
+        (Rows(context_s=2e-7), 3, 155),
+    ],
+    ids=["rows", "contexts"],
+)
+@pytest.mark.parametrize("now", [0, 3])
+def test_where_drafts_move_the_cap_is_that_of_the_number_that_yields_most(times, window, value, now):
+    told = drafting(times, now, (0.75, 0.6, 0.67), Range(0, 3))
+    assert only(BatchSize().propose(told)).value in (value - 1, value)
+    assert BatchSize()._with_drafts(told, 512, told.steps).rows_per_request == window + 1
+
+
+def test_before_anything_is_known_of_acceptance_it_is_idle():
+    told = drafting(Rows(row_s=1e-4), 3, (0.5,))._replace(acceptance=None, tokens_per_request=None)
+    assert BatchSize().propose(told) == ()
+    assert "acceptance" in BatchSize().idle_reason(told)
 
 
 def room_s(times, margin, gap_s, running, context):

@@ -191,3 +191,10 @@ def test_it_does_not_swing(per_s, noise):
     dwell_s = DWELL_AT_LEAST_S[Knob.DEFENDED_FROM_US]
     assert all(later - earlier >= dwell_s for (earlier, _), (later, _) in pairwise(changed))
     assert len([at_s for at_s, _ in changed if at_s < 40.0]) <= 2
+
+
+@pytest.mark.parametrize("fields", [{"rows_per_request": 4}, {"speculation_window": 0}], ids=["drafts", "at_none_now"])
+def test_idle_where_steps_may_yield_several_tokens(fields):
+    asked = next(load for load in (demand(rate) for rate in (4.0, 6.0, 8.0, 12.0, 20.0)) if wanted(load))
+    assert wanted(asked, **fields) == []
+    assert "drafts" in Defence().idle_reason(seen(asked, **fields))

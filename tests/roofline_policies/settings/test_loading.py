@@ -11,6 +11,7 @@ from roofline_policies.contract.decision import Knob, Range
 from roofline_policies.control.controller import ControllerSettings
 from roofline_policies.errors import InputError
 from roofline_policies.policies import (
+    AnswerRoom,
     BatchSize,
     Composition,
     Defence,
@@ -18,6 +19,7 @@ from roofline_policies.policies import (
     RidgeBatchSize,
     RidgePrefillDeferral,
     SloGuard,
+    SpeculationWindow,
     Static,
 )
 from roofline_policies.settings.loading import AUTO, SHIPPED, BoundsRequest, RangeRequest, load
@@ -72,7 +74,8 @@ def refused(source, *parts, **options):
 
 def test_adaptive_predicts():
     settings = load("adaptive")
-    assert settings.policy == Composition((BatchSize(), PrefillDeferral(), SloGuard(), Defence()))
+    parts = (BatchSize(), PrefillDeferral(), SpeculationWindow(), SloGuard(), Defence(), AnswerRoom())
+    assert settings.policy == Composition(parts)
     assert settings.objectives == Objectives(Slo(ttft_s=2.0, itl_s=0.1, itl_kind=ItlKind.PER_GAP), {})
     assert settings.controller == ControllerSettings()
     assert (settings.bounds, settings.ceilings, settings.name) == (BoundsRequest(), None, "adaptive")
@@ -290,9 +293,9 @@ def test_a_copy_of_the_shipped_file_works_outside_the_package(tmp_path):
     assert load(str(tmp_path / "copy.yaml")).policy == load("adaptive").policy
 
 
-@pytest.mark.parametrize("left_out", [BatchSize, PrefillDeferral, SloGuard, Defence])
+@pytest.mark.parametrize("left_out", [BatchSize, PrefillDeferral, SpeculationWindow, SloGuard, Defence, AnswerRoom])
 def test_the_default_without_one_of_its_policies_is_the_others(left_out):
     name = re.sub("(?<!^)([A-Z])", r"_\1", left_out.__name__).lower()
     others = tuple(policy for policy in load("adaptive").policy.policies if not isinstance(policy, left_out))
-    assert len(others) == 3
+    assert len(others) == 5
     assert load("adaptive", overrides=[f"policy=without/{name}"]).policy == Composition(others)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from roofline_policies.slo.admission import LOOKED_AT, Admission, Rank, Ticket, beside, least_beside
@@ -254,6 +254,7 @@ waiting_prompts = st.lists(
 
 
 @settings(deadline=None, max_examples=600)
+@example([(8.0, 2.0, None), (9.0, 2.0, None), (7.0, 1.0, 1.0)], 2, 4, 1.0)  # what is asked for cannot be kept at all
 @given(waiting_prompts, st.integers(0, 4), st.integers(0, 4), st.sampled_from([0.5, 1.0, 2.0]))
 def test_whatever_some_ask_the_others_wait_in_the_same_order_and_the_same_are_passed_over(
     prompts, now_s, ahead_s, pace

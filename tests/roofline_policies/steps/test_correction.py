@@ -211,7 +211,8 @@ def test_sums_of_the_batch_cost_what_was_learned_of_them():
 def test_a_margin_is_that_of_its_region_where_one_is_known():
     line = Line(1.0, 0.0, 0.1, (), tuple(0.01 * place for place in range(REGIONS)))
     steps = CorrectedSteps(Told(), prefill=line, decode=Line(1.0, 0.0, 0.2))
-    sizes = {1: 0, 2: 1, 7: 1, 8: 2, 31: 2, 32: 3, 127: 3, 128: 4, 2047: 5, 8191: 6, 8192: 7, 10**6: 7}
+    sizes = {1: 0, 2: 1, 7: 1, 8: 2, 31: 2, 32: 3, 128: 3, 129: 4, 256: 4, 257: 5, 384: 5, 385: 6, 512: 6, 513: 7}
+    sizes |= {768: 7, 1024: 8, 1025: 9, 2048: 9, 4096: 10, 8192: 11, 8193: 12, 10**6: 12}
     for rows, place in sizes.items():
         assert steps.margin(prefill=True, decode=False, rows=rows) == 1 + Z * 0.01 * place
         assert steps.margin(prefill=False, decode=True, rows=rows) == 1 + Z * 0.2

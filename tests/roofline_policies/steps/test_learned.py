@@ -266,3 +266,58 @@ def test_a_fit_is_not_below_the_start_by_more_than_that_was_above_what_was_measu
     # Of sizes of which nothing was seen the start knows no more than the fit.
     assert mosts[region(10**6)] == float("inf")
     assert line.seconds(0.01, (10**6, 0), 10**6) == line.seconds(0.01, (10**6, 0))
+
+
+OF_WINDOWS = {0: 0.0, 1: 2e-3, 3: 5e-3, 5: 8e-3}
+"""Seconds of drafting beside what is predicted: the first draft has a pass of its own, and each further one another."""
+
+
+def window_cost(number, predicted_s, sums):
+    return 1.2 * (predicted_s + OF_WINDOWS[sums[2]])
+
+
+def windows_of(order, seed=0):
+    """Predicted seconds, and requests, KV tokens and drafts of steps with these numbers of drafts."""
+    random = np.random.default_rng(seed)
+    held = random.integers(8_000, 12_000, len(order))
+    return [
+        (0.004 + 2e-8 * int(tokens) + 1e-4 * window, (8, int(tokens), window))
+        for tokens, window in zip(held, order, strict=True)
+    ]
+
+
+def test_what_a_group_takes_is_kept_while_others_run():
+    """A few steps of each number of drafts, then 5,000 of one. Without groups two seconds of it take all else along."""
+    order = [3] * 10 + [0] * 12 + [1] * 12 + [5] * 12 + [3] * 5000
+    grouped, alone = LearnedKind(3, Whole(), 2), LearnedKind(3, Whole())
+    for kind in (grouped, alone):
+        taught(kind, windows_of(order), window_cost)
+    errors = {}
+    for name, kind in (("grouped", grouped), ("alone", alone)):
+        asked = windows_of([0, 1, 5], seed=1)
+        errors[name] = max(abs(kind.line.seconds(*one) / window_cost(0, *one) - 1.0) for one in asked)
+    assert errors["grouped"] < 0.04
+    assert errors["alone"] > 0.2
+    assert grouped.groups == {3: 5010, 0: 12, 1: 12, 5: 12}
+
+
+def test_a_group_that_runs_for_the_first_time_is_taken_at_its_word():
+    """Far from what was expected, it is neither an outlier nor another device: 12 steps of it say what it takes, and
+    nothing else is forgotten."""
+    kind = LearnedKind(3, Whole(), 2)
+    taught(kind, windows_of([3] * 400), window_cost)
+    weight = kind.fit.weight
+    errors = taught(kind, windows_of([0] * 12), window_cost)
+    assert abs(errors[0]) > 0.3
+    assert abs(errors[-1]) < 0.03
+    assert kind.fit.weight > weight
+    (asked,) = windows_of([3], seed=3)
+    assert kind.line.seconds(*asked) == pytest.approx(window_cost(0, *asked), rel=0.03)
+
+
+def test_a_device_that_changes_changes_what_every_group_takes():
+    kind = LearnedKind(3, Whole(), 2)
+    taught(kind, windows_of([0] * 200 + [3] * 200), window_cost)
+    taught(kind, windows_of([3] * 400), lambda number, predicted_s, sums: 1.5 * window_cost(number, predicted_s, sums))
+    (asked,) = windows_of([3], seed=3)
+    assert kind.line.seconds(*asked) == pytest.approx(1.5 * window_cost(0, *asked), rel=0.03)

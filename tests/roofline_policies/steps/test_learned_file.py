@@ -138,7 +138,7 @@ def rewritten(change):
         (rewritten(lambda learned: learned["decode"]["fit"].__setitem__(1, -0.5)), "fit is not"),
         (rewritten(lambda learned: learned["decode"]["fit"].__setitem__(1, 0.0)), "it has steps take no time"),
         (rewritten(lambda learned: learned["decode"]["start"].__setitem__(1, 0.0)), "start is of no step"),
-        (rewritten(lambda learned: learned["mixed"]["regions"].pop()), "regions is not 24 numbers"),
+        (rewritten(lambda learned: learned["mixed"]["regions"].pop()), "regions is not 39 numbers"),
         (rewritten(lambda learned: learned.__setitem__("errors", [0.0, 1.0])), "errors are not numbers"),
         (rewritten(lambda learned: learned["prefill"].__setitem__("errors", ["a", "b", "c"])), "must be real number"),
         (rewritten(lambda learned: learned.pop("mixed")), "'mixed'"),

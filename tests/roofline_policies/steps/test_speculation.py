@@ -14,7 +14,7 @@ from roofline_policies.model.catalogue import shipped_model
 from roofline_policies.steps.acceptance import Acceptance
 from roofline_policies.steps.fitted_steps import FittedSteps, StepLine
 from roofline_policies.steps.predictor import StepPredictor
-from roofline_policies.steps.speculation import ShareOf, Speculation, check_draft, verify_shape
+from roofline_policies.steps.speculation import GuessedDrafts, ShareOf, Speculation, check_draft, verify_shape
 
 LLAMA = shipped_model("llama_3_1_8b").shape
 HEAD = dataclasses.replace(LLAMA, num_layers=1)
@@ -64,6 +64,26 @@ def test_without_drafts_a_step_decodes_and_catches_up(count, context):
     time = Speculation(DRAFT, 3, ACCEPTANCE).decode(TARGET, count, context, 0)
     one_row = BatchShape(count, count, context + count, context + count, context + count, count)
     assert time == (0.0, TARGET.step_s(decode=one_row), DRAFT.step_s(decode=one_row))
+
+
+def test_a_draft_model_that_is_left_behind_costs_nothing_without_drafts():
+    left = Speculation(DRAFT, 3, ACCEPTANCE, extends_at_zero=False)
+    plain = Speculation(DRAFT, 3, ACCEPTANCE).decode(TARGET, 8, 800, 0)
+    assert left.decode(TARGET, 8, 800, 0) == plain._replace(extend_s=0.0)
+    assert left.decode(TARGET, 8, 800, 1) == Speculation(DRAFT, 3, ACCEPTANCE).decode(TARGET, 8, 800, 1)
+
+
+@settings(deadline=None)
+@given(requests, contexts, st.integers(0, 7))
+def test_a_first_guess_of_drafts_is_a_share_of_a_plain_step_for_each(count, context, steps):
+    guessed = GuessedDrafts(TARGET, 0.25)
+    shape = verify_shape(count, context, steps)
+    plain_s = TARGET.step_s(decode=verify_shape(count, context, 0))
+    assert guessed.step_s(prefill=BatchShape(), decode=shape, graph=True) == pytest.approx(
+        TARGET.step_s(decode=shape) + steps * 0.25 * plain_s
+    )
+    chunk = BatchShape.of([(100, 0)])
+    assert guessed.step_s(prefill=chunk, decode=BatchShape(), graph=False) == TARGET.step_s(prefill=chunk)
 
 
 @settings(deadline=None)

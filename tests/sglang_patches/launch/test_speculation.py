@@ -12,8 +12,8 @@ from sglang.srt.speculative.adaptive_spec_params import resolve_candidate_steps_
 from bench.demo_model import build
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
 from roofline_policies.settings.speculation import windows_of
+from sglang_patches.drafts.window import plan_of
 from sglang_patches.launch.prepare import prepare
-from sglang_patches.server.drafts import plan_of
 from tests.sglang_patches.launch.test_launch import changed, refused
 
 POLICY = ["--policy", "adaptive"]
@@ -105,8 +105,10 @@ def test_an_ngram_server_is_ready_for_every_width_below_its_own(model, arguments
         ([], "null", "speculation.windows is null"),
     ],
 )
-def test_what_cannot_move_is_left_to_sglang_and_named(model, tmp_path, arguments, windows, reason):
+def test_what_cannot_move_is_left_to_sglang_and_named(model, tmp_path, capsys, arguments, windows, reason):
     server_args = resolved(model, *standalone(changed(model, tmp_path)), *arguments, windows=windows)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "Roofline: the number of drafts stays" in line]
+    assert reason in said
     plan = plan_of(server_args)
     assert plan.windows == ()
     assert reason in plan.reason

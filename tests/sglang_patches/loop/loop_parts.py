@@ -43,7 +43,7 @@ class Request:
     def __init__(self, prompt_tokens, received_s):
         self.extend_end, self.output_ids, self.seqlen = prompt_tokens, [], prompt_tokens
         self.time_stats = SimpleNamespace(scheduler_recv_time=received_s, prefill_finished_time=received_s + 0.52)
-        self.sampling_params = SimpleNamespace(custom_params=None)
+        self.sampling_params = SimpleNamespace(max_new_tokens=16, custom_params=None)
 
     def finished(self):
         return False
@@ -61,8 +61,8 @@ def still_clock(monkeypatch):
 
 def with_one_waiting():
     """A scheduler on which one request runs and one waits."""
-    asked = SimpleNamespace(custom_params=None)
-    waits = SimpleNamespace(seqlen=900, prefix_len=64, priority=None, rid="waits", sampling_params=asked)
+    asked = SimpleNamespace(max_new_tokens=16, custom_params=None)
+    waits = SimpleNamespace(output_ids=[], seqlen=900, prefix_len=64, priority=None, rid="waits", sampling_params=asked)
     return stand_in_scheduler(
         running=1, waiting_queue=[waits], last_batch=None, chunked_req=None,
         device="nothing real",

@@ -16,6 +16,7 @@ from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import Proposal
 from roofline_policies.slo.objectives import Slo
 from roofline_policies.work import Bytes, Flops, Precision, Provenance, Work
+from sglang_patches.observe.drafts import DraftTotals
 from sglang_patches.observe.metrics import Metrics
 
 
@@ -47,7 +48,8 @@ def decoded(done_s: float) -> IterationRecord:
 if __name__ == "__main__":
     rank, runs_s, busy = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "busy"
     there = controller()
-    metrics = Metrics(there, model_name="a model", dp_rank=rank)
+    drafts = DraftTotals(launched=3)
+    metrics = Metrics(there, model_name="a model", dp_rank=rank, drafts=drafts)
     if runs_s:
         for done_s in (1.0, 2.0):
             decode = BatchShape.of(decode_contexts=[10] * 8)

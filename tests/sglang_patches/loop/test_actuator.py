@@ -121,3 +121,17 @@ def test_a_server_that_only_decodes_reads_its_cap_elsewhere(mode, read):
     scheduler = stand_in_scheduler(disaggregation_mode=mode)
     Actuator(scheduler).apply(Knobs(16, 2048))
     assert scheduler.max_running_requests == read
+
+
+def test_the_room_for_running_answers_is_what_sglang_expects_or_less():
+    """SGLang's own estimate falls while nobody is retracted, and rises when somebody is."""
+    scheduler = stand_in_scheduler()
+    ratio, actuator = scheduler.new_token_ratio_tracker, Actuator(scheduler)
+    actuator.apply(Knobs(64, 2048))
+    assert ratio.current == 0.7
+    actuator.apply(Knobs(64, 2048, new_token_permille=100))
+    assert ratio.current == 0.1
+    for own, used in [(0.05, 0.05), (0.9, 0.1)]:
+        ratio.current = own
+        actuator.apply_chunk(scheduler.running_batch)
+        assert ratio.current == used

@@ -16,8 +16,9 @@ NOT_YET = {Knob.SPECULATION_WINDOW, Knob.QUANT_TIER}
 """Knobs that no server of this version can move."""
 
 ORDER = {Knob.DEADLINE_ORDER, Knob.RELEGATE_FOR_S}
-OF_DECODE = {Knob.MAX_RUNNING_REQUESTS, Knob.DEFENDED_FROM_US, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK}
-OF_PREFILL = {*ORDER, Knob.DEFENDED_FROM_US, Knob.PREFILL_CHUNK_TOKENS, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK}
+OF_BOTH = {Knob.DEFENDED_FROM_US, Knob.NEW_TOKEN_PERMILLE, Knob.DEFER_PREFILL, Knob.MIXED_CHUNK}
+OF_DECODE = {Knob.MAX_RUNNING_REQUESTS, *OF_BOTH}
+OF_PREFILL = {*ORDER, Knob.PREFILL_CHUNK_TOKENS, *OF_BOTH}
 
 
 def idle(**fields):
@@ -32,6 +33,7 @@ def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
     assert ranges == {
         Knob.MAX_RUNNING_REQUESTS: Range(1, 64), Knob.PREFILL_CHUNK_TOKENS: Range(64, 2048, 64),
         Knob.RELEGATE_FOR_S: Range(0, 3600), Knob.DEFENDED_FROM_US: Range(0, 10**9),
+        Knob.NEW_TOKEN_PERMILLE: Range(0, 1000, 10),
     }  # fmt: skip
     assert set(immovable) == NOT_YET
 
@@ -46,8 +48,12 @@ def test_the_launch_setting_is_the_upper_end_and_a_page_the_lower():
         ({"server_args": arguments(enable_pd_role_switch=True)}, OF_DECODE | OF_PREFILL),
         ({"is_generation": False}, OF_DECODE),
         ({"server_args": arguments(dllm_algorithm="LowConfidence")}, OF_PREFILL),
-        ({"server_args": arguments(enable_pdmux=True)}, OF_PREFILL - ORDER - {Knob.DEFENDED_FROM_US}),
+        (
+            {"server_args": arguments(enable_pdmux=True)},
+            OF_PREFILL - ORDER - {Knob.DEFENDED_FROM_US, Knob.NEW_TOKEN_PERMILLE},
+        ),
         ({"server_args": arguments(pp_size=4)}, set()),
+        ({"new_token_ratio_tracker": SimpleNamespace(init=0.5, min=0.5)}, {Knob.NEW_TOKEN_PERMILLE}),
         ({"server_args": arguments(pp_size=4, enable_dynamic_chunking=True)}, {Knob.PREFILL_CHUNK_TOKENS}),
         ({"server_args": arguments(enable_dynamic_chunking=True)}, set()),  # SGLang itself has no use for it there
         ({"server_args": arguments(attn_dp_size=8)}, set()),
@@ -157,7 +163,7 @@ ROWS = {
     "`--schedule-policy` other": [
         {"server_args": arguments(schedule_policy="lpm")}, {"enable_priority_scheduling": True},
     ],
-    "drafts that need": [{"spec_algorithm": StandInSpeculation("ngram")}],
+    "`--speculative-algorithm` STANDALONE, NGRAM": [{"spec_algorithm": StandInSpeculation("ngram")}],
     "`--enable-two-batch-overlap`": [
         {"server_args": arguments(**{name: value})} for name, value in (
             ("enable_two_batch_overlap", True), ("enable_hisparse", True), ("attn_cp_size", 2),

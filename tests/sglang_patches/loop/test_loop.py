@@ -188,13 +188,14 @@ class Orders:
 
 
 class Waits:
+    output_ids = ()
     """A request that waits; each token of it takes 10 ms."""
 
     prefix_len, is_retracted, positional_embed_overrides = 0, False, None
 
     def __init__(self, rid, tokens, ttft_s, priority=None):
         self.rid, self.seqlen, self.priority = rid, tokens, priority
-        self.sampling_params = SimpleNamespace(custom_params={"slo": {"ttft_s": ttft_s}})
+        self.sampling_params = SimpleNamespace(max_new_tokens=16, custom_params={"slo": {"ttft_s": ttft_s}})
 
 
 class PerToken:
@@ -224,6 +225,7 @@ def names(decider):
 
 
 def test_prompts_are_put_in_order_and_those_that_cannot_be_in_time_let_others_pass(clock, scheduler):
+    """Where no other rank has to be told, before the chunk is planned for those who go first."""
     decider = ordering(scheduler)
     decider.decide()
     come(decider, Waits("late", 100, 50.0))
@@ -234,15 +236,27 @@ def test_prompts_are_put_in_order_and_those_that_cannot_be_in_time_let_others_pa
     come(decider, Waits("soon", 100, 20.0), Waits("hopeless", 1000, 9.0, priority=9))
     assert names(decider) == ["hopeless", "soon", "late"]
     clock.now_s = 100.01
+    assert decider.decide() is None  # nothing is left to be told
+    assert names(decider) == ["soon", "late", "hopeless"]
+    assert decider.controller.queue.next_prompts[0] == (100, 0)
+    clock.now_s = 130.5
+    decider.decide()
+    assert names(decider)[0] == "hopeless"
+
+
+def test_other_ranks_are_told_who_is_passed_over(clock, scheduler, monkeypatch):
+    monkeypatch.setattr(decider_module, "alone", lambda: False)
+    decider = ordering(scheduler)
+    decider.applier.apply(decider.decide())
+    come(decider, Waits("soon", 100, 20.0), Waits("hopeless", 1000, 9.0, priority=9))
     update = decider.decide()
     assert update.moved == {"hopeless": Rank.RELEGATED}
-    assert names(decider) == ["hopeless", "soon", "late"]
+    assert names(decider) == ["hopeless", "soon"]
     decider.applier.apply(update)
-    assert names(decider) == ["soon", "late", "hopeless"]
-    clock.now_s = 100.02
-    assert decider.decide() is None  # nothing is left to be told
+    assert names(decider) == ["soon", "hopeless"]
+    assert decider.decide().moved == {}  # nothing is left to be told
     clock.now_s = 130.5
-    assert decider.decide().moved["hopeless"] is Rank.AGED
+    assert decider.decide().moved == {"soon": Rank.RELEGATED, "hopeless": Rank.AGED}
 
 
 def test_ranks_that_share_a_queue_are_told_the_time_with_every_decision(clock, scheduler, monkeypatch):

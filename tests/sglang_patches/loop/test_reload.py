@@ -68,7 +68,7 @@ class Request:
         self.extend_end = self.seqlen = 100
         self.prefix_len, self.output_ids = 0, [7] * tokens
         self.time_stats = SimpleNamespace(scheduler_recv_time=99.5, prefill_finished_time=100.0)
-        self.sampling_params = SimpleNamespace(custom_params=None)
+        self.sampling_params = SimpleNamespace(max_new_tokens=16, custom_params=None)
 
     def finished(self):
         return False

@@ -10,7 +10,7 @@ import pytest
 from sglang.srt.managers.schedule_batch import Req
 
 from roofline_policies.errors import IncompatibleServer
-from sglang_patches.needs import layers, objects
+from sglang_patches.needs import drafting, layers, objects
 from sglang_patches.needs.attributes import declared, missing, needed, readers, verify_classes, verify_live
 from sglang_patches.needs.classes import CLASSES, LIVE, OTHER_CLASSES
 from sglang_patches.needs.objects import Batch, ServerArgs
@@ -154,7 +154,7 @@ def test_a_built_scheduler_is_looked_at_object_by_object(path, name):
 def test_every_protocol_has_its_class():
     protocols = {
         kind
-        for module in (objects, layers)
+        for module in (objects, drafting, layers)
         for _, kind in inspect.getmembers(module, inspect.isclass)
         if kind.__module__ == module.__name__
     } - {layers.QuantizedLayer}  # SGLang sets its attribute where it needs it

@@ -46,7 +46,8 @@ def test_a_line_says_what_the_record_says():
         "cuda_graph": True, "issued_flops": work.issued.total, "useful_flops": work.useful.total,
         "requested_bytes": work.requested.total, "compulsory_bytes": work.compulsory.total,
         "provenance": ["closed_form"], "seconds": 0.02, "seconds_source": "host clock", "done_s": 100.5, "step_s": 0.03,
-        "predicted_s": 0.028, "margin": 1.25, "after_idle": False, "running": 3, "waiting": 9,
+        "predicted_s": 0.028, "margin": 1.25, "window": None, "accepted": None, "after_idle": False,
+        "running": 3, "waiting": 9,
     }  # fmt: skip
 
 

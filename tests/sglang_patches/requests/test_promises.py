@@ -16,7 +16,7 @@ class Request:
     def __init__(self, rid, priority=None, slo=None, custom=None):
         self.rid, self.priority = rid, priority
         custom = {"slo": slo} if slo is not None else custom
-        self.sampling_params = SimpleNamespace(custom_params=custom)
+        self.sampling_params = SimpleNamespace(max_new_tokens=16, custom_params=custom)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.sglang_patches.stand_ins import stand_in_scheduler
 
 
 def prompt(rid, ttft_s):
-    asked = SimpleNamespace(custom_params={"slo": {"ttft_s": ttft_s}})
+    asked = SimpleNamespace(max_new_tokens=16, custom_params={"slo": {"ttft_s": ttft_s}})
     return SimpleNamespace(rid=rid, seqlen=100, prefix_len=0, priority=None, sampling_params=asked)
 
 

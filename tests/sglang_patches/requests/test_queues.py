@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from sglang.srt.disaggregation.utils import DisaggregationMode
+from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
 from roofline_policies.slo.objectives import Slo
 from roofline_policies.slo.running_targets import Need
@@ -25,10 +26,15 @@ class Told(Progress):
         return 10.0 - now_s
 
 
+def waits(length, hit):
+    asked = SimpleNamespace(max_new_tokens=100)
+    return SimpleNamespace(seqlen=length, prefix_len=hit, sampling_params=asked, output_ids=[])
+
+
 def scheduler(running=3, waiting=(), **fields):
     fields = {"last_batch": None, "chunked_req": None, **fields}
     return stand_in_scheduler(
-        running, waiting_queue=[SimpleNamespace(seqlen=length, prefix_len=hit) for length, hit in waiting],
+        running, waiting_queue=[waits(*prompt) for prompt in waiting],
         pool_stats_observer=pools(0.25), **fields,
     )  # fmt: skip
 
@@ -178,3 +184,13 @@ def test_where_prompts_are_computed_elsewhere_none_is_to_be_computed():
     there = scheduler(waiting=[(500, 0), (700, 0)], disaggregation_mode=DisaggregationMode.DECODE)
     queue = state(there)
     assert (queue.waiting, queue.next_prefill_tokens, queue.next_prompts) == (2, 0, ())
+
+
+def test_what_running_requests_may_still_generate_is_told_as_sglang_counts_it():
+    def runs(most, so_far):
+        return SimpleNamespace(sampling_params=SimpleNamespace(max_new_tokens=most), output_ids=[7] * so_far)
+
+    batch = SimpleNamespace(reqs=[runs(100, 40), runs(1 << 30, 5000), runs(50, 60)], is_empty=lambda: False)
+    seen = state(scheduler(running_batch=batch, waiting=[(900, 0), (10, 0)]))
+    assert (seen.unwritten_tokens, seen.next_unwritten_tokens) == (60 + CLIP_MAX_NEW_TOKENS, 100)
+    assert state(scheduler(running=0)).unwritten_tokens == 0

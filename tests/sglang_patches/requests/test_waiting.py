@@ -25,7 +25,7 @@ class Request:
     def __init__(self, rid, tokens=100, priority=None, slo=None, cached=0, custom=None):
         self.rid, self.seqlen, self.priority, self.prefix_len, self.cached = rid, tokens, priority, 0, cached
         custom = {"slo": slo} if slo is not None else custom
-        self.sampling_params = SimpleNamespace(custom_params=custom)
+        self.sampling_params = SimpleNamespace(max_new_tokens=16, custom_params=custom)
 
     def __repr__(self):
         return self.rid

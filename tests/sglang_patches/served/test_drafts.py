@@ -34,7 +34,7 @@ def expected(pair, asked, tmp_path_factory):
         return [answer.token_ids for answer in ask(plain.base_url, asked, OUTPUT_TOKENS)]
 
 
-@pytest.mark.parametrize("algorithm", ["standalone", "eagle", "ngram"])
+@pytest.mark.parametrize("algorithm", ["standalone", "eagle", "eagle3", "ngram"])
 def test_every_number_of_drafts_gives_the_tokens_that_none_gives(pair, asked, expected, tmp_path, algorithm):
     moves = ["--policy", "tests.sglang_patches.own_policies:DraftsByTurns", "--enable-metrics", "--policy-set",
              "hardware=h200 controller.dwell_s=0 controller.hysteresis=0 learned=null"]  # fmt: skip

@@ -191,7 +191,7 @@ def test_the_server_outlives_its_policy(predicting, token_ids, expected):
     assert page["policy"]["state"] == "fallback"
     assert page["policy"]["fallback_reason"] == "BreaksAfterAWhile raised RuntimeError: broken on purpose"
     launch = {"max_running_requests": CAP, "prefill_chunk_tokens": 128, "defer_prefill": False, "mixed_chunk": False}
-    launch |= {"deadline_order": False, "relegate_for_s": 0, "defended_from_us": 0}
+    launch |= {"deadline_order": False, "relegate_for_s": 0, "defended_from_us": 0, "new_token_permille": 0}
     launch |= {"speculation_window": None, "quant_tier": None}
     assert page["knobs"] == launch
     assert "broken on purpose. The launch settings hold from now on." in log

@@ -22,6 +22,7 @@ from sglang_patches.observe.clocks import DeviceInterval, HostInterval
 from sglang_patches.server import facts as served
 from sglang_patches.server.agree import KnobsUpdate
 from tests.sglang_patches.server.one_rank import one_rank_of, sglang_module
+from tests.sglang_patches.stand_ins import StandInArguments
 
 CONFIG = {
     "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -54,7 +55,7 @@ def scheduler(device="cpu", attention="fa3", speculative=False, deterministic=Fa
         model_config=SimpleNamespace(dtype=torch.bfloat16, hf_config=config),
         tp_worker=SimpleNamespace(model_runner=runner, get_decode_cuda_graph_bs=lambda: [8, 1, 4]),
         spec_algorithm=SimpleNamespace(is_none=lambda: not speculative),
-        server_args=SimpleNamespace(
+        server_args=StandInArguments(
             speculative_num_draft_tokens=4, page_size=1, enable_deterministic_inference=deterministic
         ),
     )

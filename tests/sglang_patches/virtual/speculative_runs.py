@@ -39,6 +39,8 @@ class Case:
     """A run. asks: (arrival, prompt tokens, output tokens) of each request.
 
     shared: first tokens that all prompts share. cap: what the scheduler knows of the outputs' lengths; None: all of it.
+    windows: numbers of drafts that are moved among, ``steps`` being the most; empty: it stays. rule: by what: "turns"
+        (one after the other), "average" (SGLang's), or "foresight".
     """
 
     asks: tuple[tuple[float, int, int], ...]
@@ -51,6 +53,31 @@ class Case:
     cap: int | None = 1024
     host: HostTime = HostTime(TICK_S)
     policy: str | None = None
+    windows: tuple[int, ...] = ()
+    rule: str = "turns"
+
+
+class Turns:
+    """Every number of drafts in turn, as a rule of SGLang's protocol. told: the runs of each result."""
+
+    def __init__(self, windows: tuple[int, ...]) -> None:
+        self.candidate_steps = list(windows)
+        self.asked = 0
+        self.told: list[list[int]] = []
+
+    def set_cuda_graph_bs(self, cuda_graph_bs: list[int] | None) -> None:
+        pass
+
+    def cuda_graph_bs_for_step(self, step: int) -> list[int] | None:
+        return None
+
+    def get_steps_for_batch(self, batch_size: int) -> int:
+        self.asked += 1
+        return self.candidate_steps[(self.asked - 1) % len(self.candidate_steps)]
+
+    def on_verify_complete(self, num_correct_drafts_per_req: list[int], batch_size: int) -> int | None:
+        self.told.append(num_correct_drafts_per_req)
+        return None
 
 
 @dataclass
@@ -64,6 +91,8 @@ class Outcome:
     token_s: list[list[float]] = field(default_factory=list)
     errors: list[str | None] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
+    told: list[list[int]] = field(default_factory=list)
     modes: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     iterations: int = 0
@@ -84,8 +113,9 @@ class Outcome:
 def serve(case: Case, told: Callable[[int, float], None]) -> Outcome:
     """In a process of its own: its clocks are virtual from here on."""
     from sglang_patches.virtual.clock import VirtualClock
+    from sglang_patches.virtual.rules import by_average
     from sglang_patches.virtual.server import VirtualDevice, VirtualServer
-    from sglang_patches.virtual.speculative import speculative_args
+    from sglang_patches.virtual.speculative import MovingWindow, speculative_args
     from sglang_patches.virtual.traffic import VirtualRequest, VirtualTraffic
 
     def prompt(index: int, tokens: int) -> array[int]:
@@ -102,7 +132,15 @@ def serve(case: Case, told: Callable[[int, float], None]) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         server = VirtualServer(Path(folder), arguments, VirtualDevice(case.kv_tokens, 8192), clock, traffic)
         scheduler = server.scheduler
-        worker = server.start(TARGET, case.host, Speculation(DRAFT, case.steps, case.acceptance, case.head))
+        moving = None
+        if case.windows:
+            rule: Any = Turns(case.windows) if case.rule == "turns" else None
+            if case.rule == "average":
+                rule = by_average(case.steps, case.windows)
+            moving = MovingWindow(case.windows, case.steps, rule)
+        worker = server.start(
+            TARGET, case.host, Speculation(DRAFT, case.steps, case.acceptance, case.head), moving=moving
+        )
         _watch(server, outcome)
         record = Path(folder) / "records.jsonl"
         if case.policy is not None:
@@ -117,7 +155,9 @@ def serve(case: Case, told: Callable[[int, float], None]) -> Outcome:
     outcome.token_s = [one.token_s.tolist() for one in deliveries]
     outcome.errors = [one.error for one in deliveries]
     outcome.cached_tokens = sum(one.cached_tokens for one in deliveries)
-    outcome.accepted = worker.accepted.tolist()
+    outcome.accepted, outcome.drafted = worker.accepted.tolist(), worker.drafted.tolist()
+    if moving is not None and isinstance(moving.rule, Turns):
+        outcome.told = moving.rule.told
     outcome.iterations, outcome.busy_s, outcome.retractions = worker.iterations, worker.busy_s, server.retractions
     outcome.kv_left = scheduler.token_to_kv_pool_allocator.available_size() + scheduler.tree_cache.evictable_size()
     outcome.rows_left = scheduler.req_to_token_pool.available_size()

@@ -45,6 +45,13 @@ CASES = {
         server_args=("--schedule-conservativeness", "0.1", "--disable-overlap-schedule"),
     ),
     "watched": Case(FEW, policy="adaptive"),
+    "turns": Case(
+        ((0.0, 50, 200),), acceptance=Acceptance((1.0,)), host=HostTime(), windows=(0, 1, 3),
+        server_args=("--disable-overlap-schedule",),
+    ),
+    "turns_together": Case(TOGETHER, windows=(0, 1, 3)),
+    "average": Case(LONG, acceptance=Acceptance((0.0,)), windows=(0, 1, 3), rule="average"),
+    "foreseen": Case(LONG, acceptance=Acceptance((0.0,)), windows=(0, 1, 3), rule="foresight"),
 }  # fmt: skip
 
 
@@ -106,6 +113,34 @@ def test_a_step_takes_the_drafts_the_verify_step_and_the_extend_step(outcomes):
     first_s = TARGET.step_s(prefill=prompt) + DRAFT.step_s(prefill=prompt)
     assert moments[0] == first_s
     assert outcome.busy_s == first_s + (outcome.iterations - 1) * step_s
+
+
+def test_a_step_has_the_drafts_that_the_rule_said_and_takes_their_time(outcomes):
+    """All are accepted, so K drafts give K + 1 tokens. 0: 64 + 2 of the target, 8 + 1 to catch up; 1: no draft by
+    itself, 64 + 4, 8 + 2; 3: two of 8 + 1, 64 + 8, 8 + 4."""
+    outcome = outcomes["turns"]
+    runs = outcome.runs()[0]
+    assert runs[1:-1] == ([1, 2, 4] * len(runs))[: len(runs) - 2]
+    moments = sorted(set(outcome.token_s[0]))
+    took = [after - before for before, after in pairwise(moments)]
+    assert took == ([75 * TICK_S, 78 * TICK_S, 102 * TICK_S] * len(took))[: len(took)]
+    assert outcome.told == [[run - 1] for run in runs[1:-1]] + outcome.told[len(runs) - 2 :]
+
+
+def test_drafts_that_move_decide_of_no_token_twice(outcomes):
+    """Runs are those of the longest chain, cut off; every step of a batch has the same number of drafts."""
+    outcome = outcomes["turns_together"]
+    assert all(count > 0 for count in (outcome.drafted[0], outcome.drafted[1], outcome.drafted[3]))
+    assert outcome.drafted[2] == 0
+    assert sum(outcome.drafted) == sum(outcome.accepted)
+
+
+def test_sglangs_own_rule_and_foresight_give_up_drafts_that_fail(outcomes):
+    """SGLang's takes its warm-up and a look at the smallest number now and then; foresight never drafts."""
+    average, foreseen = outcomes["average"], outcomes["foreseen"]
+    assert foreseen.drafted[1:] == [0, 0, 0]
+    assert 0.5 < average.drafted[0] / sum(average.drafted) < 1.0
+    assert average.busy_s > foreseen.busy_s
 
 
 @pytest.mark.parametrize("name", ["tight", "tight_head"])

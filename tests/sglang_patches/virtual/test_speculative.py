@@ -98,6 +98,27 @@ def test_levels_spread_the_means_of_requests_as_the_normal_integral_says():
     assert means.std() > 2 * alike.reshape(3000, count).mean(axis=1).std()
 
 
+@pytest.mark.parametrize(("second", "drift"), [(0.0, 0.5), (10.0, 0.5), (15.0, -0.75), (20.0, -2.0), (99.0, -2.0)])
+def test_chances_are_those_of_the_level_of_request_and_class_and_of_the_drift(second, drift):
+    acceptance = Acceptance((0.8, 0.5, 1.0), 0.7, 4, of_class=((5, -1.0),), drift=((10.0, 0.5), (20.0, -2.0)))
+    found = AcceptedRuns(acceptance, IDS, [5 if n % 2 else None for n in range(64)])
+    chances = found.chances(np.arange(64), 4, second)
+    for n, chain in enumerate(chances):
+        level = acceptance.level(IDS[n]) + (-1.0 if n % 2 else 0.0) + drift
+        for given_share, chance in zip((0.8, 0.5, 1.0, 1.0), chain, strict=True):
+            odds = math.inf if given_share == 1 else given_share / (1 - given_share) * math.exp(level)
+            assert chance == pytest.approx(1.0 if given_share == 1 else odds / (1 + odds))
+
+
+def test_what_drifts_meets_the_same_draws():
+    """A token that was granted at a lower level is granted at a higher one."""
+    rows, positions = np.repeat(np.arange(64), 50), np.tile(np.arange(50) * 4, 64)
+    runs = AcceptedRuns(Acceptance((0.7, 0.6), drift=((0.0, -1.0), (10.0, 1.0))), IDS)
+    low, high = runs.of(rows, positions, 3, 0.0), runs.of(rows, positions, 3, 10.0)
+    assert (low <= high).all()
+    assert low.mean() < high.mean() - 0.5
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=16), st.randoms())
 def test_slots_go_where_the_kernels_stand_in_puts_them(spans, chooser):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
+from sglang_patches.drafts.window import Window, plan_of
 from sglang_patches.needs.objects import ServerArgs, TargetWorker
-from sglang_patches.server.drafts import Window, plan_of
 
 
 class WindowStandaloneWorker(StandaloneWorkerV2):  # type: ignore[misc]  # SGLang is not typed

@@ -20,8 +20,8 @@ from sglang.srt.runtime_context import get_context, get_exec
 from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController, SpecRuntimeState
 from sglang.srt.speculative.ngram_worker import NGRAMWorker
 
-from sglang_patches.needs.objects import ServerArgs, TargetWorker
-from sglang_patches.server.drafts import Window, plan_of
+from sglang_patches.drafts.window import Window, plan_of
+from sglang_patches.needs.objects import Batch, ServerArgs, TargetWorker
 
 OF_WIDTH = (
     "draft_tokens", "retrieve_indexes", "retrieve_next_token", "retrieve_next_sibling", "positions", "tree_mask",
@@ -99,7 +99,7 @@ class WidthNgramWorker(NGRAMWorker):  # type: ignore[misc]  # SGLang is not type
     def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
         """Nothing: a decision changes the width, not a result."""
 
-    def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward_batch_generation(self, batch: Batch, *args: Any, **kwargs: Any) -> Any:
         """As SGLang's, at the width that holds now; what is handed on keeps the launch's."""
         if batch.forward_mode.is_decode():
             self.activate_step_by_batch(len(batch.reqs))
@@ -113,7 +113,7 @@ class WidthNgramWorker(NGRAMWorker):  # type: ignore[misc]  # SGLang is not type
             carried.draft_token_num = self.launched_width
         return result
 
-    def _prepare_draft_tokens(self, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _prepare_draft_tokens(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         width, launched = self.draft_token_num, self.launched_width
         with self._at_launched_width():
             drafts, mask = super()._prepare_draft_tokens(batch)
@@ -125,7 +125,7 @@ class WidthNgramWorker(NGRAMWorker):  # type: ignore[misc]  # SGLang is not type
             mask.reshape(-1, launched, launched)[:, :width, :width].flatten(),
         )
 
-    def _update_ngram_corpus(self, batch: Any) -> None:
+    def _update_ngram_corpus(self, batch: Batch) -> None:
         with self._at_launched_width():
             super()._update_ngram_corpus(batch)
 

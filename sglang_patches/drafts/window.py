@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
+from sglang_patches.needs.drafting import DraftControl, DraftingWorker
 from sglang_patches.needs.objects import Scheduler, ServerArgs
 
 PLAN = "_roofline_drafts"
@@ -21,12 +23,11 @@ class DraftPlan:
     """What the launch came to.
 
     windows: numbers of drafts per step that the server is made ready for, ascending; empty where the number cannot be
-    moved. reason: why it cannot, None where it can. notes: what else is to be said of drafts, one sentence each.
+    moved. reason: why it cannot, None where it can.
     """
 
     windows: tuple[int, ...] = ()
     reason: str | None = None
-    notes: tuple[str, ...] = ()
 
 
 def plan_of(server_args: ServerArgs) -> DraftPlan | None:
@@ -74,7 +75,7 @@ def window_of(scheduler: Scheduler) -> Window | None:
 
     The first call puts it in place of the policy by which SGLang would choose.
     """
-    controller = getattr(scheduler.model_worker, "adaptive_controller", None) if _drafts(scheduler) else None
+    controller = _controller(scheduler) if _drafts(scheduler) else None
     if controller is None:
         return None
     if not isinstance(controller.params, Window):
@@ -90,7 +91,7 @@ def drafts_of_step(scheduler: Scheduler) -> Callable[[int], int] | None:
     """Tells how many drafts per request the next decode step of so many requests verifies; None: nothing drafts."""
     if not _drafts(scheduler):
         return None
-    controller = getattr(scheduler.model_worker, "adaptive_controller", None)
+    controller = _controller(scheduler)
     if controller is not None:
         return lambda requests: int(controller.params.get_steps_for_batch(requests))
     rows = launched_rows(scheduler)
@@ -115,24 +116,11 @@ def reason_not_to_move(scheduler: Scheduler) -> str | None:
     return reason or "the number of drafts was fixed at launch (--speculative-num-steps)"
 
 
+def _controller(scheduler: Scheduler) -> DraftControl | None:
+    """What switches its worker; None where it has none."""
+    worker = cast(DraftingWorker, scheduler.model_worker)
+    return worker.adaptive_controller if hasattr(worker, "adaptive_controller") else None
+
+
 def _drafts(scheduler: Scheduler) -> bool:
     return not scheduler.spec_algorithm.is_none()
-
-
-def worker_that_moves(worker: type, server_args: ServerArgs) -> type | None:
-    """In place of a worker of SGLang's without a controller, the same one with it; None where it stays.
-
-    EAGLE's has one. The modules of the others are imported only where they run.
-    """
-    plan = plan_of(server_args)
-    if plan is None or not plan.windows:
-        return None
-    if worker.__name__ == "NGRAMWorker":
-        from sglang_patches.server.ngram import WidthNgramWorker
-
-        return WidthNgramWorker
-    if worker.__name__ == "StandaloneWorkerV2":
-        from sglang_patches.server.standalone import WindowStandaloneWorker
-
-        return WindowStandaloneWorker
-    return None

@@ -6,9 +6,9 @@ import pytest
 from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 
 from roofline_policies.contract.decision import Knob, Knobs, Range
+from sglang_patches.drafts.window import PLAN, DraftPlan, Window, drafts_of_step, launched_rows, window_of
 from sglang_patches.loop.actuator import Actuator
 from sglang_patches.loop.layout import launch_knobs, launch_ranges
-from sglang_patches.server.drafts import PLAN, DraftPlan, Window, drafts_of_step, launched_rows, window_of
 from tests.sglang_patches.stand_ins import StandInSpeculation, arguments, stand_in_scheduler
 
 
