@@ -87,7 +87,7 @@ def test_the_commands_of_readme_are_targets_of_the_makefile():
 
 def test_overrides_of_the_policy_load():
     named = {words for page in PAGES for words in re.findall(r'--policy-set "([^"]+)"', page.read_text())}
-    assert "policy.policies.3.relegate_for_s=0" in named
+    assert "policy.policies.2.relegate_for_s=0" in named
     for words in named:
         load("adaptive", overrides=words.split())
 
@@ -95,7 +95,7 @@ def test_overrides_of_the_policy_load():
 def test_readme_says_for_how_long_a_prompt_may_be_passed_over():
     (guard,) = [part for part in load("adaptive").policy.policies if isinstance(part, SloGuard)]
     assert f"by default for up to {guard.relegate_for_s} s after its arrival" in (ROOT / "README.md").read_text()
-    off = load("adaptive", overrides=["policy.policies.3.relegate_for_s=0"]).policy.policies
+    off = load("adaptive", overrides=["policy.policies.2.relegate_for_s=0"]).policy.policies
     assert [part.relegate_for_s for part in off if isinstance(part, SloGuard)] == [0]
 
 
