@@ -136,10 +136,13 @@ def test_drafts_that_move_decide_of_no_token_twice(outcomes):
 
 
 def test_sglangs_own_rule_and_foresight_give_up_drafts_that_fail(outcomes):
-    """SGLang's takes its warm-up and a look at the smallest number now and then; foresight never drafts."""
+    """SGLang's takes its warm-up, then drafts one to see whether it is accepted as often as it drafts none; foresight
+    never drafts."""
     average, foreseen = outcomes["average"], outcomes["foreseen"]
     assert foreseen.drafted[1:] == [0, 0, 0]
-    assert 0.5 < average.drafted[0] / sum(average.drafted) < 1.0
+    none, one, two, three = average.drafted
+    assert two == 0 < three < 0.1 * sum(average.drafted)
+    assert none == pytest.approx(one, rel=0.1)
     assert average.busy_s > foreseen.busy_s
 
 
