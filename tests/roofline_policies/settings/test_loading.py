@@ -74,7 +74,7 @@ def refused(source, *parts, **options):
 
 def test_adaptive_predicts():
     settings = load("adaptive")
-    parts = (BatchSize(), PrefillDeferral(), SpeculationWindow(), SloGuard(), Defence(), AnswerRoom())
+    parts = (BatchSize(), PrefillDeferral(), SloGuard(), Defence(), AnswerRoom(), SpeculationWindow())
     assert settings.policy == Composition(parts)
     assert settings.objectives == Objectives(Slo(ttft_s=2.0, itl_s=0.1, itl_kind=ItlKind.PER_GAP), {})
     assert settings.controller == ControllerSettings()
@@ -87,10 +87,11 @@ def test_the_ridge_rule_is_another_choice_of_policy():
     assert replace(settings, policy=adaptive.policy) == adaptive
 
 
-def test_static_differs_in_the_policy_alone():
+def test_static_differs_in_the_policy_and_in_having_no_windows_alone():
     static, adaptive = load("static"), load("adaptive")
-    assert static.policy == Static()
-    assert replace(static, policy=adaptive.policy, name=adaptive.name, source=adaptive.source) == adaptive
+    assert (static.policy, static.speculation.windows) == (Static(), None)
+    alike = {key: getattr(adaptive, key) for key in ("policy", "speculation", "name", "source")}
+    assert replace(static, **alike) == adaptive
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -209,7 +210,7 @@ def test_an_unknown_choice_of_a_group_lists_the_choices(write):
     refused(
         write("defaults:\n- adaptive\n- override policy: rigde\n"),
         "policy = 'rigde'",
-        "ordered, predictive, ridge, static, rivals/eb_plus, ",
+        "ordered, predictive, ridge, speculation, static, rivals/eb_plus, ",
     )
     refused("adaptive", "hardware = 'h900'", "h200", overrides=["hardware=h900"])
 
