@@ -33,7 +33,7 @@ WEIGHTS = torch.ones(32 << 20)  # 128 MiB
 class Waits:
     """A request that waits."""
 
-    seqlen, prefix_len, priority = 900, 0, None
+    seqlen, prefix_len, priority, output_ids = 900, 0, None, ()
     sampling_params = SimpleNamespace(max_new_tokens=16, custom_params=None)
 
     def __init__(self, number):
