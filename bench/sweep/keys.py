@@ -27,6 +27,7 @@ SOURCES = (
     "roofline_policies", "sglang_patches", "bench/virtual", "bench/rivals", "bench/traffic", "bench/checks.py",
     "bench/composition.py", "bench/report/metrics.py", "bench/report/one_request.py", "bench/report/percentiles.py",
     "bench/live/prompts.py", "bench/report/records.py", "bench/slo.py", "bench/sweep/task.py", "bench/report/tail.py",
+    "bench/report/drafts.py", "bench/report/figures.py",
 )  # fmt: skip
 """Where the code is that decides a metric: files and folders of the checkout."""
 

@@ -199,7 +199,7 @@ def test_arms_that_cannot_be_used_are_refused(arms: object, message: str) -> Non
 
 
 def test_every_shipped_arm_loads() -> None:
-    grids = {"fixed_grid", "ordered_grid", "study_grid", "study_small", "ordered_study", "wide_grid"}
+    grids = {"fixed_grid", "ordered_grid", "study_grid", "study_small", "ordered_study", "wide_grid", "drafts_fixed"}
     # The study's grids are parts of the whole ones, or meet them, under the same names.
     for name in grids:
         assert len(read_arms([name], SLO)) > 1
