@@ -309,8 +309,8 @@ def test_help_lists_the_groups(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     shown = capsys.readouterr().out
     for part in (
-        "axes:     drafts, first_table, kinds, kinds_models, load, none, policy_capacity, policy_draws, policy_larger_model, "
-        "policy_study, policy_third_model, told, told_wrong",
+        "axes:     drafts, first_table, kinds, kinds_models, load, none, policy_capacity, policy_draws, "
+        "policy_larger_model, policy_study, policy_third_model, told, told_wrong",
         "slack_chunks",
         "mooncake",
         "llama_3_1_8b",
