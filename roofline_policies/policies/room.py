@@ -102,7 +102,8 @@ def beside_a_chunk_s(
     apart_s = (target_s - steps.slow_s(prefill=least)) / margin
     if not _can_mix(view):
         return apart_s
-    return max(apart_s, target_s * decode_s / steps.slow_s(prefill=least, decode=decode))
+    mixed_s = steps.slow_s(prefill=least, decode=decode)
+    return max(apart_s, target_s * decode_s / mixed_s if mixed_s else target_s)
 
 
 def _can_mix(view: SchedulerView) -> bool:
