@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from bench.command import overrides_of
 from bench.composition import read_config
@@ -24,12 +24,11 @@ from bench.virtual.device import Device
 from bench.virtual.draft import Draft
 from bench.virtual.run import rule_of
 from roofline_policies.errors import EXIT_BAD_INPUT, InputError
-from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies import SpeculationWindow
 from roofline_policies.steps.acceptance import Acceptance
 from roofline_policies.steps.speculation import Speculation
 from roofline_policies.steps.times import StepTimes
-from roofline_policies.testing.drafting import DraftingLoop
+from roofline_policies.testing.drafting import DraftingLoop, TimesAsLong
 
 WINDOWS, START = (0, 1, 3, 5, 7), 3
 BATCHES = (1, 8, 32, 128)
@@ -47,16 +46,6 @@ SWINGS = ((0.0, 2), (5.0, 128), (10.0, 16), (15.0, 192), (20.0, 48), (25.0, 2))
 RIVALS = (AVERAGE, TABLE, PROFILE)
 
 
-class Times(NamedTuple):
-    """Step times that are so many times as long."""
-
-    times: StepTimes
-    factor: float
-
-    def step_s(self, *, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
-        return self.factor * self.times.step_s(prefill=prefill, decode=decode, graph=graph)
-
-
 def cells(target: StepTimes, base: Speculation, kv_tokens: int) -> dict[str, DraftingLoop]:
     """Every loop by its name: the product, those that fit, and those in which something changes."""
 
@@ -64,9 +53,11 @@ def cells(target: StepTimes, base: Speculation, kv_tokens: int) -> dict[str, Dra
         batch: int, chances: tuple[float, ...], context: int, price: float, drifts: bool = False, swings: bool = False
     ) -> DraftingLoop:
         acceptance = Acceptance(chances, drift=DRIFT if drifts else ())
-        speculation = replace(base, draft=Times(base.draft, price * BIAS), acceptance=acceptance)
+        speculation = replace(base, draft=TimesAsLong(base.draft, price * BIAS), acceptance=acceptance)
         load = SWINGS if swings else ((0.0, batch),)
-        return DraftingLoop(Times(target, BIAS), speculation, load, WINDOWS, SECONDS, context, told=target, noise=NOISE)
+        return DraftingLoop(
+            TimesAsLong(target, BIAS), speculation, load, WINDOWS, SECONDS, context, told=target, noise=NOISE
+        )
 
     usual = ACCEPTED["usually"]
     found = {

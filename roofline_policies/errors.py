@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 EXIT_BAD_INPUT = 2
 """Exit code of every command that stops on an InputError."""
@@ -94,3 +95,9 @@ class Uncountable(RooflineError):
         where = f"{file}:{line}: " if file else ""
         shown = f": {text}" if text and text not in construct else ""
         super().__init__(f"{where}{kernel}: {construct}: {why}{shown}")
+
+
+def stop(error: Exception) -> NoReturn:
+    """End the process with the message of what a user got wrong, on stderr, and EXIT_BAD_INPUT."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(EXIT_BAD_INPUT)

@@ -46,7 +46,12 @@ def folder() -> Path:
     try:
         return Path(chosen).expanduser()
     except RuntimeError:  # a container's user without an entry and without HOME
-        return Path(tempfile.gettempdir()) / f"roofline-policies-{os.getuid()}"
+        return temporary_folder()
+
+
+def temporary_folder() -> Path:
+    """A folder of this user's under the one for temporary files."""
+    return Path(tempfile.gettempdir()) / f"roofline-policies-{os.getuid()}"
 
 
 def read(file: Path, key: Mapping[str, Any], state: DeviceState) -> Calibration | None:

@@ -19,7 +19,7 @@ from roofline_policies.policies.room import (
     within_capacities,
     within_graphs,
 )
-from roofline_policies.policies.shapes import NO_ACCEPTANCE, NOT_PREDICTED, running_shape
+from roofline_policies.policies.shapes import NO_ACCEPTANCE, NOT_PREDICTED, context_before, running_shape
 from roofline_policies.policies.speculation_window import windows
 from roofline_policies.slo.objectives import ItlKind
 from roofline_policies.steps.acceptance import Acceptance
@@ -141,10 +141,10 @@ class BatchSize:
         if knob not in view.bounds.ranges or view.acceptance is None:
             return view
         chain, best, fastest = Acceptance(view.acceptance), view, 0.0
-        before = view.queue.decode_context_tokens - running * view.rows_per_request
+        before = context_before(view)
         for window in windows(view.bounds, view.rows_per_request - 1):
             tokens = 1.0 + chain.mean_accepted(window)
-            queue = view.queue._replace(decode_context_tokens=max(0, before) + running * (window + 1))
+            queue = view.queue._replace(decode_context_tokens=before + running * (window + 1))
             told = view._replace(queue=queue, rows_per_request=window + 1, tokens_per_request=tokens)
             target_s, decode = _target_s(told), running_shape(told)
             assert target_s is not None

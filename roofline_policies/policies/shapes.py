@@ -40,6 +40,11 @@ def prompt_shape(view: SchedulerView, tokens: int) -> BatchShape:
     return BatchShape(count, tokens, context, pairs, causal_pairs, count)
 
 
+def context_before(view: SchedulerView) -> int:
+    """Tokens in the KV cache of running requests before the next step, which the view counts with what it computes."""
+    return max(0, view.queue.decode_context_tokens - view.queue.running * view.rows_per_request)
+
+
 def running_shape(view: SchedulerView) -> BatchShape:
     """One token of each running request, or all of its drafts; empty where nothing runs."""
     running = view.queue.running

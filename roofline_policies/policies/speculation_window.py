@@ -13,7 +13,7 @@ from roofline_policies.errors import FieldError
 from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Proposal, Strength
 from roofline_policies.policies.room import least_chunk
-from roofline_policies.policies.shapes import NO_ACCEPTANCE
+from roofline_policies.policies.shapes import NO_ACCEPTANCE, context_before
 from roofline_policies.steps.acceptance import Acceptance
 from roofline_policies.steps.correction import CorrectedSteps
 from roofline_policies.steps.speculation import NOTHING, verify_shape
@@ -172,10 +172,7 @@ def _speed(option: _Option) -> float:
 def _options(view: SchedulerView, steps: CorrectedSteps, current: int) -> list[_Option]:
     """The windows that are compared, ascending."""
     queue, chain = view.queue, Acceptance(view.acceptance) if view.acceptance else None
-    rows = view.rows_per_request
-    # What the next step computes is in the context already.
-    context = max(0, queue.decode_context_tokens - queue.running * rows) if queue.decode_context_tokens else 0
-    found = []
+    context, found = context_before(view), []
     for window in windows(view.bounds, current):
         shape = verify_shape(queue.running, context, window)
         seconds = steps.step_s(prefill=NOTHING, decode=shape, graph=True)

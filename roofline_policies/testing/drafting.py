@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from roofline_policies.contract.decision import Bounds, Knob, Knobs, Range
 from roofline_policies.contract.view import ForwardMode, IterationRecord, QueueState
 from roofline_policies.control.controller import DECIDE_AT_LEAST_EVERY_S, Controller, ControllerSettings
+from roofline_policies.model.batch import BatchShape
 from roofline_policies.policies.base import Policy
 from roofline_policies.slo.objectives import Slo
 from roofline_policies.steps.speculation import Speculation, verify_shape
@@ -34,6 +35,16 @@ class Rule(Protocol):
     def on_verify_complete(self, num_correct_drafts_per_req: list[int], batch_size: int) -> int | None:
         """A result is there."""
         ...
+
+
+class TimesAsLong(NamedTuple):
+    """Step times that are ``factor`` times as long."""
+
+    times: StepTimes
+    factor: float
+
+    def step_s(self, *, prefill: BatchShape, decode: BatchShape, graph: bool) -> float:
+        return self.factor * self.times.step_s(prefill=prefill, decode=decode, graph=graph)
 
 
 @dataclass(slots=True)

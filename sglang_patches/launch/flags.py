@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookType
 
-from roofline_policies.errors import EXIT_BAD_INPUT, IncompatibleServer, InputError
+from roofline_policies.errors import IncompatibleServer, InputError, stop
 from roofline_policies.settings.loading import SHIPPED
 from sglang_patches.needs.hook import Hook
 from sglang_patches.needs.objects import Engine, ServerArgs
@@ -58,13 +57,8 @@ def from_cli_args(server_args: ServerArgs, cls: type, args: argparse.Namespace) 
             allow_untested=args.policy_allow_untested,
         )
     except (InputError, IncompatibleServer) as error:
-        _stop(error)
+        stop(error)
     return server_args
-
-
-def _stop(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(EXIT_BAD_INPUT)
 
 
 def accept_in_engine(engine: Engine) -> None:

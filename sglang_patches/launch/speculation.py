@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sglang.srt.arg_groups.overrides import declare_resolution, resolved_view, resolving_view
 from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 from sglang.srt.runtime_context import attn_dp_enabled_of
 
-from roofline_policies.device.calibration_file import folder
-from roofline_policies.errors import EXIT_BAD_INPUT, InputError
+from roofline_policies.device.calibration_file import folder, temporary_folder, write_whole
+from roofline_policies.errors import InputError, stop
 from roofline_policies.settings.loading import Settings
 from roofline_policies.settings.speculation import WINDOW_STAYS
 from sglang_patches.drafts.window import PLAN, DraftPlan
@@ -81,7 +78,7 @@ def resolve(server_args: ServerArgs, previous: Callable[[ServerArgs], None]) -> 
     except InputError as error:
         if not getattr(server_args, FROM_COMMAND_LINE, False):
             raise
-        _stop(error)
+        stop(error)
 
 
 def check_algorithm(server_args: ServerArgs) -> None:
@@ -246,18 +243,12 @@ def written(windows: Sequence[int]) -> str:
     """
     name = f"speculation-{'-'.join(map(str, windows))}.json"
     content = json.dumps({"1": {"candidate_steps": list(windows)}}) + "\n"
+    file = folder() / name
     try:
-        return _put(folder(), name, content)
+        write_whole(file, content)
     except OSError:
-        return _put(Path(tempfile.gettempdir()) / f"roofline-policies-{os.getuid()}", name, content)
-
-
-def _put(where: Path, name: str, content: str) -> str:
-    where.mkdir(parents=True, exist_ok=True)
-    file = where / name
-    with tempfile.NamedTemporaryFile("w", dir=where, delete=False, encoding="utf-8") as new:
-        new.write(content)
-    os.replace(new.name, file)  # whoever reads it has all of it
+        file = temporary_folder() / name
+        write_whole(file, content)
     return str(file)
 
 
@@ -265,8 +256,3 @@ def _listed(problem: str, settings: Settings, allowed: Any = None) -> InputError
     windows = settings.speculation.windows
     value = list(windows) if isinstance(windows, tuple) else windows
     return InputError(problem, where=settings.source, key="speculation.windows", value=value, allowed=allowed)
-
-
-def _stop(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(EXIT_BAD_INPUT)

@@ -8,6 +8,7 @@ from typing import Any
 from roofline_policies.contract.decision import Knob
 from roofline_policies.contract.view import SchedulerView
 from roofline_policies.control.controller import Controller
+from roofline_policies.policies.shapes import context_before
 from roofline_policies.steps.speculation import NOTHING, verify_shape
 
 
@@ -42,8 +43,7 @@ def prices(view: SchedulerView) -> dict[int, float]:
         return {}
     moves = knob in view.bounds.ranges
     windows = view.bounds.values(knob) if moves else (view.rows_per_request - 1,)
-    # What the next step computes is among its tokens already; without that, what is in the cache before it.
-    context = max(0, view.queue.decode_context_tokens - running * view.rows_per_request)
+    context = context_before(view)
     return {
         one: steps.step_s(prefill=NOTHING, decode=verify_shape(running, context, one), graph=True) for one in windows
     }

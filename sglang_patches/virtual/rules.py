@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sglang.srt.speculative.adaptive_spec_params import DEFAULT_ADAPTIVE_CONFIG, AdaptiveSpeculativeParams
 
-from sglang_patches.drafts.window import Window as Window  # the rule of a policy that decides
+from sglang_patches.drafts.window import Window
 from sglang_patches.virtual.speculative import WindowRule
 
 

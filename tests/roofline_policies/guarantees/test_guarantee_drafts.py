@@ -10,27 +10,17 @@ from roofline_policies.policies import SpeculationWindow
 from roofline_policies.steps.acceptance import Acceptance
 from roofline_policies.steps.speculation import ShareOf, Speculation
 from roofline_policies.testing import LinearSteps
-from roofline_policies.testing.drafting import DraftingLoop
+from roofline_policies.testing.drafting import DraftingLoop, TimesAsLong
 
 TARGET = LinearSteps()  # 5 ms, 20 us a row, 10 us a request, 30 ns a token of context
 DRIFT = ((0.0, 0.0), (10.0, 0.0), (11.0, -2.5), (20.0, -2.5), (21.0, 1.0))
-
-
-class Slower:
-    """Steps that take so many times as long."""
-
-    def __init__(self, times, factor):
-        self.times, self.factor = times, factor
-
-    def step_s(self, *, prefill, decode, graph):
-        return self.factor * self.times.step_s(prefill=prefill, decode=decode, graph=graph)
 
 
 def loop(requests=8, chances=(0.75, 0.7, 0.65), share=0.1, drift=(), **fields):
     acceptance = Acceptance(chances, drift=drift)
     speculation = Speculation(ShareOf(TARGET, share), 7, acceptance, extends_at_zero=False)
     load = requests if isinstance(requests, tuple) else ((0.0, requests),)
-    fields = {"noise": 0.03, "told": Slower(TARGET, 0.8), **fields}
+    fields = {"noise": 0.03, "told": TimesAsLong(TARGET, 0.8), **fields}
     return DraftingLoop(TARGET, speculation, load, **fields)
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from bench.drafted_model import is_recited
 from bench.live.server import Server
 from tests import ROOT
+from tests.sglang_patches.served.live_server import streamed
 
 WINDOW = 3
 CHAIN = (
@@ -75,25 +72,7 @@ def ask(
     base_url: str, token_ids: list[list[int]], output_tokens: int, *, aborted: frozenset[int] = frozenset(), **more: Any
 ) -> list[Answer]:
     """Greedy answers to every prompt, all sent at once; those at the places `aborted` are left after some tokens."""
-
-    async def one(session: aiohttp.ClientSession, place: int) -> Answer:
-        # No answer ends by itself. With ignore_eos SGLang would keep room for all of it, and nothing be retracted.
-        sampling = {"temperature": 0, "max_new_tokens": output_tokens}
-        body = {"input_ids": token_ids[place], "sampling_params": sampling, "stream": True, **more}
-        last: dict[str, Any] = {}
-        async with session.post(f"{base_url}/generate", json=body) as response:
-            assert response.status == 200, await response.text()
-            async for line in response.content:
-                if line.startswith(b"data: {"):
-                    last = json.loads(line[6:])
-                    if place in aborted and len(last["output_ids"]) >= output_tokens // 3:
-                        break
-        return Answer(last["output_ids"], last["meta_info"])
-
-    async def everything() -> list[Answer]:
-        async with aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=900), connector=aiohttp.TCPConnector(limit=0)
-        ) as session:
-            return await asyncio.gather(*(one(session, place) for place in range(len(token_ids))))
-
-    return asyncio.run(everything())
+    # No answer ends by itself. With ignore_eos SGLang would keep room for all of it, and nothing be retracted.
+    left_at = dict.fromkeys(aborted, output_tokens // 3)
+    answers = streamed(base_url, token_ids, {"max_new_tokens": output_tokens}, left_at=left_at, **more)
+    return [Answer(last["output_ids"], last["meta_info"]) for last in answers]

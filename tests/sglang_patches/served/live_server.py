@@ -19,21 +19,44 @@ def prompts(lengths: list[int], *, vocab_size: int, seed: int) -> list[list[int]
 
 def generate(base_url: str, token_ids: list[list[int]], output_tokens: int) -> list[list[int]]:
     """Greedy output ids of every prompt, all sent at once and streamed."""
+    sampling = {"max_new_tokens": output_tokens, "ignore_eos": True}
+    return [last["output_ids"] for last in streamed(base_url, token_ids, sampling)]
 
-    async def one(session: aiohttp.ClientSession, ids: list[int]) -> list[int]:
-        sampling = {"temperature": 0, "max_new_tokens": output_tokens, "ignore_eos": True}
-        body = {"input_ids": ids, "sampling_params": sampling, "stream": True}
+
+def streamed(
+    base_url: str,
+    token_ids: list[list[int]],
+    sampling: dict[str, Any],
+    *,
+    left_at: dict[int, int] | None = None,
+    **more: Any,
+) -> list[dict[str, Any]]:
+    """The last that came of the greedy answer to every prompt, all sent at once. left_at: places whose request is left
+    once it has so many tokens."""
+    leaves = left_at or {}
+
+    async def one(session: aiohttp.ClientSession, place: int) -> dict[str, Any]:
+        body = {
+            "input_ids": token_ids[place],
+            "sampling_params": {"temperature": 0, **sampling},
+            "stream": True,
+            **more,
+        }
         last: dict[str, Any] = {}
         async with session.post(f"{base_url}/generate", json=body) as response:
             assert response.status == 200, await response.text()
             async for line in response.content:
                 if line.startswith(b"data: {"):
                     last = json.loads(line[6:])
-        return last["output_ids"]
+                    if place in leaves and len(last["output_ids"]) >= leaves[place]:
+                        break
+        return last
 
-    async def everything() -> list[list[int]]:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
-            return await asyncio.gather(*(one(session, ids) for ids in token_ids))
+    async def everything() -> list[dict[str, Any]]:
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=900), connector=aiohttp.TCPConnector(limit=0)
+        ) as session:
+            return await asyncio.gather(*(one(session, place) for place in range(len(token_ids))))
 
     return asyncio.run(everything())
 
